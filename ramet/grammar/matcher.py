@@ -1,0 +1,59 @@
+"""The seam between constraints and the scheduler: a compiled grammar is shared and immutable, a matcher is one request's place in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Token id → the bytes it stands for (special tokens: b""), plus what ends a text. `size` is the width of the logits and may
+    exceed len(token_bytes); ids past the end are never allowed."""
+
+    token_bytes: tuple[bytes, ...]
+    special_ids: frozenset[int]
+    eos_ids: tuple[int, ...]
+    size: int
+
+
+class Matcher(Protocol):
+    """One request's position in a grammar. Not thread-safe; cheap to create."""
+
+    def accept(self, token_ids: Sequence[int]) -> int:
+        """Advance over `token_ids`; returns how many were legal (all of them, when they came from our masks)."""
+
+    def rollback(self, num_tokens: int) -> None:
+        """Take the last `num_tokens` accepted tokens back."""
+
+    def fill_mask(self, row: npt.NDArray[np.uint32]) -> None:
+        """Write the allowed next tokens into `row`, ceil(vocab/32) words (layout: `TokenMasks`). EOS ids are allowed exactly where the
+        text so far is complete."""
+
+    def forced_tokens(self) -> list[int]:
+        """Tokens that must come next whatever the model says; [] when there is a choice. Does not advance."""
+
+    @property
+    def complete(self) -> bool:
+        """The text so far is a full sentence of the grammar (it might also go on)."""
+
+    @property
+    def stopped(self) -> bool:
+        """Nothing but the end can follow."""
+
+
+class CompiledGrammar(Protocol):
+    """Immutable; cached by GrammarSpec; safe to share between threads."""
+
+    def matcher(self) -> Matcher: ...
+
+
+class GrammarCompiler(Protocol):
+    """Bound to one vocabulary."""
+
+    def compile(self, kind: str, source: str) -> CompiledGrammar:
+        """Raises `GrammarError` naming the place."""

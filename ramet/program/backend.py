@@ -1,0 +1,128 @@
+"""The seam between programs and whatever generates text: a Ramet server, an in-process engine, an OpenAI-type endpoint, a script.
+
+Everything is async and cancellable: cancelling the awaiting task aborts the generation at the engine. A prompt is a
+`Conversation`; a backend that owns a tokenizer renders it with the model's own chat template (`ChatFormat`), a chat
+endpoint sends its messages. Prompts are always tokenised as one text, so that a program means the same on every path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """A model's chat template as pieces of text: `borders[role]` = (what opens a turn, what closes it). `default_system` is the whole
+    turn that the template inserts when the first turn is not a system turn ("" if none)."""
+
+    borders: Mapping[str, tuple[str, str]]
+    bos: str = ""
+    default_system: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a conversation: literal text, or the border of a role's turn."""
+
+    kind: Literal["text", "begin", "end"]
+    value: str  # the text, or the role
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """An immutable token stream in the making; appending returns a new one, so a fork is a copy of a reference."""
+
+    parts: tuple[Part, ...] = ()
+
+    def append(self, part: Part) -> Conversation:
+        return Conversation((*self.parts, part))
+
+    @property
+    def open_role(self) -> str | None:
+        """The role whose turn has begun and not ended."""
+        for part in reversed(self.parts):
+            if part.kind != "text":
+                return part.value if part.kind == "begin" else None
+        return None
+
+    def messages(self) -> list[dict[str, str]]:
+        """OpenAI-style messages; text outside any role is left out. An open turn is the last message."""
+        found: list[dict[str, str]] = []
+        inside = False
+        for part in self.parts:
+            if part.kind == "begin":
+                found.append({"role": part.value, "content": ""})
+            elif part.kind == "text" and inside:
+                found[-1]["content"] += part.value
+            inside = part.kind == "begin" or (inside and part.kind == "text")
+        return found
+
+    def render(self, chat: ChatFormat) -> str:
+        """The prompt as text in the model's own format."""
+        pieces: list[str] = []
+        roles = [part.value for part in self.parts if part.kind == "begin"]
+        pending_default = bool(roles) and roles[0] != "system"
+        for part in self.parts:
+            if part.kind == "text":
+                pieces.append(part.value)
+                continue
+            if pending_default:
+                pieces.append(chat.default_system)
+                pending_default = False
+            pieces.append(chat.borders[part.value][0 if part.kind == "begin" else 1])
+        return "".join(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall:
+    """One generation that a program asks for. `sampling` uses the server's names (native API §2); absent names mean the default."""
+
+    conversation: Conversation
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: Mapping[str, Any] = field(default_factory=dict)  # return_logprob, logprob_start_len, top_logprobs_num …
+    run_id: str = ""  # generations of one program run carry one id
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateChunk:
+    """`text` is new text. `meta_info` is the server's, complete on the last chunk (its finish_reason is then set)."""
+
+    text: str
+    meta_info: Mapping[str, Any] = field(default_factory=dict)
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceScore:
+    """Log-probabilities of one choice's own tokens after the prompt, boundary token healed; `unconditional` the same tokens without
+    the prompt, when asked for."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    unconditional: tuple[float, ...] = ()
+
+
+class Backend(Protocol):
+    def generate(self, call: GenerateCall) -> AsyncIterator[GenerateChunk]:
+        """Stream one generation. Raises `ramet.errors` types. Closing the iterator aborts it."""
+        ...
+
+    async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
+        """Score all choices as continuations, in one batched pass."""
+        ...
+
+    async def prefill(self, conversation: Conversation) -> None:
+        """Bring the prompt into the prefix cache (a hint; may do nothing)."""
+        ...
+
+    async def chat_format(self) -> ChatFormat: ...
+
+    async def flush_cache(self) -> None: ...
+
+    async def server_info(self) -> dict[str, Any]: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,226 @@
+"""Every option of engine and server, once: a field here is the launch flag, its help, its documentation and its default.
+
+Small frozen dataclasses, composed into `EngineConfig`. `None` means "auto"; `resolve` turns every auto into a value, once, from plain
+numbers, and raises `ConfigError` where options contradict each other. Flags are the field names with dashes; `aliases` are
+further spellings. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+from ramet.errors import ConfigError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    aliases: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    factory: Any = MISSING,
+) -> Any:
+    """A dataclass field that is also a launch flag. `low` and `high` are inclusive bounds."""
+    metadata = {"help": help, "choices": choices, "aliases": aliases, "low": low, "high": high}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which model, and how its weights and text are read."""
+
+    model_path: str | None = option(
+        None, "local directory, GGUF file or Hub id; default: the embedded SmolLM2-135M-Instruct", aliases=("model",)
+    )
+    tokenizer_path: str | None = option(None, "where the tokenizer is, if not with the model")
+    load_format: str = option(
+        "auto", "how weights are stored; dummy: random weights", choices=("auto", "safetensors", "gguf", "dummy")
+    )
+    dtype: str = option(
+        "auto",
+        "compute type of weights and activations; auto: float32 on CPU, the checkpoint's on a GPU",
+        choices=("auto", "float32", "float16", "bfloat16", "half", "float"),
+    )
+    quantization: str | None = option(None, "quantise weights while loading", choices=("none",))
+    kv_cache_dtype: str = option("auto", "type of the KV cache", choices=("auto", "float32", "float16", "bfloat16"))
+    context_length: int | None = option(None, "longest sequence in tokens; default: the model's own", low=1)
+    revision: str | None = option(None, "branch, tag or commit of a Hub model")
+    served_model_name: str | None = option(None, "name in /v1/models and in replies; default: model_path")
+    chat_template: str | None = option(None, "Jinja file that replaces the model's chat template")
+    json_model_override_args: str = option("{}", "JSON object merged over the model's config.json")
+    trust_remote_code: bool = option(False, "refused: remote code never runs")
+    device: str = option("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
+    random_seed: int = option(0, "seed of dummy weights and of requests that bring none (0: a fresh one per start)", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    """How much memory goes to the KV cache and how it is shared."""
+
+    mem_fraction_static: float | None = option(
+        None, "fraction of device memory for weights and KV cache together", low=0.01, high=1.0
+    )
+    max_total_tokens: int | None = option(None, "size of the KV cache in tokens; overrides mem_fraction_static", low=1)
+    page_size: int = option(1, "tokens per KV page", low=1, high=1024)
+    disable_radix_cache: bool = option(False, "never reuse KV between requests (the slow twin)")
+    radix_eviction_policy: str = option("lru", "which cached prefix goes first", choices=("lru", "lfu", "fifo"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleConfig:
+    """Who runs when."""
+
+    max_running_requests: int | None = option(None, "requests that decode at once", low=1)
+    max_queued_requests: int | None = option(None, "requests that may wait; one more is refused with 503", low=0)
+    max_prefill_tokens: int = option(16384, "prompt tokens of one step", low=1)
+    chunked_prefill_size: int | None = option(None, "longest piece of one prompt per step; -1: never split", low=-1)
+    schedule_policy: str = option(
+        "lpm", "order of the waiting queue", choices=("fcfs", "lpm", "dfs-weight", "random", "lof", "priority")
+    )
+    disable_overlap_schedule: bool = option(False, "plan a step only after the one before it (the slow twin)")
+    stream_interval: int = option(1, "tokens between two streamed chunks", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendConfig:
+    """Which implementation does the work."""
+
+    attention_backend: str = option("auto", "attention kernels", choices=("auto", "torch"))
+    sampling_backend: str = option("auto", "sampling kernels", choices=("auto", "pytorch"))
+    grammar_backend: str = option("llguidance", "constraint engine; none: refuse constraints", choices=("llguidance", "none"))
+    disable_cuda_graph: bool = option(False, "run decode steps eagerly (the slow twin)")
+    enable_deterministic_inference: bool = option(False, "same tokens alone and in any batch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelConfig:
+    """More than one device."""
+
+    tp_size: int = option(1, "tensor-parallel ranks", aliases=("tp", "tensor-parallel-size"), low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisionConfig:
+    """What happens when something goes wrong."""
+
+    watchdog_timeout: float = option(300.0, "seconds without progress after which the worker counts as dead", low=1.0)
+    on_worker_death: str = option("restart", "after the worker died", choices=("restart", "exit"))
+    skip_server_warmup: bool = option(False, "report ready without a first generation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiConfig:
+    """How requests are read and replies are written."""
+
+    sampling_defaults: str = option(
+        "model",
+        "sampling defaults of the OpenAI routes: the model's generation_config.json, or OpenAI's",
+        choices=("model", "openai"),
+    )
+    enable_cache_report: bool = option(True, "cached prompt tokens in usage (always on here; accepted for SGLang's sake)")
+    reasoning_parser: str | None = option(None, "split reasoning from the answer")
+    tool_call_parser: str | None = option(None, "format of the model's tool calls")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """What is written where."""
+
+    log_level: str = option("info", "log level", choices=("debug", "info", "warning", "error", "critical"))
+    log_requests: bool = option(False, "log every request's parameters and outcome")
+    enable_metrics: bool = option(True, "serve Prometheus metrics at /metrics")
+    decode_log_interval: int = option(40, "decode steps between two log lines", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """All that an engine needs; `ServerConfig` adds HTTP."""
+
+    model: ModelConfig = ModelConfig()
+    memory: MemoryConfig = MemoryConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    backend: BackendConfig = BackendConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
+    api: ApiConfig = ApiConfig()
+    log: LogConfig = LogConfig()
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> EngineConfig:
+        """Build from flat names (`Engine(**options)`, a YAML file, parsed flags). An unknown name raises and lists the near ones."""
+        return compose(cls, options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpConfig:
+    """Where the server listens."""
+
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(30000, "port to listen on", low=0, high=65535)
+    api_key: str | None = option(None, "bearer token that every request must carry")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    engine: EngineConfig = EngineConfig()
+    http: HttpConfig = HttpConfig()
+
+
+def sections(config_class: type[Any]) -> dict[str, type[Any]]:
+    """The composed parts of a config class, by field name."""
+    return {f.name: type(f.default) for f in fields(config_class)}
+
+
+def options_of(config_class: type[Any]) -> dict[str, Field[Any]]:
+    """Every flat option of a composed config class, by name, nested parts included, in order of declaration."""
+    found: dict[str, Field[Any]] = {}
+    for part in fields(config_class):
+        if "help" in part.metadata:
+            found[part.name] = part
+        else:
+            found |= options_of(type(part.default))
+    return found
+
+
+def compose(config_class: type[Any], options: Mapping[str, Any]) -> Any:
+    """Distribute flat `options` over the parts of `config_class`; aliases and dashes are understood, unknown names refused."""
+    known = options_of(config_class)
+    spelling = {alias.replace("-", "_"): name for name, f in known.items() for alias in f.metadata["aliases"]}
+    values: dict[str, Any] = {}
+    for given, value in options.items():
+        name = given.replace("-", "_")
+        name = spelling.get(name, name)
+        if name not in known:
+            near = get_close_matches(name, [*known, *spelling], n=3)
+            raise ConfigError(f"unknown option '{given}'" + (f"; near ones: {', '.join(near)}" if near else ""), param=given)
+        check_option(known[name], value)
+        values[name] = value
+    return _build(config_class, values)
+
+
+def check_option(f: Field[Any], value: Any) -> None:
+    """Raise `ConfigError` when `value` is none of the choices, or out of bounds."""
+    if value is None:
+        return
+    choices, low, high = f.metadata["choices"], f.metadata["low"], f.metadata["high"]
+    if choices and value not in choices:
+        raise ConfigError(f"{f.name}={value!r} is not one of {', '.join(choices)}", param=f.name)
+    if low is not None and value < low or high is not None and value > high:
+        raise ConfigError(f"{f.name}={value} is outside {low} … {high if high is not None else '∞'}", param=f.name)
+
+
+def _build(config_class: type[Any], values: Mapping[str, Any]) -> Any:
+    arguments: dict[str, Any] = {}
+    for part in fields(config_class):
+        if "help" not in part.metadata:
+            arguments[part.name] = _build(type(part.default), values)
+        elif part.name in values:
+            arguments[part.name] = values[part.name]
+    return config_class(**arguments)

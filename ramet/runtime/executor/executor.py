@@ -1,0 +1,41 @@
+"""The seam between planning and tensors."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, StepResult, TokenMasks
+
+
+class PendingResult(Protocol):
+    """A step whose sampling has been queued."""
+
+    def result(self) -> StepResult:
+        """Wait for the step and return it. Raises what the step raised."""
+
+
+class Executor(Protocol):
+    """Runs batch plans on one model and one KV pool. Steps run strictly in the order of their `launch`.
+
+    A step has two halves so that grammar masks can be filled while the model runs:
+
+        executor.launch(plan)                   # queue the forward pass; returns at once
+        pending = executor.sample(plan, masks)  # queue sampling behind it; returns at once
+        result = pending.result()               # wait
+
+    `launch(n+1)` may be called before `sample(n)`'s result is read, but not before `sample(n)` was called. A row that
+    starts with PENDING_TOKEN reads the token which its slot sampled last, on the device, without a round trip.
+    """
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    @property
+    def capacity(self) -> Capacity: ...
+
+    def launch(self, plan: BatchPlan) -> None: ...
+
+    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> PendingResult: ...
+
+    def close(self) -> None:
+        """Free device memory and threads. Idempotent."""
