@@ -1,8 +1,8 @@
 """Every option of engine and server, once: a field here is the launch flag, its help, its documentation and its default.
 
 Small frozen dataclasses, composed into `EngineConfig`. `None` means "auto"; `resolve` turns every auto into a value, once, from plain
-numbers, and raises `ConfigError` where options contradict each other. Flags are the field names with dashes; `aliases` are
-further spellings. Nothing here imports torch.
+numbers, and raises `ConfigError` where options contradict each other.
+Flags are the field names with dashes; `aliases` are further spellings. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class ModelConfig:
         None, "local directory, GGUF file or Hub id; default: the embedded SmolLM2-135M-Instruct", aliases=("model",)
     )
     tokenizer_path: str | None = option(None, "where the tokenizer is, if not with the model")
-    load_format: str = option(
-        "auto", "how weights are stored; dummy: random weights", choices=("auto", "safetensors", "gguf", "dummy")
-    )
+    load_format: str = option("auto", "how weights are stored; dummy: random weights", choices=("auto", "safetensors", "gguf", "dummy"))
     dtype: str = option(
         "auto",
         "compute type of weights and activations; auto: float32 on CPU, the checkpoint's on a GPU",
@@ -64,9 +62,7 @@ class ModelConfig:
 class MemoryConfig:
     """How much memory goes to the KV cache and how it is shared."""
 
-    mem_fraction_static: float | None = option(
-        None, "fraction of device memory for weights and KV cache together", low=0.01, high=1.0
-    )
+    mem_fraction_static: float | None = option(None, "fraction of device memory for weights and KV cache together", low=0.01, high=1.0)
     max_total_tokens: int | None = option(None, "size of the KV cache in tokens; overrides mem_fraction_static", low=1)
     page_size: int = option(1, "tokens per KV page", low=1, high=1024)
     disable_radix_cache: bool = option(False, "never reuse KV between requests (the slow twin)")
@@ -81,9 +77,7 @@ class ScheduleConfig:
     max_queued_requests: int | None = option(None, "requests that may wait; one more is refused with 503", low=0)
     max_prefill_tokens: int = option(16384, "prompt tokens of one step", low=1)
     chunked_prefill_size: int | None = option(None, "longest piece of one prompt per step; -1: never split", low=-1)
-    schedule_policy: str = option(
-        "lpm", "order of the waiting queue", choices=("fcfs", "lpm", "dfs-weight", "random", "lof", "priority")
-    )
+    schedule_policy: str = option("lpm", "order of the waiting queue", choices=("fcfs", "lpm", "dfs-weight", "random", "lof", "priority"))
     disable_overlap_schedule: bool = option(False, "plan a step only after the one before it (the slow twin)")
     stream_interval: int = option(1, "tokens between two streamed chunks", low=1)
 
@@ -155,7 +149,8 @@ class EngineConfig:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> EngineConfig:
         """Build from flat names (`Engine(**options)`, a YAML file, parsed flags). An unknown name raises and lists the near ones."""
-        return compose(cls, options)
+        config: EngineConfig = compose(cls, options)
+        return config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +207,7 @@ def check_option(f: Field[Any], value: Any) -> None:
     choices, low, high = f.metadata["choices"], f.metadata["low"], f.metadata["high"]
     if choices and value not in choices:
         raise ConfigError(f"{f.name}={value!r} is not one of {', '.join(choices)}", param=f.name)
-    if low is not None and value < low or high is not None and value > high:
+    if (low is not None and value < low) or (high is not None and value > high):
         raise ConfigError(f"{f.name}={value} is outside {low} … {high if high is not None else '∞'}", param=f.name)
 
 
