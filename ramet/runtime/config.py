@@ -24,9 +24,15 @@ def option(
     low: float | None = None,
     high: float | None = None,
     factory: Any = MISSING,
+    works: tuple[Any, ...] = (),
+    instead: str | None = None,
 ) -> Any:
-    """A dataclass field that is also a launch flag. `low` and `high` are inclusive bounds."""
-    metadata = {"help": help, "choices": choices, "aliases": aliases, "low": low, "high": high}
+    """A dataclass field that is also a launch flag. `low` and `high` are inclusive bounds.
+
+    `instead` marks a flag of which only the default and the values in `works` are implemented: it says what to do instead, and any
+    other value is refused with it. Take it away when the rest is built.
+    """
+    metadata = {"help": help, "choices": choices, "aliases": aliases, "low": low, "high": high, "works": works, "instead": instead}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -46,14 +52,30 @@ class ModelConfig:
         "compute type of weights and activations; auto: float32 on CPU, the checkpoint's on a GPU",
         choices=("auto", "float32", "float16", "bfloat16", "half", "float"),
     )
-    quantization: str | None = option(None, "quantise weights while loading", choices=("none",))
-    kv_cache_dtype: str = option("auto", "type of the KV cache", choices=("auto", "float32", "float16", "bfloat16"))
+    quantization: str | None = option(
+        None,
+        "quantise weights while loading",
+        works=("none",),
+        instead="serve a GGUF file, whose weights are dequantised while loading, or an unquantised checkpoint",
+    )
+    kv_cache_dtype: str = option(
+        "auto",
+        "type of the KV cache",
+        choices=("auto", "float32", "float16", "bfloat16", "bf16", "fp8_e5m2", "fp8_e4m3"),
+        works=("float32", "float16", "bfloat16", "bf16"),
+        instead="an 8-bit KV cache is not built yet; halve max_total_tokens or use bfloat16",
+    )
     context_length: int | None = option(None, "longest sequence in tokens; default: the model's own", low=1)
     revision: str | None = option(None, "branch, tag or commit of a Hub model")
     served_model_name: str | None = option(None, "name in /v1/models and in replies; default: model_path")
     chat_template: str | None = option(None, "Jinja file that replaces the model's chat template")
     json_model_override_args: str = option("{}", "JSON object merged over the model's config.json")
-    trust_remote_code: bool = option(False, "refused: remote code never runs")
+    trust_remote_code: bool = option(
+        False,
+        "refused: remote code never runs",
+        instead="code that comes with a checkpoint never runs here; the architecture must be one that Ramet implements",
+    )
+    is_embedding: bool = option(False, "serve embeddings", instead="embedding models are not served yet; use a generative model")
     device: str = option("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
     random_seed: int = option(0, "seed of dummy weights and of requests that bring none (0: a fresh one per start)", low=0)
 
@@ -90,6 +112,12 @@ class BackendConfig:
     sampling_backend: str = option("auto", "sampling kernels", choices=("auto", "pytorch"))
     grammar_backend: str = option("llguidance", "constraint engine; none: refuse constraints", choices=("llguidance", "none"))
     disable_cuda_graph: bool = option(False, "run decode steps eagerly (the slow twin)")
+    cuda_graph_max_bs: int | None = option(
+        None, "largest decode batch that gets a CUDA graph", low=1, instead="decode steps run eagerly in this version; leave it unset"
+    )
+    cuda_graph_bs: tuple[int, ...] | None = option(
+        None, "decode batch sizes that get a CUDA graph", instead="decode steps run eagerly in this version; leave it unset"
+    )
     enable_deterministic_inference: bool = option(False, "same tokens alone and in any batch")
 
 
@@ -97,7 +125,44 @@ class BackendConfig:
 class ParallelConfig:
     """More than one device."""
 
-    tp_size: int = option(1, "tensor-parallel ranks", aliases=("tp", "tensor-parallel-size"), low=1)
+    tp_size: int = option(
+        1,
+        "tensor-parallel ranks",
+        aliases=("tp", "tensor-parallel-size"),
+        low=1,
+        instead="one device per server in this version; choose a model that fits one device",
+    )
+    dp_size: int = option(
+        1,
+        "data-parallel replicas",
+        aliases=("dp", "data-parallel-size"),
+        low=1,
+        instead="start one server per device on its own port and balance over them",
+    )
+    pp_size: int = option(
+        1, "pipeline-parallel stages", aliases=("pp", "pipeline-parallel-size"), low=1, instead="one device per server in this version"
+    )
+    nnodes: int = option(1, "hosts that serve one model together", low=1, instead="start one server per host and balance over them")
+    node_rank: int = option(0, "which of these hosts this one is", low=0, instead="only one host serves a model in this version")
+    dist_init_addr: str | None = option(
+        None, "HOST:PORT where the hosts meet", aliases=("nccl-init-addr",), instead="only one host serves a model in this version"
+    )
+
+
+_NO_SPECULATION = "speculative decoding is not built yet; leave it unset"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculativeConfig:
+    """Guess several tokens, verify them in one step."""
+
+    speculative_algorithm: str | None = option(None, "how tokens are guessed", works=("none",), instead=_NO_SPECULATION)
+    speculative_draft_model_path: str | None = option(
+        None, "the model that guesses", aliases=("speculative-draft-model",), instead=_NO_SPECULATION
+    )
+    speculative_num_steps: int | None = option(None, "steps of the draft model per verification", low=1, instead=_NO_SPECULATION)
+    speculative_eagle_topk: int | None = option(None, "branches per draft step", low=1, instead=_NO_SPECULATION)
+    speculative_num_draft_tokens: int | None = option(None, "tokens verified per step", low=1, instead=_NO_SPECULATION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +171,7 @@ class SupervisionConfig:
 
     watchdog_timeout: float = option(300.0, "seconds without progress after which the worker counts as dead", low=1.0)
     on_worker_death: str = option("restart", "after the worker died", choices=("restart", "exit"))
+    health_timeout: float = option(20.0, "seconds without a finished step, while work waits, after which /health answers 503", low=0.1)
     skip_server_warmup: bool = option(False, "report ready without a first generation")
 
 
@@ -119,8 +185,12 @@ class ApiConfig:
         choices=("model", "openai"),
     )
     enable_cache_report: bool = option(True, "cached prompt tokens in usage (always on here; accepted for SGLang's sake)")
-    reasoning_parser: str | None = option(None, "split reasoning from the answer")
-    tool_call_parser: str | None = option(None, "format of the model's tool calls")
+    reasoning_parser: str | None = option(
+        None, "split reasoning from the answer", instead="parsers are not built yet; the reasoning stays in the reply's text"
+    )
+    tool_call_parser: str | None = option(
+        None, "format of the model's tool calls", instead="parsers are not built yet; tool calls stay in the reply's text"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +212,7 @@ class EngineConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     backend: BackendConfig = BackendConfig()
     parallel: ParallelConfig = ParallelConfig()
+    speculative: SpeculativeConfig = SpeculativeConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     api: ApiConfig = ApiConfig()
     log: LogConfig = LogConfig()
@@ -159,13 +230,21 @@ class HttpConfig:
 
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(30000, "port to listen on", low=0, high=65535)
-    api_key: str | None = option(None, "bearer token that every request must carry")
+    api_key: str | None = option(None, "bearer token that every request must carry (health and metrics excepted)")
+    max_body_mb: float = option(64.0, "largest request body in MiB; a larger one is refused with 413", low=0.001)
+    timeout_graceful_shutdown: int = option(5, "seconds that running requests get when the server is told to stop", low=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     engine: EngineConfig = EngineConfig()
     http: HttpConfig = HttpConfig()
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> ServerConfig:
+        """Build from flat names; see `EngineConfig.from_options`."""
+        config: ServerConfig = compose(cls, options)
+        return config
 
 
 def sections(config_class: type[Any]) -> dict[str, type[Any]]:
@@ -201,14 +280,16 @@ def compose(config_class: type[Any], options: Mapping[str, Any]) -> Any:
 
 
 def check_option(f: Field[Any], value: Any) -> None:
-    """Raise `ConfigError` when `value` is none of the choices, or out of bounds."""
-    if value is None:
+    """Raise `ConfigError` when `value` is none of the choices, out of bounds, or not implemented yet."""
+    if value is None or value == f.default:
         return
     choices, low, high = f.metadata["choices"], f.metadata["low"], f.metadata["high"]
     if choices and value not in choices:
         raise ConfigError(f"{f.name}={value!r} is not one of {', '.join(choices)}", param=f.name)
     if (low is not None and value < low) or (high is not None and value > high):
         raise ConfigError(f"{f.name}={value} is outside {low} … {high if high is not None else '∞'}", param=f.name)
+    if f.metadata["instead"] and value not in f.metadata["works"]:
+        raise ConfigError(f"{f.name}={value!r} is not available: {f.metadata['instead']}", param=f.name)
 
 
 def _build(config_class: type[Any], values: Mapping[str, Any]) -> Any:
