@@ -45,9 +45,7 @@ def convert(metadata: Mapping[str, Any]) -> dict[str, Any]:
     model = metadata.get("tokenizer.ggml.model")
     builders: dict[Any, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"gpt2": _byte_level, "llama": _sentencepiece}
     if model not in builders:
-        raise Unsupported(
-            f"the GGUF file's tokenizer is of kind {model!r}; this build reads gpt2 (BPE) and llama (SPM)"
-        )
+        raise Unsupported(f"the GGUF file's tokenizer is of kind {model!r}; this build reads gpt2 (BPE) and llama (SPM)")
     tokens = metadata["tokenizer.ggml.tokens"]
     return {
         "tokenizer.json": {

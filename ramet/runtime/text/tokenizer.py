@@ -67,10 +67,14 @@ class HfTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Special tokens written in the text are recognised. Lone surrogates, which have no UTF-8, count as U+FFFD."""
         try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            return self._encode(text, add_special_tokens)
         except TypeError:
             repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return self.backend.encode(repaired, add_special_tokens=add_special_tokens).ids
+            return self._encode(repaired, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The batch call of the library computes no offsets, which halves the time of long texts."""
+        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of whole `token_ids`. Invalid UTF-8 becomes U+FFFD; the space that SentencePiece puts before a text is taken away."""
@@ -85,8 +89,9 @@ class HfTokenizer:
             wrong = next(index for index in token_ids if not 0 <= index < len(table))
             raise InvalidRequest(f"token id {wrong} is outside the vocabulary (0 … {len(table) - 1})", param="token_ids") from None
 
-    def token_bytes(self) -> tuple[bytes, ...]:
-        return self._bytes
+    def token_bytes(self, *, special: bool = False) -> tuple[bytes, ...]:
+        """For every id the bytes it adds to a text. Special tokens add b"", or with `special` their own text."""
+        return self._bytes_with_special if special else self._bytes
 
     @cached_property
     def _bytes(self) -> tuple[bytes, ...]:
@@ -151,6 +156,4 @@ def _add_configured_tokens(backend: Backend, config: dict[str, Any]) -> None:
         flags = {name: bool(fields.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
         backend.add_tokens([AddedToken(fields["content"], **flags)])
         if backend.token_to_id(fields["content"]) != index:
-            raise Unsupported(
-                f"tokenizer_config.json puts {fields['content']!r} at id {index}, which tokenizer.json does not leave free"
-            )
+            raise Unsupported(f"tokenizer_config.json puts {fields['content']!r} at id {index}, which tokenizer.json does not leave free")
