@@ -1,0 +1,160 @@
+"""Launch flags, their help and their documentation page, all made from the fields of the config dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from ramet.errors import ConfigError
+from ramet.runtime.config import compose, options_of
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One launch flag: where it is declared, and the field behind it."""
+
+    section: type[Any]
+    field: Field[Any]
+    type: Any
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple("--" + name.replace("_", "-") for name in (self.field.name, *self.field.metadata["aliases"]))
+
+    @property
+    def help(self) -> str:
+        instead = self.field.metadata["instead"]
+        text = str(self.field.metadata["help"])
+        return f"{text} (not available yet: {instead})" if instead else text
+
+    @property
+    def default(self) -> str:
+        default = self.field.default
+        return "auto" if default is None else str(default)
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Exact flags only; every complaint is a `ConfigError`, and an unknown flag lists the near ones."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+    def parse_known(self, arguments: Sequence[str]) -> argparse.Namespace:
+        namespace, unknown = self.parse_known_args(arguments)
+        for word in unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            near = get_close_matches(word.split("=")[0], known, n=3, cutoff=0.5)
+            raise ConfigError(f"unknown argument '{word}'" + (f"; near ones: {', '.join(near)}" if near else ""))
+        return namespace
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse_config(config_class: type[Any], arguments: Sequence[str], *, program: str, description: str) -> Any:
+    """Command line → `config_class`. `--config file.yaml` gives values that flags on the command line override."""
+    parser = flag_parser(config_class, program=program, description=description)
+    given = vars(parser.parse_known(arguments))
+    path = given.pop("config", None)
+    return compose(config_class, (read_yaml(Path(path)) if path else {}) | given)
+
+
+def flag_parser(config_class: type[Any], *, program: str, description: str) -> FlagParser:
+    """A parser whose namespace holds only the flags that were given."""
+    parser = FlagParser(prog=program, description=description, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line overrides it")
+    groups: dict[type[Any], argparse._ArgumentGroup] = {}
+    for flag in flags_of(config_class):
+        if flag.section not in groups:
+            groups[flag.section] = parser.add_argument_group(section_title(flag.section), (flag.section.__doc__ or "").strip())
+        _add_flag(groups[flag.section], flag)
+    return parser
+
+
+def flags_of(config_class: type[Any]) -> Iterator[Flag]:
+    """Every flag, in order of declaration."""
+    hints = get_type_hints(config_class)
+    for part in fields(config_class):
+        if "help" in part.metadata:
+            yield Flag(config_class, part, hints[part.name])
+        else:
+            yield from flags_of(type(part.default))
+
+
+def section_title(section: type[Any]) -> str:
+    return section.__name__.removesuffix("Config").lower()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Flat flag names and values; the names are checked where they are used."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: expected 'flag: value' lines, found {type(values).__name__}")
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
+
+
+def flags_markdown(config_class: type[Any]) -> str:
+    """The page docs/flags.md."""
+    lines = ["# Launch flags", "", "Generated from `ramet/runtime/config.py` by `ramet serve --help-markdown`; do not edit.", ""]
+    section: type[Any] | None = None
+    for flag in flags_of(config_class):
+        if flag.section is not section:
+            section = flag.section
+            lines += ["", f"## {section_title(section)}", "", (section.__doc__ or "").strip(), "", "| flag | default | meaning |"]
+            lines += ["|---|---|---|"]
+        names = ", ".join(f"`{name}`" for name in flag.names)
+        choices = flag.field.metadata["choices"]
+        allowed = f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
+        lines.append(f"| {names} | `{flag.default}` | {flag.help}.{allowed} |")
+    return "\n".join(lines) + "\n"
+
+
+def option_name(config_class: type[Any], name: str) -> str:
+    """The long flag of an option's name, for messages."""
+    return "--" + name.replace("_", "-") if name.replace("-", "_") in options_of(config_class) else name
+
+
+def command_line(values: Mapping[str, Any]) -> list[str]:
+    """Option values as flags, the way back from a dictionary."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [flag, str(value)]
+    return words
+
+
+def _add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
+    default = f" (default: {flag.default})"
+    text = (flag.help + default).replace("%", "%%")
+    base = _base_type(flag.type)
+    if base is bool:
+        action = argparse.BooleanOptionalAction if flag.field.default else "store_true"
+        group.add_argument(*flag.names, dest=flag.field.name, action=action, default=argparse.SUPPRESS, help=text)
+    elif get_origin(base) is tuple:
+        group.add_argument(*flag.names, dest=flag.field.name, nargs="+", action=_Tuple, type=get_args(base)[0], help=text)
+    else:
+        choices = flag.field.metadata["choices"]
+        metavar = "{" + ",".join(choices) + "}" if choices else base.__name__.upper()
+        group.add_argument(*flag.names, dest=flag.field.name, type=base, metavar=metavar, help=text)
+
+
+class _Tuple(argparse.Action):
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _base_type(hint: Any) -> Any:
+    """`int | None` → `int`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(part for part in get_args(hint) if part is not type(None))
+    return hint

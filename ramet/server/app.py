@@ -1,0 +1,50 @@
+"""The HTTP application: routes and middleware around one engine. Nothing lives in a module: two apps fit in one process."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import FastAPI
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
+
+from ramet.runtime.config import ServerConfig
+from ramet.runtime.engine.generation_engine import GenerationEngine
+from ramet.server import control, native
+from ramet.server.auth import BearerAuth, BodyLimit
+from ramet.server.context import Context, ServerContext
+from ramet.server.control import engine_stats
+from ramet.server.error_responses import install_error_handlers
+from ramet.server.metrics import Metrics
+from ramet.server.openai import chat, completions, model_list
+from ramet.version import __version__
+
+DESCRIPTION = "Native, OpenAI-compatible and control routes of a Ramet server."
+
+
+def build_app(engine: GenerationEngine, config: ServerConfig) -> FastAPI:
+    """An app that serves `engine`. The caller starts and closes the engine."""
+    app = FastAPI(title="Ramet", version=__version__, description=DESCRIPTION)
+    name = config.engine.model.served_model_name or engine.model.name
+    app.state.context = ServerContext(engine, config, Metrics(name), started=int(time.time()))
+    for router in (native.router, chat.router, completions.router, model_list.router, control.router):
+        app.include_router(router)
+    if config.engine.log.enable_metrics:
+        app.add_api_route("/metrics", _metrics, methods=["GET"], tags=["control"])
+    install_error_handlers(app)
+    _add_middleware(app, config)
+    return app
+
+
+def _add_middleware(app: FastAPI, config: ServerConfig) -> None:
+    """The last one added sees a request first."""
+    app.add_middleware(BodyLimit, limit=int(config.http.max_body_mb * 2**20))
+    if config.http.api_key:
+        app.add_middleware(BearerAuth, api_key=config.http.api_key)
+    app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
+
+
+async def _metrics(context: Context) -> Response:
+    await engine_stats(context)
+    return Response(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,91 @@
+"""Every failure becomes one JSON shape, OpenAI's: `{"error": {"message", "type", "param", "code"}}` with the honest status."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ramet.errors import InternalError, InvalidRequest, QueueFull, RametError, UserError
+from ramet.log import get_logger
+from ramet.runtime.request import Finish
+
+logger = get_logger(__name__)
+
+UNAVAILABLE_RETRY_SECONDS = 1.0
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(RametError, _on_ramet_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_crash)
+
+
+def error_body(error: RametError) -> dict[str, Any]:
+    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+
+
+def error_response(error: RametError) -> JSONResponse:
+    headers = {}
+    if error.status == 503:
+        retry_after = error.retry_after if isinstance(error, QueueFull) else UNAVAILABLE_RETRY_SECONDS
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    return JSONResponse(error_body(error), status_code=error.status, headers=headers)
+
+
+def error_of(finish: Finish) -> RametError:
+    """The exception that an abort or error finish stands for."""
+    message = finish.message or f"the generation ended with {finish.kind.value}"
+    for error_class in _subclasses(RametError):
+        if error_class.code and error_class.code == finish.code:
+            return error_class(message)
+    error: RametError = UserError(message) if 400 <= finish.status < 500 else InternalError(message)
+    error.status = finish.status if finish.status >= 400 else 500
+    error.code = finish.code or None
+    return error
+
+
+def invalid_request_of(errors: Sequence[Any]) -> InvalidRequest:
+    """Pydantic's list of complaints as one error that names the first field and counts the others."""
+    first = errors[0]
+    path = ".".join(str(step) for step in first["loc"] if step not in ("body", "query"))
+    reason = "this field is not known" if first["type"] == "extra_forbidden" else str(first["msg"]).removeprefix("Value error, ")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return InvalidRequest(f"{path}: {reason}{more}" if path else f"{reason}{more}", param=path or None)
+
+
+async def _on_ramet_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RametError)
+    if error.status == 500:
+        logger.error("%s %s failed: %s", request.method, request.url.path, error.message, exc_info=error)
+    return error_response(error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return error_response(invalid_request_of(error.errors()))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    known = {404: f"no route {request.url.path}; /docs lists them", 405: f"{request.method} is not allowed on {request.url.path}"}
+    wrapped = UserError(known.get(error.status_code, str(error.detail)))
+    wrapped.status, wrapped.code = error.status_code, {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code)
+    return error_response(wrapped)
+
+
+async def _on_crash(request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s %s crashed", request.method, request.url.path, exc_info=error)
+    return error_response(InternalError("internal error; the server's log has the traceback"))
+
+
+def _subclasses(root: type[RametError]) -> Iterator[type[RametError]]:
+    for child in root.__subclasses__():
+        yield child
+        yield from _subclasses(child)

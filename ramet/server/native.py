@@ -1,0 +1,87 @@
+"""POST /generate and the routes around it that SGLang's clients use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from ramet.errors import Unsupported
+from ramet.server.context import Context, ServerContext
+from ramet.server.fanout import Transcript, collect, fan_out
+from ramet.server.native_batch import Batch, parse_batch
+from ramet.server.native_reply import NativeFormat
+from ramet.server.native_schema import (
+    DetokenizeReply,
+    DetokenizeRequest,
+    GenerateReply,
+    GenerateRequest,
+    TokenizeReply,
+    TokenizeRequest,
+)
+from ramet.server.openai.reply_schema import ERROR_REPLIES
+from ramet.server.sse import EventStream, until_disconnect
+
+router = APIRouter(tags=["native"])
+
+
+@router.api_route("/generate", methods=["POST", "PUT"], response_model=GenerateReply | list[GenerateReply], responses=ERROR_REPLIES)
+async def generate(body: GenerateRequest, context: Context, request: Request) -> Response:
+    """Text or token ids in, text and token ids out; a list for a batch or n > 1, server-sent events with `stream`."""
+    batch = parse_batch(body, context.engine.model.vocab_size)
+    style = NativeFormat(context.engine.tokenizer, body.return_text_in_logprobs)
+    if body.stream:
+        return EventStream(_events(context, batch, style, incremental=body.incremental))
+    return JSONResponse(await until_disconnect(request.receive, _reply(context, batch, style)))
+
+
+async def _reply(context: ServerContext, batch: Batch, style: NativeFormat) -> Any:
+    with context.group(batch.rid, batch.generations):
+        transcripts = await collect(context, batch.generations, pass_aborts=True)
+    replies = [style.reply(t, g.logprobs) for t, g in zip(transcripts, batch.generations, strict=True)]
+    return replies if batch.is_list else replies[0]
+
+
+async def _events(context: ServerContext, batch: Batch, style: NativeFormat, *, incremental: bool) -> AsyncGenerator[dict[str, Any], None]:
+    """Each event carries the text so far (SGLang's clients rely on it), or only what is new."""
+    transcripts = [Transcript() for _ in batch.generations]
+    with context.group(batch.rid, batch.generations):
+        async with aclosing(fan_out(context, batch.generations, pass_aborts=True)) as deltas:
+            async for index, delta in deltas:
+                transcripts[index].add(delta)
+                wanted = batch.generations[index].logprobs
+                event = style.delta(delta, wanted) if incremental else style.reply(transcripts[index], wanted)
+                yield event | ({"index": index} if batch.is_list else {})
+
+
+@router.api_route("/encode", methods=["POST", "PUT"], responses=ERROR_REPLIES)
+async def encode(context: Context) -> Response:
+    raise Unsupported(f"/encode needs an embedding model; '{context.model_name}' generates text: use /generate")
+
+
+@router.post("/tokenize", response_model=TokenizeReply, responses=ERROR_REPLIES)
+@router.post("/v1/tokenize", response_model=TokenizeReply, responses=ERROR_REPLIES)
+async def tokenize(body: TokenizeRequest, context: Context) -> dict[str, Any]:
+    context.check_model(body.model)
+    prompts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+    tokens = [await context.encode(prompt, add_special_tokens=body.add_special_tokens) for prompt in prompts]
+    is_list = isinstance(body.prompt, list)
+    return {
+        "tokens": tokens if is_list else tokens[0],
+        "count": [len(ids) for ids in tokens] if is_list else len(tokens[0]),
+        "max_model_len": context.engine.model.context_len,
+    }
+
+
+@router.post("/detokenize", response_model=DetokenizeReply, responses=ERROR_REPLIES)
+@router.post("/v1/detokenize", response_model=DetokenizeReply, responses=ERROR_REPLIES)
+async def detokenize(body: DetokenizeRequest, context: Context) -> dict[str, Any]:
+    context.check_model(body.model)
+    decode = context.engine.tokenizer.decode
+    given: list[Any] = list(body.tokens)
+    if given and isinstance(given[0], list):
+        return {"text": [decode(ids, skip_special_tokens=body.skip_special_tokens) for ids in given]}
+    return {"text": decode(given, skip_special_tokens=body.skip_special_tokens)}
