@@ -1,0 +1,77 @@
+"""The worker process: `python -m ramet.runtime.engine.worker_main --directory SOCKETS`, description on standard input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import traceback
+
+from ramet.errors import RametError
+from ramet.log import configure, get_logger
+from ramet.runtime.engine.channel import Address, Channel, ZmqChannel
+from ramet.runtime.engine.messages import Fault
+from ramet.runtime.engine.worker_parts import WorkerSpec
+
+_log = get_logger(__name__)
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parser = argparse.ArgumentParser(prog="ramet worker")
+    parser.add_argument("--directory", required=True, help="where the front's sockets are")
+    address = Address(parser.parse_args().directory)
+    lifeline = _take_over_stdin()
+    spec = WorkerSpec.from_json(_read_line(lifeline))
+    configure(spec.config.log.log_level)
+    channel = ZmqChannel.worker(address, lifeline)
+    threading.Thread(target=_end_with_the_front, args=(lifeline, address), name="ramet-lifeline", daemon=True).start()
+    return 0 if serve(spec, channel) else 1
+
+
+def serve(spec: WorkerSpec, channel: Channel) -> bool:
+    """Build the worker and run it; whatever ends it is told to the front first. False: it ended by a fault."""
+    try:
+        worker = spec.build(channel)
+        worker.run()
+        return True
+    except Exception as error:
+        details = "" if isinstance(error, RametError) else traceback.format_exc()
+        _log.error("The worker ends: %s\n%s", error, details)
+        channel.send(Fault(type(error).__name__, str(error), getattr(error, "param", None), details))
+        return False
+    finally:
+        channel.close()
+
+
+def _take_over_stdin() -> int:
+    """Keep the lifeline for ourselves: a child that inherited it would make us look alive after our death."""
+    lifeline = os.dup(0)
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 (a descriptor is wanted)
+        os.dup2(nothing.fileno(), 0)
+    return lifeline
+
+
+def _read_line(descriptor: int) -> bytes:
+    """Byte by byte, so that nothing after the line is taken."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        piece = os.read(descriptor, 1)
+        if not piece:
+            sys.exit("the front went away before it described the worker")
+        line += piece
+    return bytes(line)
+
+
+def _end_with_the_front(lifeline: int, address: Address) -> None:
+    """Blocks until the front is gone, then ends the process even where its main thread is deep in a kernel."""
+    while os.read(lifeline, 1):
+        pass
+    address.remove()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""What a worker is made of, by name, so that the same description starts it on a thread or in another process."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ramet.grammar.matcher import GrammarCompiler, Vocabulary
+from ramet.runtime.config import EngineConfig
+from ramet.runtime.engine.channel import Channel
+from ramet.runtime.engine.generation_engine import ChatTemplate, Tokenizer
+from ramet.runtime.engine.step_log import StepLog
+from ramet.runtime.engine.worker import Worker
+from ramet.runtime.executor.executor import Executor
+from ramet.runtime.plan import ModelInfo
+
+ExecutorFactory = Callable[[EngineConfig], Executor]
+TORCH_EXECUTOR = "ramet.runtime.executor.torch_executor:create_executor"
+MODEL_TEXT = "ramet.runtime.engine.worker_parts:load_text"
+
+
+@dataclass(frozen=True, slots=True)
+class TextParts:
+    """All of a model that has to do with text; small, and loaded by front and worker alike."""
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    generation_defaults: Mapping[str, Any]
+
+    def token_bytes(self) -> tuple[bytes, ...]:
+        return self.tokenizer.token_bytes()
+
+    def token_bytes_with_special(self) -> tuple[bytes, ...]:
+        """As `token_bytes`, with special tokens written out."""
+        table = list(self.tokenizer.token_bytes())
+        for token_id in self.tokenizer.special_ids:
+            table[token_id] = self.tokenizer.decode([token_id], skip_special_tokens=False).encode()
+        return tuple(table)
+
+
+TextFactory = Callable[[EngineConfig], TextParts]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """`executor` and `text` are factories, or where to find them ("module:function"). Only the latter can go to another process."""
+
+    config: EngineConfig
+    executor: str | ExecutorFactory = TORCH_EXECUTOR
+    text: str | TextFactory = MODEL_TEXT
+
+    def to_json(self) -> str:
+        if not isinstance(self.executor, str) or not isinstance(self.text, str):
+            raise TypeError("a worker process finds its factories by name; give 'module:function'")
+        return json.dumps({"config": flat_options(self.config), "executor": self.executor, "text": self.text})
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> WorkerSpec:
+        fields = json.loads(line)
+        return cls(EngineConfig.from_options(fields["config"]), fields["executor"], fields["text"])
+
+    def load_text(self) -> TextParts:
+        text: TextParts = _resolved(self.text)(self.config)
+        return text
+
+    def build(self, channel: Channel) -> Worker:
+        """Load the model and put the scheduler in front of it. Takes seconds to minutes."""
+        config = self.config
+        executor: Executor = _resolved(self.executor)(config)
+        grammars = _grammar_compiler(config, self.load_text, executor.model)
+        scheduler = _scheduler(config, executor, grammars)
+        on_gpu = config.model.device != "cpu" and not config.backend.disable_cuda_graph
+        step_log = StepLog(config.log.decode_log_interval, cuda_graph=on_gpu)
+        return Worker(channel, scheduler, executor, step_log, overlap=not config.schedule.disable_overlap_schedule)
+
+
+def load_text(config: EngineConfig) -> TextParts:
+    """Tokenizer, chat template and sampling defaults of the configured model."""
+    from ramet.runtime.model_files import generation_defaults, locate_model
+    from ramet.runtime.text.chat_template import load_chat_template
+    from ramet.runtime.text.tokenizer import load_tokenizer
+
+    files = locate_model(config.model.model_path, revision=config.model.revision)
+    text_files = files if config.model.tokenizer_path is None else locate_model(config.model.tokenizer_path)
+    tokenizer = load_tokenizer(text_files)
+    template = load_chat_template(text_files, tokenizer, config.model.chat_template)
+    return TextParts(tokenizer, template, generation_defaults(files))
+
+
+def flat_options(config: EngineConfig) -> dict[str, Any]:
+    """The inverse of `EngineConfig.from_options`."""
+    return {name: value for section in asdict(config).values() for name, value in section.items()}
+
+
+def _resolved(factory: str | Callable[..., Any]) -> Callable[..., Any]:
+    if not isinstance(factory, str):
+        return factory
+    module, _, name = factory.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _grammar_compiler(config: EngineConfig, load: Callable[[], TextParts], model: ModelInfo) -> GrammarCompiler | None:
+    from ramet.grammar.llguidance_compiler import create_grammar_compiler
+
+    if config.backend.grammar_backend == "none":
+        return None
+    tokenizer = load().tokenizer
+    eos = tuple(dict.fromkeys([*model.eos_token_ids, *tokenizer.eos_token_ids]))
+    vocabulary = Vocabulary(tokenizer.token_bytes(), tokenizer.special_ids, eos, model.vocab_size)
+    compiler: GrammarCompiler = create_grammar_compiler(config.backend.grammar_backend, vocabulary)
+    return compiler
+
+
+def _scheduler(config: EngineConfig, executor: Executor, grammars: GrammarCompiler | None) -> Scheduler:
+    from ramet.runtime.scheduler.scheduler import Scheduler
+
+    return Scheduler(config, executor.model, executor.capacity, grammars)
