@@ -1,0 +1,59 @@
+"""Checkpoints in safetensors files, single or sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ramet.errors import ModelNotFound
+from ramet.runtime.executor.weight_source import Piece
+from ramet.runtime.model_files import ModelFiles, read_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class SafetensorsSource:
+    """Reads each tensor out of the mapped file when its piece is read."""
+
+    adds_norm_offset = False
+
+    def __init__(self, files: ModelFiles) -> None:
+        self._tensors: dict[str, Any] = {}
+        for path in _weight_files(files):
+            handle = _open(path)
+            self._tensors |= dict.fromkeys(handle.keys(), handle)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._tensors.items()}
+
+    def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
+        shapes = self.shapes()
+        for name in names:
+            yield Piece(name, prod(shapes[name]), partial(self._tensors[name].get_tensor, name))
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise ModelNotFound(f"cannot read {path}: {error}; fetch the model again with `ramet model fetch NAME`") from error
+
+
+def _weight_files(files: ModelFiles) -> list[Path]:
+    if (files.path / INDEX).is_file():
+        weight_map = read_json(files.path / INDEX).get("weight_map", {})
+        return [files.path / shard for shard in sorted(set(weight_map.values()))]
+    if (files.path / SINGLE).is_file():
+        return [files.path / SINGLE]
+    if found := sorted(files.path.glob("*.safetensors")):
+        return found
+    raise ModelNotFound(
+        f"{files.path} has a config.json but no .safetensors file; fetch the weights with `ramet model fetch {files.name}`, "
+        "or pass --load-format dummy for random ones"
+    )

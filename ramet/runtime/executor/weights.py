@@ -1,0 +1,115 @@
+"""Checkpoint → model: every tensor is streamed into its place in the (fused) parameters, so that the model is in memory once."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from ramet.errors import ConfigError, InvalidRequest
+from ramet.log import get_logger
+from ramet.runtime.config import ModelConfig
+from ramet.runtime.executor.dummy_weights import fill_randomly
+from ramet.runtime.executor.gguf_weights import GgufSource
+from ramet.runtime.executor.safetensors_weights import SafetensorsSource
+from ramet.runtime.executor.weight_source import Piece, WeightSource
+from ramet.runtime.layers.weight_slot import WeightSlot
+from ramet.runtime.model_files import ModelFiles
+from ramet.runtime.model_spec import ModelSpec
+from ramet.runtime.models.hf_config import model_spec
+from ramet.runtime.models.model_info import model_info
+from ramet.runtime.models.transformer import Transformer
+from ramet.runtime.plan import ModelInfo
+
+MAX_THREADS = 8
+NAMED_IN_ERRORS = 4
+FORMAT_FILES = {"safetensors": "huggingface", "gguf": "gguf"}
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    model: Transformer
+    info: ModelInfo
+    spec: ModelSpec
+
+
+def load_model(config: ModelConfig, *, device: torch.device | str, dtype: torch.dtype, files: ModelFiles) -> LoadedModel:
+    """Build the model and fill it. Raises Unsupported or ConfigError for its config, InvalidRequest for a checkpoint that does not fit
+    it, ModelNotFound for missing files."""
+    spec = model_spec(files, overrides=config.json_model_override_args, context_length=config.context_length)
+    with torch.no_grad():
+        model = Transformer(spec, dtype=dtype, device=torch.device(device)).eval()
+        if config.load_format == "dummy":
+            fill_randomly(model, config.random_seed)
+        else:
+            fill(model.slots(), _source(config, files, spec), files, spec)
+    return LoadedModel(model, _info(config, model, files, dtype), spec)
+
+
+def fill(slots: Mapping[str, WeightSlot], source: WeightSource, files: ModelFiles, spec: ModelSpec) -> None:
+    """Check the checkpoint's names and shapes against the slots, then stream every tensor into its slot, in threads, with progress."""
+    check_fit({name: slot.shape for name, slot in slots.items()}, source.shapes(), files, spec)
+    pieces = list(source.pieces(slots))
+
+    @torch.no_grad()
+    def place(piece: Piece) -> int:
+        slot, values = slots[piece.name], piece.read()
+        if piece.start is None:
+            slot.fill(values, add_offset=not source.adds_norm_offset)
+        else:
+            slot.fill_rows(piece.start, values)
+        return piece.num_bytes
+
+    total, bar_off = sum(piece.num_bytes for piece in pieces), not sys.stderr.isatty()
+    bar = tqdm(total=total, desc=f"loading {files.name}", unit="B", unit_scale=True, disable=bar_off, leave=False)
+    with bar, ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        for done in as_completed([pool.submit(place, piece) for piece in pieces]):
+            bar.update(done.result())
+
+
+def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], files: ModelFiles, spec: ModelSpec) -> None:
+    """Raise one InvalidRequest that names what is missing, unexpected and mis-shaped."""
+    mis_shaped = [f"{name} is {found[name]} instead of {wanted[name]}" for name in wanted if name in found and found[name] != wanted[name]]
+    problems = {
+        "missing": sorted(set(wanted) - set(found)),
+        "unexpected": sorted(name for name in set(found) - set(wanted) if not _known_surplus(name, spec)),
+        "of another shape": mis_shaped,
+    }
+    if text := "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names):
+        raise InvalidRequest(f"the weights in {files.path} do not fit its config ({spec.architecture}). Tensors {text}")
+
+
+def _known_surplus(name: str, spec: ModelSpec) -> bool:
+    """Tensors that hold nothing new: the copy of tied embeddings, and tables that old checkpoints kept."""
+    return (spec.tied_embeddings and name == "lm_head.weight") or bool(re.search(r"rotary_emb\.inv_freq$|\.masked_bias$", name))
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMED_IN_ERRORS
+    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _source(config: ModelConfig, files: ModelFiles, spec: ModelSpec) -> WeightSource:
+    if config.load_format != "auto" and FORMAT_FILES[config.load_format] != files.format:
+        raise ConfigError(f"load_format={config.load_format} does not fit {files.path}, which is {files.format}", param="load_format")
+    return GgufSource(files, spec) if files.format == "gguf" else SafetensorsSource(files)
+
+
+def _info(config: ModelConfig, model: Transformer, files: ModelFiles, dtype: torch.dtype) -> ModelInfo:
+    parameters = list(model.parameters())
+    return model_info(
+        model.spec,
+        name=config.served_model_name or files.name,
+        num_parameters=sum(p.numel() for p in parameters),
+        weight_bytes=sum(p.nbytes for p in parameters),
+        dtype=str(dtype).removeprefix("torch."),
+        kv_dtype=config.kv_cache_dtype,
+    )

@@ -1,0 +1,144 @@
+"""One dense decoder for every family; the spec says which of its options a model uses.
+
+h = embed(tokens)
+for each layer:
+    h = h + attention(norm(h))        # gemma: norm(attention(norm(h)))
+    h = h + mlp(norm(h))              # likewise
+logits = embed.T · norm(h)            # only where wanted
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardBatch
+from ramet.runtime.layers.embedding import Embedding
+from ramet.runtime.layers.gated_mlp import GatedMLP
+from ramet.runtime.layers.linear import Linear, LinearShape
+from ramet.runtime.layers.rms_norm import HeadNorm, RMSNorm
+from ramet.runtime.layers.rotary import Rotary, Rotation, rotate
+from ramet.runtime.layers.weight_slot import WeightSlot
+from ramet.runtime.model_spec import ModelSpec, RopeSpec
+
+
+class Transformer(nn.Module):
+    """The whole model. Parameters are empty until a loader fills `slots()`."""
+
+    def __init__(self, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = Embedding(spec.vocab_size, spec.hidden_size, scale=spec.embedding_scale, dtype=dtype, device=device)
+        ropes = tuple(dict.fromkeys(layer.rope for layer in spec.layers if layer.rope is not None))
+        self.rotaries = nn.ModuleList(Rotary(rope, dtype=dtype, device=device) for rope in ropes)
+        self.layers = nn.ModuleList(DecoderLayer(spec, i, ropes, dtype=dtype, device=device) for i in range(spec.num_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, offset=spec.norm_offset, dtype=dtype, device=device)
+        head = LinearShape(spec.hidden_size, (("lm_head", spec.vocab_size),))
+        self.head = None if spec.tied_embeddings else Linear(head, dtype=dtype, device=device)
+
+    def forward(self, batch: ForwardBatch, attention: AttentionBackend) -> torch.Tensor:
+        """Logits [S, vocab] float32 of the tokens at `batch.logit_indices`. `attention` has been prepared for this batch."""
+        hidden = self.embed(batch.token_ids)
+        rotations = [rotary(batch.positions) for rotary in self.rotaries]
+        for layer in self.layers:
+            hidden = layer(hidden, rotations, attention)
+        return self.logits(hidden.index_select(0, batch.logit_indices))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(hidden)
+        head = self.embed if self.head is None else self.head
+        logits = F.linear(hidden, head.weight).float()
+        cap = self.spec.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def slots(self) -> dict[str, WeightSlot]:
+        """Every tensor that a checkpoint must bring, by its name there."""
+        found = {"model.embed_tokens.weight": self.embed.slots()["weight"], "model.norm.weight": self.norm.slots()["weight"]}
+        if self.head is not None:
+            found |= self.head.slots()
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+            found |= {f"model.layers.{index}.{name}": slot for name, slot in layer.slots().items()}
+        return found
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm and added to the residual stream; sandwich norms put another one behind each."""
+
+    def __init__(self, spec: ModelSpec, index: int, ropes: tuple[RopeSpec, ...], *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+
+        def norm() -> RMSNorm:
+            return RMSNorm(spec.hidden_size, spec.norm_eps, offset=spec.norm_offset, dtype=dtype, device=device)
+
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention_post_norm = norm() if spec.sandwich_norms else None
+        self.mlp_post_norm = norm() if spec.sandwich_norms else None
+        self.attention = Attention(spec, index, ropes, dtype=dtype, device=device)
+        self.mlp = GatedMLP(spec, dtype=dtype, device=device)
+
+    def forward(self, hidden: torch.Tensor, rotations: list[Rotation], backend: AttentionBackend) -> torch.Tensor:
+        """[T, hidden] → the same tensor, updated in place."""
+        out = self.attention(self.attention_norm(hidden), rotations, backend)
+        hidden += out if self.attention_post_norm is None else self.attention_post_norm(out)
+        out = self.mlp(self.mlp_norm(hidden))
+        hidden += out if self.mlp_post_norm is None else self.mlp_post_norm(out)
+        return hidden
+
+    def slots(self) -> dict[str, WeightSlot]:
+        found = {f"self_attn.{name}": slot for name, slot in self.attention.slots().items()}
+        found |= {f"mlp.{name}": slot for name, slot in self.mlp.slots().items()}
+        norms = {"input_layernorm": self.attention_norm, "post_attention_layernorm": self.mlp_norm}
+        if self.attention_post_norm is not None and self.mlp_post_norm is not None:
+            norms = {
+                "input_layernorm": self.attention_norm,
+                "post_attention_layernorm": self.attention_post_norm,
+                "pre_feedforward_layernorm": self.mlp_norm,
+                "post_feedforward_layernorm": self.mlp_post_norm,
+            }
+        return found | {f"{name}.weight": norm.slots()["weight"] for name, norm in norms.items()}
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: one matrix for q, k and v; queries and keys are normed and rotated together."""
+
+    def __init__(self, spec: ModelSpec, index: int, ropes: tuple[RopeSpec, ...], *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.index, self.window, self.softcap = index, spec.layers[index].window, spec.attention_softcap
+        self.scale, self.head_dim = spec.attention_scale, spec.head_dim
+        self.num_heads, self.num_qk_heads = spec.num_heads, spec.num_heads + spec.num_kv_heads
+        rope = spec.layers[index].rope
+        self.rotation = None if rope is None else ropes.index(rope)
+        self.qkv = Linear(_qkv_shape(spec), dtype=dtype, device=device)
+        out = LinearShape(spec.num_heads * spec.head_dim, (("o_proj", spec.hidden_size),), spec.output_bias)
+        self.output = Linear(out, dtype=dtype, device=device)
+        self.head_norm = (
+            HeadNorm(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.norm_eps, offset=spec.norm_offset, dtype=dtype, device=device)
+            if spec.qk_norm
+            else None
+        )
+
+    def forward(self, x: torch.Tensor, rotations: list[Rotation], backend: AttentionBackend) -> torch.Tensor:
+        """[T, hidden] → [T, hidden]."""
+        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
+        query_key, value = heads[:, : self.num_qk_heads], heads[:, self.num_qk_heads :]
+        if self.head_norm is not None:
+            query_key = self.head_norm(query_key)
+        if self.rotation is not None:
+            query_key = rotate(query_key, rotations[self.rotation])
+        query, key = query_key[:, : self.num_heads], query_key[:, self.num_heads :]
+        attended = backend.forward(query, key, value, self.index, self.scale, self.window, self.softcap)
+        out: torch.Tensor = self.output(attended.reshape(x.shape[0], -1))
+        return out
+
+    def slots(self) -> dict[str, WeightSlot]:
+        norms = {} if self.head_norm is None else self.head_norm.slots()
+        return {**self.qkv.slots(), **self.output.slots(), **norms}
+
+
+def _qkv_shape(spec: ModelSpec) -> LinearShape:
+    query, key = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    parts = (("q_proj", query), ("k_proj", key), ("v_proj", key))
+    fused = (("qkv_proj", query + 2 * key),)
+    return LinearShape(spec.hidden_size, fused if spec.fused_checkpoint else parts, spec.qkv_bias)
