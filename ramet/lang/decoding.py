@@ -1,0 +1,109 @@
+"""What a constraint makes of a text: from `dtype`, `json_schema` or `tools` to the server's fields and to a Python value."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ramet.errors import InvalidRequest
+from ramet.lang.expressions import plain_text
+
+# The trailing blank lets the model end a number by going on, as text does; the stop then trims it.
+INT_REGEX = r"[-+]?[0-9]+[ \n]?"
+FLOAT_REGEX = r"[-+]?[0-9]+(\.[0-9]+)?[ \n]?"
+BOOL_REGEX = r"(True|False)"
+STR_REGEX = r'"([^"\\\x00-\x1f]|\\["\\/bfnrt])*"'
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """`sampling` constrains the text on the server, `parse` turns it into the variable's value (raises ValueError)."""
+
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    parse: Callable[[str], Any] = plain_text
+
+
+def shape_of(*, dtype: Any, json_schema: Any, tools: Sequence[Any] | None, regex: str | None, ebnf: str | None) -> Shape:
+    """At most one constraint per generation."""
+    given = {"dtype": dtype, "json_schema": json_schema, "tools": tools, "regex": regex, "ebnf": ebnf}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise InvalidRequest(f"gen() takes one constraint, got {' and '.join(names)}; keep one", param=names[1])
+    if dtype is not None:
+        return _dtype_shape(dtype)
+    if json_schema is not None:
+        return _schema_shape(json_schema)
+    if tools is not None:
+        return Shape({"json_schema": json.dumps(tool_call_schema(tools))}, json.loads)
+    return Shape({"regex": check_regex(regex)}) if regex is not None else Shape({"ebnf": ebnf} if ebnf is not None else {})
+
+
+def check_regex(pattern: str) -> str:
+    """Fail on the user's line, not in a later answer. The server's dialect decides what it supports."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InvalidRequest(f"regex {pattern!r} is not valid: {error}", param="regex") from error
+    return pattern
+
+
+def tool_call_schema(tools: Sequence[Any]) -> dict[str, Any]:
+    """A JSON schema of one call: {"name": …, "arguments": …}. Tools are OpenAI-style dicts."""
+    calls = [_one_tool(tool) for tool in tools]
+    if not calls:
+        raise InvalidRequest("tools is empty; give at least one tool", param="tools")
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+def _one_tool(tool: Any) -> dict[str, Any]:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or "name" not in function:
+        raise InvalidRequest(f"a tool is {{'name': …, 'parameters': JSON schema}}, got {tool!r:.80}", param="tools")
+    parameters = function.get("parameters", {"type": "object", "properties": {}, "additionalProperties": False})
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": parameters},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _dtype_shape(dtype: Any) -> Shape:
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", repr(dtype))
+    shapes = {
+        "int": Shape({"regex": INT_REGEX, "stop": [" ", "\n"]}, int),
+        "float": Shape({"regex": FLOAT_REGEX, "stop": [" ", "\n"]}, float),
+        "bool": Shape({"regex": BOOL_REGEX}, _parse_bool),
+        "str": Shape({"regex": STR_REGEX}, _parse_str),
+    }
+    if name not in shapes:
+        raise InvalidRequest(f"dtype is int, float, bool or str, not {name}; for anything else use json_schema", param="dtype")
+    return shapes[name]
+
+
+def _parse_bool(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise ValueError(f"{text!r} is neither True nor False")
+    return text == "True"
+
+
+def _parse_str(text: str) -> str:
+    value = json.loads(text)
+    if not isinstance(value, str):
+        raise ValueError(f"{text!r} is not a quoted string")
+    return value
+
+
+def _schema_shape(schema: Any) -> Shape:
+    """A string stays text (as in SGLang), a dict gives the parsed JSON, a model class its validated instance."""
+    if isinstance(schema, str):
+        return Shape({"json_schema": schema})
+    if isinstance(schema, Mapping):
+        return Shape({"json_schema": json.dumps(schema)}, json.loads)
+    describe, validate = getattr(schema, "model_json_schema", None), getattr(schema, "model_validate_json", None)
+    if describe is None or validate is None:
+        raise InvalidRequest(f"json_schema is a dict, a JSON string or a pydantic model class, not {schema!r:.80}", param="json_schema")
+    return Shape({"json_schema": json.dumps(describe())}, validate)

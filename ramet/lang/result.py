@@ -1,0 +1,132 @@
+"""What a run gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Generator, Iterator
+from typing import Any
+
+from ramet.lang.runner import wait_for
+from ramet.lang.steps import Assign
+from ramet.lang.streaming import DONE, next_or_done
+from ramet.lang.track import Track
+
+
+class ProgramState:
+    """A program that has run, or (with `stream=True`) still runs. Reading waits; a failure of the program is raised by whoever reads.
+    Dropping a running one cancels it."""
+
+    def __init__(self, track: Track, task: asyncio.Task[Any]) -> None:
+        self._track, self._task = track, task
+        self._loop = track.run.loop
+        self._drop = weakref.finalize(self, _cancel_soon, self._loop, task)
+
+    @property
+    def value(self) -> Any:
+        """What the function returned."""
+        self.sync()
+        return self._task.result()
+
+    @property
+    def ret_value(self) -> Any:
+        """SGLang's name of `value`."""
+        return self.value
+
+    def __getitem__(self, name: str) -> Any:
+        return self.get_var(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.set_var(name, value)
+
+    def __contains__(self, name: object) -> bool:
+        self.sync()
+        return isinstance(name, str) and name in self._track.variables
+
+    def get_var(self, name: str) -> Any:
+        if self._track.ready(name):
+            return self._track.variables[name]
+        return wait_for(self._loop, lambda: self.aget_var(name))
+
+    async def aget_var(self, name: str) -> Any:
+        if self._done:
+            self._task.result()
+        return await self._track.value(name, lambda: self._done)
+
+    def set_var(self, name: str, value: Any) -> None:
+        """On a finished result: a note of the caller's own, beside what the program wrote."""
+        self.sync()
+        self._track.variables[name] = value
+
+    def text(self) -> str:
+        """The transcript, in the model's own chat format."""
+        self.sync()
+        return self._track.text()
+
+    def messages(self) -> list[dict[str, str]]:
+        self.sync()
+        return self._track.conversation.messages()
+
+    def variables(self) -> dict[str, Any]:
+        """Every variable by name."""
+        self.sync()
+        return {name: self._track.variables[name] for name in self._track.names()}
+
+    def get_meta_info(self, name: str) -> dict[str, Any]:
+        """What the server said about the generation: finish_reason, token counts, cached_tokens, logprobs; for a select its scores."""
+        self.get_var(name)
+        if name not in self._track.meta:
+            raise KeyError(f"variable {name!r} was not generated, so it has no meta info")
+        return self._track.meta[name]
+
+    def sync(self) -> None:
+        """Wait for the program's end; raise what it raised."""
+        if not self._done:
+            wait_for(self._loop, self._ended)
+        self._task.result()
+
+    def error(self) -> BaseException | None:
+        """What the program failed with, or None."""
+        if not self._done:
+            wait_for(self._loop, self._settled)
+        return asyncio.CancelledError() if self._task.cancelled() else self._task.exception()
+
+    def text_iter(self, var_name: str | None = None) -> Iterator[str]:
+        """New text as it is generated: of one variable, or the whole transcript up to the program's end."""
+        stream = self.text_async_iter(var_name)
+        while (piece := wait_for(self._loop, lambda: next_or_done(stream))) is not DONE:
+            yield piece
+
+    async def text_async_iter(self, var_name: str | None = None) -> AsyncIterator[str]:
+        async for piece in self._track.stream(var_name, lambda: self._done):
+            yield piece
+        if self._done:
+            self._task.result()
+
+    def cancel(self) -> None:
+        """Stop the program; what it generates is aborted at the backend."""
+        _cancel_soon(self._loop, self._task)
+
+    def __await__(self) -> Generator[Any, None, ProgramState]:
+        """`await result`: wait for the program's end."""
+        yield from self._ended().__await__()
+        return self
+
+    @property
+    def _done(self) -> bool:
+        return self._track.run.ended
+
+    async def _ended(self) -> None:
+        await asyncio.shield(self._task)
+
+    async def _settled(self) -> None:
+        await asyncio.wait([self._task])
+
+    def __repr__(self) -> str:
+        condition = "running" if not self._done else "failed" if self.error() else "done"
+        return f"<ProgramState {condition}: {', '.join(self._track.names()) or 'no variables'}>"
+
+
+def _cancel_soon(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    if not task.done() and not loop.is_closed():
+        loop.call_soon_threadsafe(task.cancel)

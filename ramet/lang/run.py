@@ -1,0 +1,88 @@
+"""One run of a program: its backend, its defaults, and every track (conversation) that it has opened."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import uuid
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ramet.errors import Unsupported
+from ramet.lang.track import Track
+from ramet.program.backend import Backend, ChatFormat
+
+T = TypeVar("T")
+
+PLAIN_FORMAT = ChatFormat({role: (f"{role.upper()}:", "\n") for role in ("system", "user", "assistant", "tool")})
+"""How a transcript reads where the backend has no text form of its chat template."""
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """`sampling` and `logprobs` are the defaults of this run; a gen's own arguments go before them."""
+
+    backend: Backend
+    chat: ChatFormat
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: Mapping[str, Any] = field(default_factory=dict)
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    tracks: list[Track] = field(default_factory=list)
+    ended: bool = False
+    _keys: itertools.count[int] = field(default_factory=itertools.count)
+    _draw: random.Random | None = None
+
+    def open_track(self, *, started: bool = True) -> Track:
+        track = Track(self, started=started)
+        self.tracks.append(track)
+        return track
+
+    def hidden_key(self) -> int:
+        return next(self._keys)
+
+    def draw(self, seed: int | None) -> random.Random:
+        """The dice of a select: its own seed, else one stream per run (seeded when the run is)."""
+        if seed is not None:
+            return random.Random(seed)
+        if self._draw is None:
+            self._draw = random.Random(self.sampling.get("seed"))
+        return self._draw
+
+    async def settle(self) -> None:
+        """Wait for everything that was appended; raise the first failure that the program has not seen."""
+        for track in self.tracks:
+            await track.idle()
+        for track in self.tracks:
+            if track.error is not None and not track.delivered:
+                raise track.deliver()
+
+    async def cancel(self) -> None:
+        """End every generation of this run at the backend."""
+        await asyncio.gather(*(track.cancel() for track in self.tracks))
+
+    def end(self) -> None:
+        self.ended = True
+        for track in self.tracks:
+            track.changed.ring()
+
+
+async def chat_format_of(backend: Backend) -> ChatFormat:
+    try:
+        return await backend.chat_format()
+    except Unsupported:
+        return PLAIN_FORMAT
+
+
+async def all_of(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run together; the first failure cancels the others and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
