@@ -99,8 +99,8 @@ def attend_row(
 def _attend_tile(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scale: float, softcap: float | None
 ) -> torch.Tensor:
-    heads_first = [x.transpose(0, 1)[None] for x in (query, keys, values)]
-    out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True)
+    q, k, v = (x.transpose(0, 1)[None] for x in (query, keys, values))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True)
     return out[0].transpose(0, 1)
 
 

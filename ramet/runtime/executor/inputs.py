@@ -1,0 +1,97 @@
+"""Plan rows → ForwardBatch: one packed copy to the device per step, and state per slot that grows by the plan's changes.
+
+Host work is proportional to the step's new tokens and pages, never to the lengths of the sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ramet.runtime.attention.attention_backend import ForwardBatch
+from ramet.runtime.plan import PENDING_TOKEN, Capacity, PlanRow
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """`batch.logit_indices` names first the `num_wanted` tokens that were asked for, then the last token of every sampling row."""
+
+    batch: ForwardBatch
+    num_wanted: int
+
+
+class SlotTables:
+    """What the device remembers per slot: its pages, and the token that it sampled last."""
+
+    def __init__(self, capacity: Capacity, context_len: int, device: torch.device) -> None:
+        self.page_size = capacity.page_size
+        width = -(-min(context_len, capacity.num_tokens) // capacity.page_size) + 1
+        self.pages = torch.zeros(capacity.max_running, width, dtype=torch.int32, device=device)
+        self.last_token = torch.zeros(capacity.max_running, dtype=torch.int64, device=device)
+
+    def add_pages(self, rows: Sequence[PlanRow]) -> None:
+        """Write the plan's new pages behind those that the slots have."""
+        width = self.pages.shape[1]
+        index = [row.slot * width + row.first_page + i for row in rows for i in range(len(row.new_pages))]
+        if not index:
+            return
+        pages = [page for row in rows for page in row.new_pages]
+        packed = to_device(np.array([index, pages], dtype=np.int64), self.pages.device)
+        self.pages.view(-1)[packed[0]] = packed[1].to(torch.int32)
+
+    def build(self, rows: Sequence[PlanRow], wanted: Sequence[range] | None = None) -> StepInputs:
+        """The step as tensors; applies the rows' new pages. `wanted`, parallel to `rows`: tokens of the row, counted from its first,
+        whose logits are needed besides those of the last token of every sampling row."""
+        self.add_pages(rows)
+        lens = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
+        ends = np.array([row.end for row in rows], dtype=np.int64)
+        starts = np.concatenate(([0], np.cumsum(lens)))
+        slots = np.array([row.slot for row in rows], dtype=np.int64)
+        token_ids = np.array([token for row in rows for token in row.token_ids], dtype=np.int64)
+        positions = np.arange(starts[-1]) + np.repeat(ends - starts[1:], lens)
+        extra = _flat(starts, wanted or [])
+        sampled = starts[1:][[row.samples for row in rows]] - 1
+        parts = (token_ids, positions, np.repeat(slots, lens), slots, starts, ends, np.concatenate((extra, sampled)))
+        device = self.pages.device
+        tokens, position, token_slot, row_slot, query_starts, kv_lens, logits = unpack(to_device(np.concatenate(parts), device), parts)
+        if any(row.token_ids[0] == PENDING_TOKEN for row in rows):
+            tokens = torch.where(tokens == PENDING_TOKEN, self.last_token[token_slot], tokens)
+        num_pages = -(-int(ends.max()) // self.page_size)
+        batch = ForwardBatch(
+            token_ids=tokens,
+            positions=position,
+            kv_slots=self._places(token_slot, position),
+            query_starts=query_starts.to(torch.int32),
+            kv_lens=kv_lens.to(torch.int32),
+            page_table=self.pages[:, :num_pages].index_select(0, row_slot),
+            logit_indices=logits,
+            query_lens=tuple(lens.tolist()),
+            kv_lens_host=tuple(ends.tolist()),
+        )
+        return StepInputs(batch, len(extra))
+
+    def _places(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.pages[slots, positions // self.page_size].long() * self.page_size + positions % self.page_size
+
+
+def to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """One copy; from pinned memory and without waiting where the device is not the CPU."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _flat(starts: Int64Array, wanted: Sequence[range]) -> Int64Array:
+    """Row-wise token numbers as token numbers of the step."""
+    parts = [start + np.arange(part.start, part.stop) for start, part in zip(starts, wanted, strict=False) if part]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def unpack(packed: torch.Tensor, parts: Sequence[Int64Array]) -> Sequence[torch.Tensor]:
+    """Views of `packed` with the lengths of `parts`."""
+    return torch.split(packed, [len(part) for part in parts])

@@ -1,0 +1,94 @@
+"""Log-probabilities under the model's own distribution: temperature 1, before masks, biases and penalties."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ramet.runtime.plan import PlanRow
+from ramet.runtime.request import LogprobParams, TokenLogprob
+
+MAX_PROMPT_LOGITS = 256
+"""Positions whose logits exist at one time for prompt logprobs: 256 x 128k x 4 bytes = 131 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobTensors:
+    """Parallel to the n tokens asked about; on the device until `readable`."""
+
+    token_ids: torch.Tensor  # [n]
+    logprobs: torch.Tensor  # [n]
+    top_ids: torch.Tensor  # [n, K]
+    top_logprobs: torch.Tensor  # [n, K]
+    chosen: torch.Tensor  # [n, M]
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.token_ids, self.logprobs, self.top_ids, self.top_logprobs, self.chosen]
+
+
+def compute_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, params: LogprobParams) -> LogprobTensors:
+    """`logits` [n, vocab] float32, `token_ids` [n]. Only a logsumexp touches the whole vocabulary; nothing of that size is kept."""
+    total = logits.logsumexp(-1, keepdim=True)
+    top = logits.topk(min(params.top, logits.shape[1]), -1)
+    wanted = torch.tensor(params.token_ids, dtype=torch.int64, device=logits.device)
+    picked = logits.gather(1, token_ids[:, None]) - total
+    return LogprobTensors(token_ids, picked[:, 0], top.indices, top.values - total, logits[:, wanted] - total)
+
+
+def readable(host: Sequence[torch.Tensor], params: LogprobParams) -> tuple[TokenLogprob, ...]:
+    """`LogprobTensors.tensors()`, copied to the host, as plain data."""
+    token_ids, logprobs, top_ids, top_logprobs, chosen = (tensor.tolist() for tensor in host)
+    return tuple(
+        TokenLogprob(token, logprob, tuple(zip(ids, values, strict=True)), tuple(zip(params.token_ids, extra, strict=True)))
+        for token, logprob, ids, values, extra in zip(token_ids, logprobs, top_ids, top_logprobs, chosen, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPiece:
+    """A part of plan row `row_index` to compute in one pass. Its token `first_wanted + i` predicts `targets[i]`."""
+
+    row_index: int
+    row: PlanRow
+    first_wanted: int = 0
+    targets: tuple[int, ...] = ()
+
+
+def split_prompt(row_index: int, row: PlanRow, limit: int = MAX_PROMPT_LOGITS) -> list[PromptPiece]:
+    """The row as pieces of at most `limit` wanted logits; one piece, the row itself, where that suffices. The last piece samples
+    if the row does; the first brings the row's pages."""
+    first = first_predicting(row)
+    if first is None:
+        return [PromptPiece(row_index, row)]
+    num_wanted = len(row.token_ids) - 1 - first
+    cuts = [first + done for done in range(limit, num_wanted, limit)]
+    if cuts and first:
+        cuts.insert(0, first)  # the part that nobody asks about, in one pass
+    bounds = [0, *cuts, len(row.token_ids)]
+    return [_piece(row_index, row, first, low, high) for low, high in itertools.pairwise(bounds)]
+
+
+def first_predicting(row: PlanRow) -> int | None:
+    """Index of the row's first token whose logits say the logprob of the next one; None: no prompt logprobs in this row."""
+    if row.prompt_logprobs_from is None:
+        return None
+    first = max(row.prompt_logprobs_from - 1 - row.start, 0)
+    return first if first < len(row.token_ids) - 1 else None
+
+
+def _piece(row_index: int, row: PlanRow, first: int, low: int, high: int) -> PromptPiece:
+    last = high == len(row.token_ids)
+    part = replace(
+        row,
+        token_ids=row.token_ids[low:high],
+        start=row.start + low,
+        new_pages=row.new_pages if low == 0 else (),
+        samples=row.samples and last,
+        reset=row.reset if low == 0 else None,
+    )
+    wanted_from = max(first, low)
+    targets = row.token_ids[wanted_from + 1 : high + 1] if wanted_from < high else ()
+    return PromptPiece(row_index, part, max(first - low, 0), targets)

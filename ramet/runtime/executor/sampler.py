@@ -1,0 +1,144 @@
+"""From logits to tokens, all rows of a step at once; a row pays only for the parameters it uses.
+
+Order of application (SGLang's; what comes first sees what came before it):
+
+    1. repetition, frequency, presence penalty     on slots that use them
+    2. min_new_tokens                              stop ids get the lowest finite logit
+    3. grammar mask                                forbidden tokens get -inf
+    4. logit_bias                                  added; cannot revive a forbidden token
+    5. temperature, then top_k, top_p, min_p       judged together, see `random_choice`
+    6. greedy rows: argmax after step 4; the others: inverse CDF at hash(seed, output position)
+
+Stop ids keep a finite logit in step 2 so that a grammar which allows nothing but the end has the last word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ramet.runtime.executor.inputs import to_device
+from ramet.runtime.executor.penalties import PenaltyCounts, is_penalised
+from ramet.runtime.executor.random_choice import Draw, draw_tokens, uniforms
+from ramet.runtime.plan import PlanRow, RowStart, TokenMasks
+
+_FORBIDDEN = torch.finfo(torch.float32).min
+
+
+@dataclass(slots=True)
+class SlotSampling:
+    """How the request in a slot samples. `counted`: length of the sequence whose output tokens are counted for penalties."""
+
+    start: RowStart
+    penalised: bool
+    counted: int
+
+    def output_position(self, row: PlanRow) -> int:
+        """Number of output tokens before the one that `row` samples."""
+        return row.end - len(self.start.prompt_ids)
+
+
+class Sampler:
+    """State per slot and the sampling of a step. Used by one thread; `begin` and `sample` alternate in the order of the steps."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size, self._device = vocab_size, device
+        self._slots: dict[int, SlotSampling] = {}
+        self._penalties = PenaltyCounts(vocab_size, device)
+
+    def __getitem__(self, slot: int) -> SlotSampling:
+        return self._slots[slot]
+
+    def begin(self, rows: Sequence[PlanRow]) -> None:
+        """Reset the slots of new requests; count output tokens that come with the plan instead of from sampling (forced ones)."""
+        for row in rows:
+            if row.reset is not None:
+                self._reset(row.slot, row.reset)
+            if (state := self._slots[row.slot]).penalised and row.end > state.counted:
+                forced = row.token_ids[max(state.counted - row.start, 0) :]
+                self._penalties.add([row.slot] * len(forced), torch.tensor(forced, device=self._device))
+                state.counted = row.end
+
+    def sample(self, rows: Sequence[PlanRow], logits: torch.Tensor, masks: TokenMasks | None) -> torch.Tensor:
+        """One token [S] for each of `rows`, from `logits` [S, vocab] float32, which are overwritten."""
+        states = [self._slots[row.slot] for row in rows]
+        penalised = [i for i, state in enumerate(states) if state.penalised]
+        if penalised:
+            slots, params = [rows[i].slot for i in penalised], [states[i].start.sampling for i in penalised]
+            self._penalties.apply(logits, penalised, slots, params)
+        self._forbid_stops(rows, states, logits)
+        if masks is not None:
+            self._apply_masks(rows, logits, masks)
+        self._add_biases(states, logits)
+        tokens = self._choose(rows, states, logits)
+        if penalised:
+            self._penalties.add([rows[i].slot for i in penalised], tokens[torch.tensor(penalised, device=self._device)])
+            for i in penalised:
+                states[i].counted = rows[i].end + 1
+        return tokens
+
+    def _reset(self, slot: int, start: RowStart) -> None:
+        penalised = is_penalised(start.sampling)
+        self._slots[slot] = SlotSampling(start, penalised, len(start.prompt_ids) + len(start.output_ids))
+        if penalised:
+            self._penalties.reset(slot, start.prompt_ids, start.output_ids)
+        else:
+            self._penalties.release(slot)
+
+    def _forbid_stops(self, rows: Sequence[PlanRow], states: Sequence[SlotSampling], logits: torch.Tensor) -> None:
+        early = [
+            (i, token)
+            for i, (row, state) in enumerate(zip(rows, states, strict=True))
+            if state.start.sampling.min_new_tokens > state.output_position(row)
+            for token in state.start.stop_token_ids
+            if token < self._vocab_size
+        ]
+        if early:
+            where = torch.tensor(early, device=self._device)
+            logits[where[:, 0], where[:, 1]] = _FORBIDDEN
+
+    def _apply_masks(self, rows: Sequence[PlanRow], logits: torch.Tensor, masks: TokenMasks) -> None:
+        constrained = [(i, row.mask_row) for i, row in enumerate(rows) if row.mask_row is not None]
+        if constrained:
+            index = torch.tensor([i for i, _ in constrained], device=self._device)
+            allowed = unpack_masks(masks.bits[[mask_row for _, mask_row in constrained]], self._vocab_size, self._device)
+            logits[index] = logits[index].masked_fill_(~allowed, float("-inf"))
+
+    def _add_biases(self, states: Sequence[SlotSampling], logits: torch.Tensor) -> None:
+        biased = [
+            (i, token, bias)
+            for i, state in enumerate(states)
+            for token, bias in state.start.sampling.logit_bias.items()
+            if 0 <= token < self._vocab_size
+        ]
+        if biased:
+            row, token, bias = zip(*biased, strict=True)
+            where = torch.tensor([row, token], device=self._device)
+            logits[where[0], where[1]] += torch.tensor(bias, dtype=logits.dtype, device=self._device)
+
+    def _choose(self, rows: Sequence[PlanRow], states: Sequence[SlotSampling], logits: torch.Tensor) -> torch.Tensor:
+        drawing = [i for i, state in enumerate(states) if not state.start.sampling.greedy]
+        if not drawing:
+            return logits.argmax(-1)
+        seeds = [states[i].start.seed for i in drawing]
+        numbers = uniforms(seeds, [states[i].output_position(rows[i]) for i in drawing])
+        draws = [Draw(states[i].start.sampling, float(number)) for i, number in zip(drawing, numbers, strict=True)]
+        if len(drawing) == len(rows):
+            return draw_tokens(logits, draws)
+        greedy = [i for i, state in enumerate(states) if state.start.sampling.greedy]
+        tokens = torch.empty(len(rows), dtype=torch.int64, device=self._device)
+        at_greedy, at_drawing = (torch.tensor(part, device=self._device) for part in (greedy, drawing))
+        tokens[at_greedy] = logits[at_greedy].argmax(-1)
+        tokens[at_drawing] = draw_tokens(logits[at_drawing], draws)
+        return tokens
+
+
+def unpack_masks(bits: npt.NDArray[np.uint32], vocab_size: int, device: torch.device) -> torch.Tensor:
+    """`TokenMasks.bits` [n, words] as booleans [n, vocab_size] on the device. Packed, they are small to copy."""
+    packed = to_device(np.ascontiguousarray(bits.astype("<u4", copy=False)).view(np.uint8), device)
+    single = (packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
+    return single.view(packed.shape[0], -1)[:, :vocab_size].bool()

@@ -1,0 +1,91 @@
+"""One step on the device: inputs, forward pass, sampling. Called by one thread only, forward and sample in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ramet.runtime.attention.attention_backend import ForwardBatch
+from ramet.runtime.executor.inputs import SlotTables
+from ramet.runtime.executor.logprobs import PromptPiece, compute_logprobs, split_prompt
+from ramet.runtime.executor.sampler import Sampler
+from ramet.runtime.executor.step_readback import RowLogprobs, StepClock, StepReadback
+from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, PlanRow, TokenMasks
+from ramet.runtime.request import LogprobParams
+
+Forward = Callable[[ForwardBatch], torch.Tensor]
+"""Computes a batch: writes keys and values into the pool and returns the logits [S, vocab] float32 of `logit_indices`. The executor
+may overwrite them."""
+
+
+class StepRunner:
+    """Everything between a plan and its result. On a GPU nothing here waits for the device."""
+
+    def __init__(self, forward: Forward, model: ModelInfo, capacity: Capacity, device: torch.device) -> None:
+        self._forward, self._device = forward, device
+        self._tables = SlotTables(capacity, model.context_len, device)
+        self._sampler = Sampler(model.vocab_size, device)
+        self._clock = StepClock(device)
+        self._logits: torch.Tensor | None = None  # of the sampling rows, between forward and sample
+        self._prompt: list[RowLogprobs] = []
+
+    def forward(self, plan: BatchPlan) -> None:
+        """Compute all rows. A row that wants prompt logprobs runs in pieces where its logits would take too much memory."""
+        self._clock, self._prompt, self._logits = StepClock(self._device), [], None
+        if not plan.rows:
+            return
+        self._clock.start()
+        self._sampler.begin(plan.rows)
+        pieces = [split_prompt(i, row) for i, row in enumerate(plan.rows)]
+        for early in [piece for parts in pieces for piece in parts[:-1]]:
+            self._run([early])
+        self._logits = self._run([parts[-1] for parts in pieces])
+        self._clock.stop()
+
+    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> StepReadback:
+        """Choose the tokens of the sampling rows of the plan whose forward pass came last."""
+        self._clock.start()
+        tokens = torch.empty(0, dtype=torch.int64, device=self._device)
+        sampled: list[RowLogprobs] = []
+        numbers = [i for i, row in enumerate(plan.rows) if row.samples]
+        if numbers:
+            assert self._logits is not None, "forward() comes before sample()"
+            rows = [plan.rows[i] for i in numbers]
+            before = self._before_changes(rows)
+            tokens = self._sampler.sample(rows, self._logits, masks)
+            self._tables.last_token[torch.tensor([row.slot for row in rows], device=self._device)] = tokens
+            sampled = [self._logprobs_of(params, at, logits, tokens, numbers) for params, at, logits in before]
+        self._clock.stop()
+        self._logits = None
+        return StepReadback(plan, tokens, sampled, self._prompt, self._clock)
+
+    def _run(self, pieces: Sequence[PromptPiece]) -> torch.Tensor:
+        wanted = [range(piece.first_wanted, piece.first_wanted + len(piece.targets)) for piece in pieces]
+        inputs = self._tables.build([piece.row for piece in pieces], wanted)
+        logits = self._forward(inputs.batch)
+        done = 0
+        for piece in pieces:
+            if piece.targets:
+                targets = torch.tensor(piece.targets, device=self._device)
+                params = self._sampler[piece.row.slot].start.logprobs or LogprobParams()
+                values = compute_logprobs(logits[done : done + len(targets)], targets, params)
+                self._prompt.append(RowLogprobs((piece.row_index,), params, values))
+                done += len(targets)
+        return logits[done:]
+
+    def _before_changes(self, rows: Sequence[PlanRow]) -> list[tuple[LogprobParams, list[int], torch.Tensor]]:
+        """Copies of the logits of rows that want logprobs, since sampling overwrites them; by equal wishes."""
+        assert self._logits is not None
+        wishes: dict[LogprobParams, list[int]] = {}
+        for i, row in enumerate(rows):
+            params = self._sampler[row.slot].start.logprobs
+            if params is not None:
+                wishes.setdefault(params, []).append(i)
+        return [(params, at, self._logits[torch.tensor(at, device=self._device)]) for params, at in wishes.items()]
+
+    def _logprobs_of(
+        self, params: LogprobParams, at: Sequence[int], logits: torch.Tensor, tokens: torch.Tensor, numbers: Sequence[int]
+    ) -> RowLogprobs:
+        values = compute_logprobs(logits, tokens[torch.tensor(at, device=self._device)], params)
+        return RowLogprobs(tuple(numbers[i] for i in at), params, values)
