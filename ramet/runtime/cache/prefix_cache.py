@@ -1,0 +1,110 @@
+"""RadixAttention's cache: a radix tree over the pages of one allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ramet.errors import InternalError
+from ramet.runtime.cache.eviction import EVICTION_POLICIES, EvictionQueue
+from ramet.runtime.cache.lease import CacheCounters, Lease
+from ramet.runtime.cache.page_allocator import PageAllocator
+from ramet.runtime.cache.radix_tree import Node, RadixTree, TokenArray
+
+
+class PrefixCache:
+    """`Cache` with reuse. Costs of one call: O(new tokens + depth of the tree); a decode step that needs pages: O(log leaves)."""
+
+    reuses = True
+
+    def __init__(self, num_pages: int, page_size: int, eviction: str = "lru") -> None:
+        self.page_size = page_size
+        self.allocator = PageAllocator(num_pages)
+        self._idle_leaves = EvictionQueue(EVICTION_POLICIES[eviction])
+        self.tree = RadixTree(page_size, self._idle_leaves.push)
+        self.counters = CacheCounters()
+        self._leases: dict[int, Lease] = {}
+
+    @property
+    def leases(self) -> Collection[Lease]:
+        return self._leases.values()
+
+    @property
+    def available_pages(self) -> int:
+        return self.allocator.num_free + self.tree.num_evictable // self.page_size
+
+    @property
+    def available_tokens(self) -> int:
+        return self.allocator.num_free * self.page_size
+
+    @property
+    def evictable_tokens(self) -> int:
+        return self.tree.num_evictable
+
+    @property
+    def used_tokens(self) -> int:
+        return (self.allocator.num_pages - self.available_pages) * self.page_size
+
+    def peek(self, namespace: str, tokens: TokenArray) -> int:
+        return self.tree.peek(namespace, tokens)[1]
+
+    def peek_node(self, namespace: str, tokens: TokenArray) -> Node | None:
+        return self.tree.peek(namespace, tokens)[0]
+
+    def acquire(self, namespace: str, tokens: TokenArray) -> Lease:
+        node, length = self.tree.match(namespace, tokens)
+        self.tree.lock(node)
+        self.counters.hit += length
+        lease = Lease(node, length, self.tree.pages_to(node))
+        self._leases[id(lease)] = lease
+        return lease
+
+    def allocate(self, num_pages: int) -> list[int] | None:
+        missing = num_pages - self.allocator.num_free
+        if missing > 0:
+            if num_pages > self.available_pages:
+                return None
+            self._evict(missing)
+        return self.allocator.allocate(num_pages)
+
+    def insert(self, lease: Lease, tokens: TokenArray) -> int | None:
+        end = len(tokens) - len(tokens) % self.page_size
+        if end <= lease.num_shared:
+            return None
+        first, last = lease.num_shared // self.page_size, end // self.page_size
+        own = lease.pages[first:last]
+        above = lease.node
+        assert above is not None, "a released lease cannot insert"
+        found = self.tree.insert(above, tokens[lease.num_shared : end], own)
+        self.tree.lock(found.node, above=above)
+        lease.node, lease.num_shared = found.node, end
+        return self._replace_duplicates(lease, first, own, found.shared_pages)
+
+    def release(self, lease: Lease) -> None:
+        if self._leases.pop(id(lease), None) is None or lease.node is None:
+            raise InternalError("a KV lease was released twice")
+        self.allocator.free(lease.pages[lease.num_shared // self.page_size :])
+        self.tree.unlock(lease.node)
+        lease.node, lease.num_shared, lease.pages = None, 0, []
+
+    def flush(self) -> None:
+        self._evict(self.tree.num_evictable // self.page_size)
+
+    def _replace_duplicates(self, lease: Lease, first: int, own: list[int], shared: list[int]) -> int | None:
+        duplicates = len(shared)
+        self.counters.inserted += (len(own) - duplicates) * self.page_size
+        if not duplicates:
+            return None
+        self.counters.duplicate += duplicates * self.page_size
+        lease.pages[first : first + duplicates] = shared
+        self.allocator.free(own[:duplicates])
+        return first
+
+    def _evict(self, num_pages: int) -> None:
+        while num_pages > 0:
+            leaf = self._idle_leaves.pop()
+            if leaf is None:
+                raise InternalError(f"{num_pages} KV pages are counted as evictable but no leaf of the tree is idle")
+            freed = self.tree.trim(leaf, num_pages)
+            self.allocator.free(freed)
+            self.counters.evicted += len(freed) * self.page_size
+            num_pages -= len(freed)

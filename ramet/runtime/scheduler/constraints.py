@@ -1,0 +1,89 @@
+"""Grammars of requests: compiled beside the scheduler's thread, cached by their source, turned into masks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+
+import numpy as np
+
+from ramet.errors import InternalError, RametError
+from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler, Matcher
+from ramet.log import get_logger
+from ramet.runtime.plan import MaskArray, TokenMasks
+from ramet.runtime.request import GrammarSpec
+
+ALL_ALLOWED = np.uint32(0xFFFFFFFF)
+
+_log = get_logger(__name__)
+
+Compiled = CompiledGrammar | RametError
+
+
+class GrammarCache:
+    """Compiles each grammar once, in the background, and keeps the last `max_cached`. Failures are not kept."""
+
+    def __init__(self, compiler: GrammarCompiler, *, max_cached: int = 256, num_threads: int = 2) -> None:
+        self._compiler = compiler
+        self._max_cached = max_cached
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ramet-grammar")
+        self._cached: OrderedDict[GrammarSpec, CompiledGrammar] = OrderedDict()
+        self._waiting: dict[GrammarSpec, list[str]] = {}
+        self._done: SimpleQueue[tuple[GrammarSpec, Compiled]] = SimpleQueue()
+
+    def get(self, spec: GrammarSpec) -> CompiledGrammar | None:
+        """The compiled grammar, if it is at hand."""
+        if spec in self._cached:
+            self._cached.move_to_end(spec)
+        return self._cached.get(spec)
+
+    def request(self, spec: GrammarSpec, request_id: str) -> None:
+        """Compile `spec`; `ready` will name the request."""
+        if spec in self._waiting:
+            self._waiting[spec].append(request_id)
+            return
+        self._waiting[spec] = [request_id]
+        future = self._pool.submit(self._compile, spec)
+        future.add_done_callback(lambda done: self._done.put((spec, _outcome(done))))
+
+    def ready(self) -> list[tuple[str, GrammarSpec, Compiled]]:
+        """Requests whose grammar has been compiled, or refused, since the last call."""
+        found: list[tuple[str, GrammarSpec, Compiled]] = []
+        while not self._done.empty():
+            spec, outcome = self._done.get()
+            if not isinstance(outcome, RametError):
+                self._keep(spec, outcome)
+            found += [(request_id, spec, outcome) for request_id in self._waiting.pop(spec, [])]
+        return found
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _compile(self, spec: GrammarSpec) -> CompiledGrammar:
+        return self._compiler.compile(spec.kind, spec.source)
+
+    def _keep(self, spec: GrammarSpec, grammar: CompiledGrammar) -> None:
+        self._cached[spec] = grammar
+        while len(self._cached) > self._max_cached:
+            self._cached.popitem(last=False)
+
+
+def fill_masks(matchers: Iterable[Matcher | None], num_masks: int, vocab_size: int) -> TokenMasks:
+    """One row of bits per matcher, in order; None (the request ended meanwhile) allows everything."""
+    bits: MaskArray = np.full((num_masks, -(-vocab_size // 32)), ALL_ALLOWED, dtype=np.uint32)
+    for row, matcher in zip(bits, matchers, strict=True):
+        if matcher is not None:
+            matcher.fill_mask(row)
+    return TokenMasks(bits)
+
+
+def _outcome(done: Future[CompiledGrammar]) -> Compiled:
+    error = RametError("the compilation was cancelled") if done.cancelled() else done.exception()
+    if error is None:
+        return done.result()
+    if isinstance(error, RametError):
+        return error
+    _log.error("a grammar could not be compiled", exc_info=error)
+    return InternalError(f"the grammar compiler failed: {error}")

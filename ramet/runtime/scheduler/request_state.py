@@ -1,0 +1,171 @@
+"""One request inside the scheduler: where it is in its life, and how far it has come.
+
+                ┌────────────── RETRACTED ◄──────┬─────────────┐
+                │                                │             │
+WAITING_GRAMMAR ─► WAITING ─► PREFILLING ─► DECODING           │
+       │              │           │    └────────┼──────────────┘
+       └──────────────┴───────────┴─────────────┴──► FINISHED
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+
+from ramet.errors import InternalError
+from ramet.grammar.matcher import Matcher
+from ramet.runtime.cache.lease import Lease
+from ramet.runtime.cache.radix_tree import TokenArray
+from ramet.runtime.request import Request
+
+
+class Phase(StrEnum):
+    WAITING_GRAMMAR = "waiting for its grammar"
+    WAITING = "waiting"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    RETRACTED = "retracted"
+    FINISHED = "finished"
+
+
+_NEXT: dict[Phase, tuple[Phase, ...]] = {
+    Phase.WAITING_GRAMMAR: (Phase.WAITING, Phase.FINISHED),
+    Phase.WAITING: (Phase.PREFILLING, Phase.FINISHED),
+    Phase.PREFILLING: (Phase.DECODING, Phase.RETRACTED, Phase.FINISHED),
+    Phase.DECODING: (Phase.RETRACTED, Phase.FINISHED),
+    Phase.RETRACTED: (Phase.PREFILLING, Phase.FINISHED),
+    Phase.FINISHED: (),
+}
+
+
+class RequestState:
+    """Positions are those of the sequence prompt + output. `num_planned` runs ahead of `num_computed` by what is in flight:
+
+    0 ……… num_computed ……… num_planned ……… prefill_end
+      KV is in the pages    KV is on its way   what this prefill must reach
+    """
+
+    __slots__ = (
+        "admissions_before",
+        "arrival",
+        "cached_tokens",
+        "epoch",
+        "is_fresh",
+        "lease",
+        "matcher",
+        "max_outputs",
+        "num_computed",
+        "num_matched",
+        "num_pages_sent",
+        "num_planned",
+        "num_retractions",
+        "output_ids",
+        "peeked",
+        "pending_samples",
+        "phase",
+        "prompt_len",
+        "prompt_logprobs_next",
+        "queue_ahead",
+        "request",
+        "rows_in_flight",
+        "scheduled_time",
+        "slot",
+        "tokens",
+    )
+
+    def __init__(self, request: Request, arrival: int, max_outputs: int, phase: Phase) -> None:
+        self.request = request
+        self.arrival = arrival  # serial number: the order of fcfs
+        self.phase = phase
+        self.prompt_len = len(request.prompt_ids)
+        self.max_outputs = max_outputs  # what max_new_tokens and the context leave
+        self.tokens: TokenArray = np.array(request.prompt_ids, dtype=np.int32)  # what a prefill computes
+        self.output_ids: list[int] = []
+        self.matcher: Matcher | None = None
+        self.lease: Lease | None = None
+        self.slot = -1
+        self.num_planned = 0
+        self.num_computed = 0
+        self.num_matched = 0  # of these, found in the cache by the current run
+        self.pending_samples = 0  # rows in flight that will bring a token
+        self.rows_in_flight = 0
+        self.num_pages_sent = 0  # of the slot's page table on the executor
+        self.is_fresh = True  # the next row resets the slot
+        self.epoch = 0  # counts retractions: a row of an older epoch left no KV behind
+        wanted = request.logprobs.start_len if request.logprobs is not None else -1
+        self.prompt_logprobs_next = wanted if 0 <= wanted < self.prompt_len else None  # first position still owed
+        self.cached_tokens = 0
+        self.num_retractions = 0
+        self.scheduled_time = 0.0
+        self.queue_ahead = 0  # requests that waited when this one came
+        self.admissions_before = 0  # admissions of the scheduler until then
+        self.peeked = (-1, 0)  # (version of the tree, cached prefix length then)
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def prefill_end(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.output_ids)
+
+    @property
+    def prefill_stop(self) -> int:
+        """Where the next chunk must end at the latest: a chunk that owes prompt logprobs holds nothing but prompt."""
+        return self.prompt_len if self.prompt_logprobs_next is not None else self.prefill_end
+
+    @property
+    def is_running(self) -> bool:
+        return self.phase in (Phase.PREFILLING, Phase.DECODING)
+
+    @property
+    def may_sample_again(self) -> bool:
+        """False once the tokens out and on their way reach the length limit."""
+        return len(self.output_ids) + self.pending_samples < self.max_outputs
+
+    @property
+    def reusable(self) -> TokenArray:
+        """What a cache match may cover: at least one token is computed, and every logit that a prompt logprob needs."""
+        limit = len(self.tokens) - 1
+        if self.prompt_logprobs_next is not None:
+            limit = min(limit, max(self.prompt_logprobs_next - 1, 0))
+        return self.tokens[:limit]
+
+    def move(self, phase: Phase) -> None:
+        if phase not in _NEXT[self.phase]:
+            raise InternalError(f"request {self.request_id} cannot go from '{self.phase}' to '{phase}'")
+        self.phase = phase
+
+    def start(self, lease: Lease, slot: int) -> None:
+        """Begin, or begin again, on `slot` with what the cache had."""
+        self.move(Phase.PREFILLING)
+        self.lease, self.slot = lease, slot
+        self.num_planned = self.num_computed = self.num_matched = lease.num_shared
+        self.num_pages_sent = 0
+        self.is_fresh = True
+
+    def stop_running(self, phase: Phase) -> None:
+        """Leave the slot: for good, or (RETRACTED) to come back with prompt and output as the new prefill."""
+        self.move(phase)
+        self.lease, self.slot = None, -1
+        if phase is Phase.RETRACTED:
+            self.epoch += 1
+            self.num_retractions += 1
+            self.extend_prefill()
+
+    def extend_prefill(self) -> None:
+        """The prefill of a retracted request covers all output so far."""
+        self.tokens = self.sequence()
+        self.peeked = (-1, 0)
+
+    def computed_tokens(self) -> TokenArray:
+        """The tokens whose KV is in the lease's pages."""
+        return self.sequence()[: self.num_computed]
+
+    def sequence(self) -> TokenArray:
+        return np.concatenate((self.tokens[: self.prompt_len], np.array(self.output_ids, dtype=np.int32)))

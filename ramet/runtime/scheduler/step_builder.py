@@ -1,0 +1,89 @@
+"""Rows of one step: turns "this request, so many tokens" into a `PlanRow`, and notes what is now on its way."""
+
+from __future__ import annotations
+
+from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart
+from ramet.runtime.scheduler.request_state import Phase, RequestState
+
+
+class StepBuilder:
+    """The pages of every token must be in the request's lease before its row is added."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.rows: list[PlanRow] = []
+        self.states: list[tuple[RequestState, int]] = []  # parallel to rows: the request and its epoch
+        self.num_masks = 0
+        self.num_prefill_tokens = 0
+        self.num_new_requests = 0
+        self.num_cached_tokens = 0
+
+    def decode(self, state: RequestState) -> None:
+        start = state.num_planned
+        if state.pending_samples:
+            token_ids: tuple[int, ...] = (PENDING_TOKEN,)
+        else:
+            token_ids = tuple(state.output_ids[start - state.prompt_len :])
+        state.num_planned = start + len(token_ids)
+        self._add(state, token_ids, start, samples=True)
+
+    def prefill(self, state: RequestState, num_tokens: int) -> None:
+        """Compute the next `num_tokens` of the prompt (and, after a retraction, of the output so far)."""
+        start, end = state.num_planned, state.num_planned + num_tokens
+        owed = state.prompt_logprobs_next
+        logprobs_from = None
+        if owed is not None and end > owed:
+            logprobs_from = owed
+            start = min(start, max(owed - 1, 0))  # the logits before a chunk's first token: that one is computed again
+            state.prompt_logprobs_next = end if end < state.prompt_len else None
+        state.num_planned = end
+        self.num_prefill_tokens += num_tokens
+        is_last = end == state.prefill_end
+        if is_last:
+            state.move(Phase.DECODING)
+        token_ids = tuple(state.tokens[start:end].tolist())
+        self._add(state, token_ids, start, samples=is_last and state.may_sample_again, logprobs_from=logprobs_from)
+
+    def plan(self) -> BatchPlan:
+        return BatchPlan(self.step, tuple(self.rows), self.num_masks)
+
+    def _add(self, state: RequestState, token_ids: tuple[int, ...], start: int, *, samples: bool, logprobs_from: int | None = None) -> None:
+        lease = state.lease
+        assert lease is not None, "only a running request has rows"
+        first_page = state.num_pages_sent
+        state.num_pages_sent = len(lease.pages)
+        row = PlanRow(
+            request_id=state.request.request_id,
+            slot=state.slot,
+            token_ids=token_ids,
+            start=start,
+            first_page=first_page,
+            new_pages=tuple(lease.pages[first_page:]),
+            samples=samples,
+            reset=_row_start(state) if state.is_fresh else None,
+            prompt_logprobs_from=logprobs_from,
+            mask_row=self._mask_row(state) if samples else None,
+        )
+        state.is_fresh = False
+        state.rows_in_flight += 1
+        state.pending_samples += samples
+        self.rows.append(row)
+        self.states.append((state, state.epoch))
+
+    def _mask_row(self, state: RequestState) -> int | None:
+        if state.matcher is None:
+            return None
+        self.num_masks += 1
+        return self.num_masks - 1
+
+
+def _row_start(state: RequestState) -> RowStart:
+    request = state.request
+    return RowStart(
+        sampling=request.sampling,
+        seed=request.seed,
+        logprobs=request.logprobs,
+        prompt_ids=request.prompt_ids,
+        output_ids=tuple(state.output_ids),
+        stop_token_ids=request.stop_token_ids,
+    )
