@@ -72,6 +72,14 @@ class HfTokenizer:
             repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             return self._encode(repaired, add_special_tokens)
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Ids of `text` as it stands in the middle of another: no BOS, and no space before it where SentencePiece would put one."""
+        if not self._strips_first_space:
+            return self.encode(text, add_special_tokens=False)
+        mark = self.backend.token_to_id("<0x00>")  # a byte that merges with nothing
+        ids = self.encode("\x00" + text, add_special_tokens=False)
+        return ids[ids.index(mark) + 1 :] if mark in ids else ids
+
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """The batch call of the library computes no offsets, which halves the time of long texts."""
         return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
