@@ -28,6 +28,7 @@ from ramet.runtime.engine.supervisor import Supervisor
 from ramet.runtime.engine.worker_parts import MODEL_TEXT, TORCH_EXECUTOR, ExecutorFactory, TextFactory, TextParts, WorkerSpec
 from ramet.runtime.plan import Capacity, ModelInfo
 from ramet.runtime.request import Delta, EngineStats, Finish, FinishKind, Generation, Request, RequestOutput
+from ramet.runtime.resolve import check
 
 _log = get_logger(__name__)
 _LONG_TEXT = 4096  # characters; longer prompts are tokenised off the event loop
@@ -51,7 +52,17 @@ class AsyncEngine:
         self._ready: Ready
 
     @classmethod
-    def start(
+    async def start(cls, config: EngineConfig, **parts: Any) -> AsyncEngine:
+        """`start_now` without blocking the event loop. Cancelling it ends what was being started."""
+        starting = asyncio.ensure_future(asyncio.to_thread(cls.start_now, config, **parts))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_close_late)
+            raise
+
+    @classmethod
+    def start_now(
         cls,
         config: EngineConfig,
         *,
@@ -60,12 +71,13 @@ class AsyncEngine:
         text_factory: str | TextFactory = MODEL_TEXT,
         on_end: Callable[[RametError], None] | None = None,
     ) -> AsyncEngine:
-        """Load text parts here and the model in the worker; blocks until it is ready (call it through `asyncio.to_thread` on a loop).
-        Raises what the worker raised: `ModelNotFound`, `OutOfMemory`, `ConfigError` …
+        """Load text parts here and the model in the worker; blocks until it is ready. Raises what the worker raised: `ModelNotFound`,
+        `OutOfMemory`, `ConfigError` …
 
         `on_end` is called, on a thread of the engine, when the worker has died and no other will be started. The factories are for
         tests; a worker process needs them as "module:function".
         """
+        check(config)
         spec = WorkerSpec(config, executor_factory, text_factory)
         kind = ProcessWorker if worker == "process" else ThreadWorker
         return cls.over(lambda: kind(spec), config, spec.load_text(), on_end=on_end)
@@ -79,7 +91,7 @@ class AsyncEngine:
         *,
         on_end: Callable[[RametError], None] | None = None,
     ) -> AsyncEngine:
-        """`start` over any kind of worker."""
+        """`start_now` over any kind of worker."""
         engine = cls(config, text, on_end)
         engine._supervisor = Supervisor(launch, engine, config.supervision)
         engine._ready = engine._supervisor.start()
@@ -277,6 +289,11 @@ class AsyncEngine:
                 to_abort.append(wire_id)
         if to_abort:
             self._supervisor.send(Abort(tuple(to_abort)))
+
+
+def _close_late(starting: asyncio.Future[AsyncEngine]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result().close_now()
 
 
 def _assembled(entry: Entry, output: RequestOutput) -> Delta | None:

@@ -89,6 +89,11 @@ class GenerationEngine(Protocol):
         stream with a `Finish` of kind abort or error. Closing the iterator aborts the generation at the next step."""
         ...
 
+    async def complete(self, generation: Generation) -> Delta:
+        """The whole generation as one delta: what `generate` streams, joined, without waking the caller at every token. Cancelling the
+        awaiting task aborts it."""
+        ...
+
     async def abort(self, request_id: str) -> bool:
         """Abort exactly this request; False when it is not running."""
         ...

@@ -9,19 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from ramet.errors import InternalError, RametError
 from ramet.log import get_logger
 from ramet.runtime.engine.channel import Channel, ChannelClosed
 from ramet.runtime.engine.messages import Abort, Flush, GetStats, Message, Outputs, Ready, Reply, Shutdown, Submit
-from ramet.runtime.engine.step_log import StepLog
 from ramet.runtime.executor.executor import Executor, PendingResult
 from ramet.runtime.plan import BatchPlan, RowResult, StepResult
 from ramet.runtime.request import EngineStats, Finish, FinishKind, Request, RequestOutput, SamplingParams
-
-if TYPE_CHECKING:
-    from ramet.runtime.scheduler.scheduler import Scheduler
+from ramet.runtime.scheduler.scheduler import Scheduler
 
 _log = get_logger(__name__)
 _STATS_SECONDS = 1.0
@@ -45,12 +41,15 @@ class Worker:
     of our own, run when nothing else is left; when that fails twice in a row the worker gives up and raises `InternalError`.
     """
 
-    def __init__(self, channel: Channel, scheduler: Scheduler, executor: Executor, step_log: StepLog, *, overlap: bool) -> None:
+    def __init__(
+        self, channel: Channel, scheduler: Scheduler, executor: Executor, *, overlap: bool, log_interval: int = 40, cuda_graph: bool = False
+    ) -> None:
         self._channel = channel
         self._scheduler = scheduler
         self._executor = executor
-        self._step_log = step_log
         self._overlap = overlap
+        self._log_interval = log_interval
+        self._cuda_graph = cuda_graph
         self._live: set[str] = set()
         self._failures: dict[str, Finish] = {}
         self._in_doubt = False
@@ -66,6 +65,9 @@ class Worker:
                 self._run_serial()
         except ChannelClosed:
             _log.info("The front is gone; the worker ends")
+        finally:
+            self._scheduler.close()
+            self._executor.close()
 
     # The two loops.
 
@@ -98,10 +100,14 @@ class Worker:
 
     def _plan(self) -> BatchPlan | None:
         try:
-            return self._scheduler.plan()
+            plan = self._scheduler.plan()
         except Exception as error:
             self._fail_all(error)
             return None
+        report = self._scheduler.batch_report(plan, self._log_interval) if plan is not None else None
+        if report is not None:
+            _log.info(report.line(cuda_graph=self._cuda_graph))
+        return plan
 
     def _launch(self, plan: BatchPlan) -> Exception | None:
         """An error is handed back, not handled: the step before this one must be committed first."""
@@ -123,13 +129,20 @@ class Worker:
 
     def _finish(self, step: Step) -> None:
         try:
-            outputs = self._scheduler.commit(step.plan, step.pending.result())
+            result = step.pending.result()
         except Exception as error:
             self._fail(step.plan, error)
             return
         self._in_doubt = False
         self._probe_failures = 0
-        self._step_log.step(step.plan, self._scheduler.stats(), sum(len(output.token_ids) for output in outputs))
+        self._commit(step.plan, result)
+
+    def _commit(self, plan: BatchPlan, result: StepResult) -> None:
+        try:
+            outputs = self._scheduler.commit(plan, result)
+        except Exception as error:
+            self._fail_all(error)
+            return
         self._emit([*outputs, *self._scheduler.drain()])
 
     def _rest(self) -> None:
@@ -146,10 +159,9 @@ class Worker:
         if idle and not self._in_doubt:
             self._emit(self._scheduler.drain())
             messages = self._channel.receive(None)
-            self._step_log.restart_clock()
         else:
             messages = self._channel.receive(0.0)
-        return all([self._handle(message) for message in messages])
+        return all([self._handle(message) for message in messages])  # noqa: C419 (handle every one)
 
     def _handle(self, message: Message) -> bool:
         match message:
@@ -179,7 +191,7 @@ class Worker:
     # What the front hears.
 
     def _emit(self, outputs: Sequence[RequestOutput]) -> None:
-        if self._failures or self._in_doubt:
+        if self._failures:
             outputs = [self._as_failed(output) for output in outputs]
         self._live.difference_update(output.request_id for output in outputs if output.finish is not None)
         outputs = tuple(output for output in outputs if output.request_id != _PROBE_ID)
@@ -192,12 +204,8 @@ class Worker:
 
     def _stats(self) -> EngineStats:
         model, capacity = self._executor.model, self._executor.capacity
-        return replace(
-            self._scheduler.stats(),
-            gen_throughput=self._step_log.gen_throughput,
-            weight_bytes=model.weight_bytes,
-            kv_pool_bytes=capacity.num_tokens * model.kv_bytes_per_token,
-        )
+        pool_bytes = capacity.num_tokens * model.kv_bytes_per_token
+        return replace(self._scheduler.stats(), weight_bytes=model.weight_bytes, kv_pool_bytes=pool_bytes)
 
     # Failures.
 
@@ -207,17 +215,18 @@ class Worker:
         self._in_doubt = True
         self._count_probe_failure(plan, error)
         for row in plan.rows:
-            self._failures[row.request_id] = _finish_of(error)
-            self._scheduler.abort(row.request_id)
-        nothing = StepResult(tuple(RowResult() for _ in plan.rows))
-        self._emit([*self._scheduler.commit(plan, nothing), *self._scheduler.drain()])
+            if self._scheduler.abort(row.request_id):
+                self._failures[row.request_id] = _finish_of(error)
+        self._commit(plan, StepResult(tuple(RowResult() for _ in plan.rows)))
 
     def _fail_all(self, error: Exception) -> None:
         """The scheduler itself raised: nobody knows whose fault it is."""
-        _log.error("Planning failed; all %d requests end with an error", len(self._live), exc_info=error)
-        self._failures.update(dict.fromkeys(self._live, _finish_of(error)))
+        _log.error("Scheduling failed; all %d requests end with an error", len(self._live), exc_info=error)
         self._scheduler.abort_all()
-        self._emit(self._scheduler.drain())
+        self._scheduler.drain()
+        self._failures.clear()
+        finish = _finish_of(error)
+        self._emit([RequestOutput(request_id, finish=finish) for request_id in sorted(self._live)])
 
     def _as_failed(self, output: RequestOutput) -> RequestOutput:
         if output.finish is None:

@@ -6,16 +6,21 @@ import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from ramet.grammar.matcher import GrammarCompiler, Vocabulary
+from ramet.runtime.cache.lease import Cache
+from ramet.runtime.cache.no_cache import NoCache
+from ramet.runtime.cache.prefix_cache import PrefixCache
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.channel import Channel
 from ramet.runtime.engine.generation_engine import ChatTemplate, Tokenizer
-from ramet.runtime.engine.step_log import StepLog
 from ramet.runtime.engine.worker import Worker
 from ramet.runtime.executor.executor import Executor
 from ramet.runtime.plan import ModelInfo
+from ramet.runtime.resolve import resolve
+from ramet.runtime.scheduler.scheduler import Scheduler
 
 ExecutorFactory = Callable[[EngineConfig], Executor]
 TORCH_EXECUTOR = "ramet.runtime.executor.torch_executor:create_executor"
@@ -68,13 +73,18 @@ class WorkerSpec:
 
     def build(self, channel: Channel) -> Worker:
         """Load the model and put the scheduler in front of it. Takes seconds to minutes."""
-        config = self.config
-        executor: Executor = _resolved(self.executor)(config)
-        grammars = _grammar_compiler(config, self.load_text, executor.model)
-        scheduler = _scheduler(config, executor, grammars)
-        on_gpu = config.model.device != "cpu" and not config.backend.disable_cuda_graph
-        step_log = StepLog(config.log.decode_log_interval, cuda_graph=on_gpu)
-        return Worker(channel, scheduler, executor, step_log, overlap=not config.schedule.disable_overlap_schedule)
+        executor: Executor = _resolved(self.executor)(self.config)
+        # What only a real device knows; an executor that does not say is on the CPU and has no graphs.
+        on_gpu: bool = getattr(executor, "on_gpu", False)
+        config = resolve(self.config, executor.model, executor.capacity, on_gpu=on_gpu)
+        return Worker(
+            channel,
+            _scheduler(config, executor, _grammar_compiler(config, self.load_text().tokenizer, executor.model)),
+            executor,
+            overlap=not config.schedule.disable_overlap_schedule,
+            log_interval=config.log.decode_log_interval,
+            cuda_graph=on_gpu and not config.backend.disable_cuda_graph,
+        )
 
 
 def load_text(config: EngineConfig) -> TextParts:
@@ -103,19 +113,23 @@ def _resolved(factory: str | Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def _grammar_compiler(config: EngineConfig, load: Callable[[], TextParts], model: ModelInfo) -> GrammarCompiler | None:
-    from ramet.grammar.llguidance_compiler import create_grammar_compiler
+def _grammar_compiler(config: EngineConfig, tokenizer: Tokenizer, model: ModelInfo) -> GrammarCompiler | None:
+    """None where nothing can be constrained: by option, or because no token ends a text."""
+    from ramet.grammar.compiler import create_grammar_compiler
 
-    if config.backend.grammar_backend == "none":
-        return None
-    tokenizer = load().tokenizer
     eos = tuple(dict.fromkeys([*model.eos_token_ids, *tokenizer.eos_token_ids]))
+    if config.backend.grammar_backend == "none" or not eos:
+        return None
     vocabulary = Vocabulary(tokenizer.token_bytes(), tokenizer.special_ids, eos, model.vocab_size)
-    compiler: GrammarCompiler = create_grammar_compiler(config.backend.grammar_backend, vocabulary)
-    return compiler
+    encode = getattr(tokenizer, "encode_continuation", partial(tokenizer.encode, add_special_tokens=False))
+    return create_grammar_compiler(config.backend.grammar_backend, vocabulary, encode)
 
 
-def _scheduler(config: EngineConfig, executor: Executor, grammars: GrammarCompiler | None) -> Scheduler:
-    from ramet.runtime.scheduler.scheduler import Scheduler
-
-    return Scheduler(config, executor.model, executor.capacity, grammars)
+def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompiler | None) -> Scheduler:
+    capacity, model = executor.capacity, executor.model
+    cache: Cache
+    if config.memory.disable_radix_cache:
+        cache = NoCache(capacity.num_pages, capacity.page_size)
+    else:
+        cache = PrefixCache(capacity.num_pages, capacity.page_size, config.memory.radix_eviction_policy)
+    return Scheduler(capacity, model.context_len, model.vocab_size, config.schedule, cache, compiler, seed=config.model.random_seed)

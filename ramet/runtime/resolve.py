@@ -1,0 +1,77 @@
+"""Every "auto" of the engine's options turned into a value, once, from plain numbers; contradictions are refused. No torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from ramet.errors import ConfigError
+from ramet.runtime.config import EngineConfig
+from ramet.runtime.plan import Capacity, ModelInfo
+
+CHUNK_CPU = 512
+CHUNK_GPU = 8192
+"""Prompt tokens that one step takes at most. While it computes them, every running request waits for its next token: about a second on
+two CPU cores, about 0.2 s for a model of 8B parameters on a large GPU."""
+
+
+def check(config: EngineConfig) -> None:
+    """What is wrong whatever the model is; looked at before anything is loaded. Raises `ConfigError`."""
+    model, memory, schedule, parallel = config.model, config.memory, config.schedule, config.parallel
+    if model.trust_remote_code:
+        raise ConfigError("trust_remote_code: code that comes with a model never runs here", param="trust_remote_code")
+    if parallel.tp_size > 1:
+        raise ConfigError(f"tp_size={parallel.tp_size}: this build runs a model on one device", param="tp_size")
+    if memory.max_total_tokens is not None and memory.max_total_tokens < memory.page_size:
+        message = f"max_total_tokens={memory.max_total_tokens} is less than one page (page_size={memory.page_size})"
+        raise ConfigError(message, param="max_total_tokens")
+    if memory.disable_radix_cache and schedule.schedule_policy == "dfs-weight":
+        message = "schedule_policy=dfs-weight orders by the prefix cache, which disable_radix_cache turns off; choose fcfs"
+        raise ConfigError(message, param="schedule_policy")
+    if schedule.chunked_prefill_size == 0:
+        message = "chunked_prefill_size=0 would never run a prompt; give a number of tokens, or -1 for no limit"
+        raise ConfigError(message, param="chunked_prefill_size")
+    _check_overrides(model.json_model_override_args)
+
+
+def resolve(config: EngineConfig, model: ModelInfo, capacity: Capacity, *, on_gpu: bool) -> EngineConfig:
+    """`config` with every auto filled in that concerns the engine's loop, from what was loaded and how much room it found.
+
+    `max_queued_requests` stays None: no limit. `mem_fraction_static` stays as it was: `max_total_tokens` now says the same exactly.
+    """
+    check(config)
+    _check_against(config, model, capacity)
+    chunk = config.schedule.chunked_prefill_size
+    policy = config.schedule.schedule_policy
+    schedule = replace(
+        config.schedule,
+        max_running_requests=min(config.schedule.max_running_requests or capacity.max_running, capacity.max_running),
+        chunked_prefill_size=(CHUNK_GPU if on_gpu else CHUNK_CPU) if chunk is None else chunk,
+        schedule_policy="fcfs" if config.memory.disable_radix_cache and policy == "lpm" else policy,  # no prefixes to order by
+    )
+    memory = replace(config.memory, max_total_tokens=capacity.num_tokens)
+    named = replace(config.model, context_length=model.context_len, served_model_name=config.model.served_model_name or model.name)
+    return replace(config, schedule=schedule, memory=memory, model=named)
+
+
+def _check_against(config: EngineConfig, model: ModelInfo, capacity: Capacity) -> None:
+    wanted = config.model.context_length
+    if wanted is not None and wanted > model.context_len:
+        raise ConfigError(
+            f"context_length={wanted} is more than the {model.context_len} tokens of {model.name}; lower it", param="context_length"
+        )
+    if capacity.page_size != config.memory.page_size:
+        raise ConfigError(
+            f"the executor made pages of {capacity.page_size} tokens where page_size={config.memory.page_size} was asked", param="page_size"
+        )
+
+
+def _check_overrides(text: str) -> None:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"json_model_override_args is not JSON: {error}", param="json_model_override_args") from error
+    if not isinstance(value, dict):
+        raise ConfigError(
+            "json_model_override_args must be a JSON object such as '{\"rope_theta\": 10000}'", param="json_model_override_args"
+        )
