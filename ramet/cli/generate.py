@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, bool, dict[str, Any], EngineCo
 
 
 async def _generate(config: EngineConfig, prompt: str, raw: bool, sampling: dict[str, Any]) -> int:
-    engine = await AsyncEngine.start(config)
+    engine = await asyncio.to_thread(AsyncEngine.start, config)
     try:
         await _stream(engine, _generation(engine, prompt, raw, sampling))
     finally:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import uvicorn
 
 from ramet import log
 from ramet.cli.flags import flags_markdown, parse_config
-from ramet.errors import ConfigError
+from ramet.errors import ConfigError, RametError
 from ramet.runtime.config import HttpConfig, ServerConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.generation_engine import GenerationEngine
@@ -25,6 +26,7 @@ DESCRIPTION = "Serve a model over HTTP. Without --model-path, the embedded SmolL
 READY = "Ramet Runtime initialized with model"
 UVICORN_READY = "Uvicorn running on"
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 60
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -34,8 +36,14 @@ def run(arguments: Sequence[str]) -> int:
     config = parse_config(ServerConfig, arguments, program="ramet serve", description=DESCRIPTION)
     configure_logging(config.engine.log.log_level)
     with bind(config.http) as listener:
-        asyncio.run(_serve(config, listener))
-    return 0
+        return run_loop(_serve(config, listener))
+
+
+def run_loop(work: Coroutine[Any, Any, int]) -> int:
+    """On uvloop where there is one."""
+    factory = importlib.import_module("uvloop").new_event_loop if importlib.util.find_spec("uvloop") else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
 
 
 def bind(http: HttpConfig) -> socket.socket:
@@ -54,18 +62,37 @@ def bind(http: HttpConfig) -> socket.socket:
     return listener
 
 
-async def _serve(config: ServerConfig, listener: socket.socket) -> None:
-    engine = await AsyncEngine.start(config.engine)
+async def _serve(config: ServerConfig, listener: socket.socket) -> int:
+    """Exit status 0 after an orderly stop, 1 when the worker died and is not to be restarted."""
+    end = EngineEnd(asyncio.get_running_loop())
+    engine = await asyncio.to_thread(AsyncEngine.start, config.engine, on_end=end.report)
     try:
         if not config.engine.supervision.skip_server_warmup:
             await generate_one_token(engine)
-        await _serve_http(engine, config, listener)
+        server = build_server(engine, config)
+        end.stop = server.stop
+        await server.serve(sockets=[listener])
     finally:
         await engine.close()
+    return 1 if end.reported else 0
 
 
-async def _serve_http(engine: GenerationEngine, config: ServerConfig, listener: socket.socket) -> None:
-    """uvicorn turns SIGINT and SIGTERM into an orderly end: no new requests, running ones get their grace, then we return."""
+class EngineEnd:
+    """Carries the engine's last word from its thread to the server, which then stops."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.reported = False
+        self.stop: Callable[[], None] = lambda: None
+        self._loop = loop
+
+    def report(self, error: RametError) -> None:
+        self.reported = True
+        logger.error("The engine has ended, the server stops: %s", error.message)
+        self._loop.call_soon_threadsafe(lambda: self.stop())
+
+
+def build_server(engine: GenerationEngine, config: ServerConfig) -> AnnouncingServer:
+    """uvicorn turns SIGINT and SIGTERM into an orderly end: no new requests, running ones get their grace, then it returns."""
     app = build_app(engine, config)
     options = uvicorn.Config(
         app,
@@ -73,10 +100,9 @@ async def _serve_http(engine: GenerationEngine, config: ServerConfig, listener: 
         access_log=config.engine.log.log_level in ("debug", "info"),
         backlog=BACKLOG,
         timeout_graceful_shutdown=config.http.timeout_graceful_shutdown,
-        timeout_keep_alive=60,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    server = AnnouncingServer(options, app.state.context.model_name)
-    await server.serve(sockets=[listener])
+    return AnnouncingServer(options, app.state.context.model_name)
 
 
 class AnnouncingServer(uvicorn.Server):
@@ -85,6 +111,9 @@ class AnnouncingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, model_name: str) -> None:
         super().__init__(config)
         self._model_name = model_name
+
+    def stop(self) -> None:
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ramet.errors import TooLarge, Unauthorized
@@ -49,20 +50,31 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > self._limit:
             await error_response(self._error())(scope, receive, send)
             return
-        await self._app(scope, self._counted(receive), send)
-
-    def _counted(self, receive: Receive) -> Receive:
-        seen = 0
-
-        async def receive_counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise self._error()
-            return message
-
-        return receive_counted
+        await _LimitedCall(self._limit).run(self._app, scope, receive, send, refusal=error_response(self._error()))
 
     def _error(self) -> TooLarge:
         return TooLarge(f"the request body exceeds {self._limit} bytes; split the batch, or raise --max-body-mb on the server")
+
+
+class _LimitedCall:
+    """One request whose body is counted while it is read. Past the limit reading fails, and whatever the app makes of that failure is
+    replaced by the refusal."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, refusal: Response) -> None:
+        async def receive_counted() -> Message:
+            message = await receive()
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                raise OverflowError("the request body is too large")
+            return message
+
+        async def send_unless_refused(message: Message) -> None:
+            if self._left >= 0:
+                await send(message)
+
+        await app(scope, receive_counted, send_unless_refused)
+        if self._left < 0:
+            await refusal(scope, receive, send)

@@ -69,13 +69,35 @@ class ServerContext:
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Delta, None]:
         """The engine's stream, measured and, on demand, logged. Closing it aborts the generation."""
-        if self.config.engine.log.log_requests:
-            logger.info("request %s: %s", generation.request_id, json.dumps(_summary(generation)))
+        self._log_request(generation)
         async with aclosing(self.metrics.observe(self.engine.generate(generation))) as deltas:
             async for delta in deltas:
                 if delta.finish is not None and self.config.engine.log.log_requests:
-                    logger.info("finished %s: %s, %d tokens", generation.request_id, delta.finish.kind.value, delta.completion_tokens)
+                    _log_finish(delta)
                 yield delta
+
+    async def complete(self, generation: Generation) -> Delta:
+        """`generate`, joined."""
+        self._log_request(generation)
+        whole = await self.metrics.observe_whole(self.engine.complete(generation))
+        if self.config.engine.log.log_requests:
+            _log_finish(whole)
+        return whole
+
+    async def token_limit(self) -> int:
+        """Longest prompt and output together: the context, or the KV pool where that is smaller."""
+        if not self.metrics.stats.total_tokens:
+            self.metrics.stats = await self.engine.stats()
+        return min(self.engine.model.context_len, self.metrics.stats.total_tokens or self.engine.model.context_len)
+
+    def _log_request(self, generation: Generation) -> None:
+        if self.config.engine.log.log_requests:
+            logger.info("request %s: %s", generation.request_id, json.dumps(_summary(generation)))
+
+
+def _log_finish(last: Delta) -> None:
+    kind = last.finish.kind.value if last.finish else "unfinished"
+    logger.info("finished %s: %s, %d tokens", last.request_id, kind, last.completion_tokens)
 
 
 def _summary(generation: Generation) -> dict[str, object]:

@@ -144,7 +144,8 @@ async def engine_stats(context: ServerContext) -> EngineStats:
     return context.metrics.stats
 
 
-@router.api_route("/flush_cache", methods=["GET", "POST"], responses=ERROR_REPLIES)
+@router.get("/flush_cache", include_in_schema=False)
+@router.post("/flush_cache", responses=ERROR_REPLIES)
 async def flush_cache(context: Context) -> Response:
     if await context.engine.flush_cache():
         return PlainTextResponse("Cache flushed.\n")

@@ -17,6 +17,9 @@ from ramet.runtime.request import Finish
 
 logger = get_logger(__name__)
 
+OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "input_ids": "prompt", "text": "prompt"}
+"""A native field's name → what the OpenAI routes call it."""
+
 UNAVAILABLE_RETRY_SECONDS = 1.0
 
 
@@ -62,6 +65,8 @@ def invalid_request_of(errors: Sequence[Any]) -> InvalidRequest:
 
 async def _on_ramet_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RametError)
+    if request.url.path.startswith("/v1/"):
+        error.param = OPENAI_NAMES.get(error.param or "", error.param)
     if error.status == 500:
         logger.error("%s %s failed: %s", request.method, request.url.path, error.message, exc_info=error)
     return error_response(error)

@@ -63,11 +63,16 @@ async def fan_out(
 
 
 async def collect(context: ServerContext, generations: Sequence[Generation], *, pass_aborts: bool = False) -> list[Transcript]:
-    """Run all generations to their end."""
+    """Run all generations to their end; the first failure aborts the others."""
+    tasks = [asyncio.ensure_future(context.complete(generation)) for generation in generations]
     transcripts = [Transcript() for _ in generations]
-    async with aclosing(fan_out(context, generations, pass_aborts=pass_aborts)) as deltas:
-        async for index, delta in deltas:
-            transcripts[index].add(delta)
+    try:
+        for transcript, whole in zip(transcripts, await asyncio.gather(*tasks), strict=True):
+            transcript.add(_checked(whole, pass_aborts))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     return transcripts
 
 

@@ -6,7 +6,7 @@ The cache hit rate is `rate(ramet:cached_tokens_total) / rate(ramet:prompt_token
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
 from contextlib import aclosing
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -87,7 +87,7 @@ class Metrics:
                 async for delta in stream:
                     last = self._record_tokens(delta, last)
                     if delta.finish is not None:
-                        status = 200 if delta.finish.kind in (FinishKind.STOP, FinishKind.LENGTH) else delta.finish.status
+                        status = status_of(delta)
                         self._record_end(delta)
                     yield delta
         except RametError as error:
@@ -98,6 +98,32 @@ class Metrics:
             raise
         finally:
             self.count(status)
+
+    async def observe_whole(self, whole: Awaitable[Delta]) -> Delta:
+        """`observe` for a generation that comes in one piece; its tokens are spread evenly over its time."""
+        status = CANCELLED
+        try:
+            delta = await whole
+            status = status_of(delta)
+            self._record_whole(delta)
+            return delta
+        except RametError as error:
+            status = error.status
+            raise
+        except Exception:
+            status = 500
+            raise
+        finally:
+            self.count(status)
+
+    def _record_whole(self, delta: Delta) -> None:
+        self._record_end(delta)
+        num_tokens = len(delta.token_ids)
+        if not num_tokens:
+            return
+        self._first_token.observe(delta.first_token_latency)
+        for _ in range(num_tokens - 1):
+            self._inter_token.observe((delta.e2e_latency - delta.first_token_latency) / (num_tokens - 1))
 
     def _record_tokens(self, delta: Delta, last: float) -> float:
         num_new = len(delta.token_ids)
@@ -114,6 +140,13 @@ class Metrics:
     def _record_end(self, delta: Delta) -> None:
         self._e2e.observe(delta.e2e_latency)
         self._queue.observe(delta.queue_time)
+
+
+def status_of(last: Delta) -> int:
+    """The HTTP status that a generation's last delta stands for."""
+    finish = last.finish
+    ended_well = finish is not None and finish.kind in (FinishKind.STOP, FinishKind.LENGTH)
+    return 200 if ended_well or finish is None else finish.status
 
 
 class _EngineCollector:

@@ -28,7 +28,8 @@ from ramet.server.sse import EventStream, until_disconnect
 router = APIRouter(tags=["native"])
 
 
-@router.api_route("/generate", methods=["POST", "PUT"], response_model=GenerateReply | list[GenerateReply], responses=ERROR_REPLIES)
+@router.put("/generate", response_model=None, include_in_schema=False)
+@router.post("/generate", response_model=GenerateReply | list[GenerateReply], responses=ERROR_REPLIES)
 async def generate(body: GenerateRequest, context: Context, request: Request) -> Response:
     """Text or token ids in, text and token ids out; a list for a batch or n > 1, server-sent events with `stream`."""
     batch = parse_batch(body, context.engine.model.vocab_size)
@@ -57,7 +58,8 @@ async def _events(context: ServerContext, batch: Batch, style: NativeFormat, *, 
                 yield event | ({"index": index} if batch.is_list else {})
 
 
-@router.api_route("/encode", methods=["POST", "PUT"], responses=ERROR_REPLIES)
+@router.put("/encode", include_in_schema=False)
+@router.post("/encode", responses=ERROR_REPLIES)
 async def encode(context: Context) -> Response:
     raise Unsupported(f"/encode needs an embedding model; '{context.model_name}' generates text: use /generate")
 

@@ -122,7 +122,7 @@ def _samples(
     )
     if sampling.n == 1:
         return [one]
-    seeds = [None if sampling.seed is None else sampling.seed + i for i in range(sampling.n)]
+    seeds = [None if sampling.seed is None else (sampling.seed + i) % 2**64 if i else sampling.seed for i in range(sampling.n)]
     return [replace(one, request_id=f"{rid}-{i}", sampling=replace(one.sampling, seed=seed)) for i, seed in enumerate(seeds)]
 
 

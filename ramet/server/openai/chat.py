@@ -28,7 +28,7 @@ router = APIRouter(tags=["OpenAI"])
 async def create_chat_completion(body: ChatRequest, context: Context, request: Request) -> Response:
     check_common(context, body)
     _check_tools(body)
-    call = prepare_call(
+    call = await prepare_call(
         context,
         body,
         [await _prompt_of(context, body)],

@@ -30,7 +30,7 @@ async def create_completion(body: CompletionRequest, context: Context, request: 
     check_common(context, body)
     _check(body)
     prompts = await _prompts_of(context, body)
-    call = prepare_call(
+    call = await prepare_call(
         context,
         body,
         prompts,
@@ -101,6 +101,8 @@ async def _events(context: ServerContext, call: Call, echoes: list[str] | None) 
     with context.group(call.rid, call.generations):
         async with aclosing(fan_out(context, call.generations)) as deltas:
             async for index, delta in deltas:
+                if not (delta.text or delta.logprobs or delta.prompt_logprobs or delta.finish or (echoes and index not in begun)):
+                    continue
                 echo = echoes[index // call.n] if echoes else ""
                 offset = len(echo) + len(transcripts[index].text) if index in begun else 0
                 choice = _chunk_choice(context, call, index, delta, offset, "" if index in begun else echo)

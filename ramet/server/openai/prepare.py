@@ -52,7 +52,7 @@ class Call:
     continuous_usage: bool
 
 
-def prepare_call(
+async def prepare_call(
     context: ServerContext,
     body: SamplingFields,
     prompts: Sequence[Sequence[int]],
@@ -66,8 +66,9 @@ def prepare_call(
     unique = uuid.uuid4().hex
     rid = body.rid or f"{prefix}-{unique}"
     generations: list[Generation] = []
+    limit = await context.token_limit() if max_new_tokens is None else 0
     for prompt in prompts:
-        room = max(1, context.engine.model.context_len - len(prompt))
+        room = max(1, limit - len(prompt))
         sampling = sampling_of(context, body, room if max_new_tokens is None else max_new_tokens)
         generations += [_choice(body, prompt, sampling, logprobs, rid, len(generations) + i, i) for i in range(n)]
     if len(generations) == 1:
@@ -150,7 +151,7 @@ def _choice(
     sample: int,
 ) -> Generation:
     """Choice `sample` of one prompt; each has a seed of its own, so that they differ and each can be repeated."""
-    seed = None if sampling.seed is None else sampling.seed + sample
+    seed = None if sampling.seed is None else (sampling.seed + sample) % 2**64 if sample else sampling.seed
     return Generation(
         request_id=f"{rid}-{position}",
         input_ids=tuple(prompt),
