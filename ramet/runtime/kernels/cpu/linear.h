@@ -1,0 +1,166 @@
+// Quantised linear layers: y[t, n] = Σ_k w[n, k] x[t, k], weights of 4 or 8 bits, activations quantised to 8 bits on the way in.
+//
+// Weights, in blocks of 32 along k:  4-bit  w = d·q + m, q in 0…15 (Q4_1; Q4_0 has m = −8d)      8-bit  w = d·q, q in −127…127 (Q8_0)
+// Activations, same blocks:          x ≈ s·a, a in −127…127, s = max|x| / 127
+//
+//   y = Σ_blocks  d·s·Σ q·a  +  m·s·Σ a
+//
+// Eight output columns form a panel. Within a block a panel holds eight groups of four consecutive k: one 32-byte vector per group,
+// byte 4·column + k. One broadcast of four activations then feeds eight columns with one vpmaddubsw. For 4 bits a product pair is at
+// most 2·15·127 = 3810, so the eight groups of a block are summed in 16 bits (30480 < 32767) before the one widening. Each (t, n) is
+// summed over the blocks in the same order whatever the batch: a row's result does not depend on its neighbours.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <immintrin.h>
+#include "pool.h"
+
+namespace ramet {
+
+constexpr int kBlock = 32, kPanel = 8;
+constexpr int64_t kRecord4 = 128 + 16 + 16;  // nibbles, d[8] fp16, m[8] fp16
+constexpr int64_t kRecord8 = 256 + 16;       // bytes, d[8] fp16
+
+struct Linear {
+  int32_t n, k, bits;  // n and k: multiples of 8 and 32
+  const uint8_t* packed;
+  const float* bias;  // [n] or null
+  int64_t record() const { return bits == 4 ? kRecord4 : kRecord8; }
+  const uint8_t* panel(int p) const { return packed + int64_t(p) * (k / kBlock) * record(); }
+};
+
+// Activations of `rows` rows: a [rows, k], scale and sum [rows, k/32] (sum = s·Σa).
+struct Activations {
+  int8_t* a;
+  float* scale;
+  float* sum;
+};
+
+inline float max_of(__m256 v) {
+  __m128 h = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+  return _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+}
+
+inline float sum_of(__m256 v) {
+  __m128 h = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  h = _mm_add_ps(h, _mm_movehl_ps(h, h));
+  return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
+}
+
+inline void quantize_block(const float* x, int8_t* a, float* scale, float* sum) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  __m256 v[4], largest = _mm256_setzero_ps();
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_loadu_ps(x + 8 * i);
+    largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, v[i]));
+  }
+  const float m = max_of(largest);
+  *scale = m / 127.0f;
+  const __m256 inverse = _mm256_set1_ps(m > 0 ? 127.0f / m : 0.0f);
+  __m256i q[4];
+  for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+  const __m256i total = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
+  *sum = *scale * sum_of(_mm256_cvtepi32_ps(total));
+  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(a), _mm256_permutevar8x32_epi32(bytes, order));
+}
+
+inline void quantize_row(const float* x, int k, int64_t row, const Activations& out) {
+  const int blocks = k / kBlock;
+  for (int b = 0; b < blocks; ++b) {
+    const int64_t at = row * blocks + b;
+    quantize_block(x + b * kBlock, out.a + at * kBlock, out.scale + at, out.sum + at);
+  }
+}
+
+inline __m256 half8(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline __m256i bytes32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline __m256i broadcast4(const int8_t* p) {  // one load, no shuffle
+  return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p)));
+}
+
+// One panel of eight columns for ROWS rows of activations, 4-bit weights.
+template <int ROWS>
+inline void panel4(const uint8_t* w, int blocks, const int8_t* a, const float* scale, const float* sum, __m256* acc) {
+  const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  const int64_t k = int64_t(blocks) * kBlock;
+  for (int b = 0; b < blocks; ++b, w += kRecord4) {
+    __m256i group[8];
+    for (int j = 0; j < 4; ++j) {
+      const __m256i packed = bytes32(w + 32 * j);
+      group[j] = _mm256_and_si256(packed, low);
+      group[j + 4] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
+    }
+    const __m256 d = half8(w + 128), m = half8(w + 144);
+    for (int r = 0; r < ROWS; ++r) {
+      const int8_t* x = a + r * k + b * kBlock;
+      __m256i s = _mm256_maddubs_epi16(group[0], broadcast4(x));
+      for (int j = 1; j < 8; ++j) s = _mm256_add_epi16(s, _mm256_maddubs_epi16(group[j], broadcast4(x + 4 * j)));
+      const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(s, ones));
+      const int64_t at = int64_t(r) * blocks + b;
+      acc[r] = _mm256_fmadd_ps(dot, _mm256_mul_ps(d, _mm256_broadcast_ss(scale + at)), acc[r]);
+      acc[r] = _mm256_fmadd_ps(m, _mm256_broadcast_ss(sum + at), acc[r]);
+    }
+  }
+}
+
+// The same for 8-bit weights: |q|·(a·sign q), at most 2·127·127 = 32258 per pair, widened after every pair of groups.
+template <int ROWS>
+inline void panel8(const uint8_t* w, int blocks, const int8_t* a, const float* scale, const float*, __m256* acc) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  const int64_t k = int64_t(blocks) * kBlock;
+  for (int b = 0; b < blocks; ++b, w += kRecord8) {
+    const __m256 d = half8(w + 256);
+    __m256i dot[ROWS];
+    for (int r = 0; r < ROWS; ++r) dot[r] = _mm256_setzero_si256();
+    for (int j = 0; j < 8; ++j) {
+      const __m256i q = bytes32(w + 32 * j), magnitude = _mm256_abs_epi8(q);
+      for (int r = 0; r < ROWS; ++r) {
+        const __m256i x = broadcast4(a + r * k + b * kBlock + 4 * j);
+        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, q));
+        dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(pairs, ones));
+      }
+    }
+    for (int r = 0; r < ROWS; ++r) {
+      const __m256 s = _mm256_mul_ps(d, _mm256_broadcast_ss(scale + int64_t(r) * blocks + b));
+      acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), s, acc[r]);
+    }
+  }
+}
+
+template <int ROWS>
+inline void panel_rows(const Linear& w, int p, const Activations& x, int64_t row, float* y, bool add) {
+  const int blocks = w.k / kBlock;
+  __m256 acc[ROWS];
+  const __m256 start = w.bias ? _mm256_loadu_ps(w.bias + p * kPanel) : _mm256_setzero_ps();
+  for (int r = 0; r < ROWS; ++r) acc[r] = start;
+  const int8_t* a = x.a + row * w.k;
+  const float *scale = x.scale + row * blocks, *sum = x.sum + row * blocks;
+  if (w.bits == 4) panel4<ROWS>(w.panel(p), blocks, a, scale, sum, acc);
+  else panel8<ROWS>(w.panel(p), blocks, a, scale, sum, acc);
+  for (int r = 0; r < ROWS; ++r) {
+    float* out = y + (row + r) * w.n + p * kPanel;
+    _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), acc[r]) : acc[r]);
+  }
+}
+
+// y [rows, n] = or += x wᵀ + bias.
+inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, bool add) {
+  const int panels = w.n / kPanel;
+  const int chunks = std::min(panels, pool.num_threads() * 8);
+  pool.run(chunks, [&](int chunk, int) {
+    const int first = int(int64_t(panels) * chunk / chunks), last = int(int64_t(panels) * (chunk + 1) / chunks);
+    for (int p = first; p < last; ++p) {
+      int64_t row = 0;
+      for (; row + 4 <= rows; row += 4) panel_rows<4>(w, p, x, row, y, add);
+      if (rows - row >= 2) panel_rows<2>(w, p, x, row, y, add), row += 2;
+      if (rows - row >= 1) panel_rows<1>(w, p, x, row, y, add);
+    }
+  });
+}
+
+}  // namespace ramet

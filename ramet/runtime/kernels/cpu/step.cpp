@@ -1,0 +1,268 @@
+// One forward pass of a dense decoder on the CPU, as one call: embedding → layers → logits of the wanted tokens.
+//
+// A layer:  x += Wo · attention(rope(Wqkv · norm(x)))      x += Wdown · (silu(gate) ∘ up),  gate, up = Wgu · norm(x)
+//
+// Everything between two matrix products (norm, rope, KV write, silu, quantisation of the next product's input) is one pass over the rows.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include "attention.h"
+#include "linear.h"
+#include "pool.h"
+
+using namespace ramet;
+
+extern "C" {
+
+struct RametLayer {
+  Linear qkv, out, gate_up, down;
+  const float *input_norm, *post_norm;  // [hidden]
+  const float *query_norm, *key_norm;   // [head_dim] or null
+};
+
+struct RametModel {
+  int32_t num_layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, kv_type;  // kv_type: 0 float32, 1 float16, 2 bfloat16
+  float norm_epsilon, attention_scale;
+  const RametLayer* layers;
+  Linear head;
+  const float* final_norm;
+  const int8_t* embedding;          // [vocab, hidden]
+  const uint16_t* embedding_scale;  // [vocab, hidden/32] fp16
+  const float *cosine, *sine;       // [positions, head_dim/2]
+};
+
+}  // extern "C"
+
+namespace {
+
+struct Buffers {
+  std::vector<float> x, h, qkv, attention, gate_up, scale, sum, part_out, part_lse;
+  std::vector<int8_t> a;
+  std::vector<Scratch> scratch;
+};
+
+struct Context {
+  Pool pool;
+  Buffers buffers;
+  explicit Context(int threads) : pool(threads) {}
+};
+
+template <class T>
+void grow(std::vector<T>& v, size_t n) {
+  if (v.size() < n) v.resize(n);
+}
+
+class Step {
+ public:
+  Step(Context& context, const RametModel& model, const Batch& batch, void* const* keys, void* const* values)
+      : c_(context), b_(context.buffers), m_(model), batch_(batch), keys_(keys), values_(values),
+        shape_{model.heads, model.kv_heads, model.head_dim, model.attention_scale}, t_(batch.num_tokens) {
+    const size_t t = t_, widest = std::max({m_.hidden, m_.heads * m_.head_dim, m_.intermediate});
+    grow(b_.x, t * m_.hidden), grow(b_.qkv, t * qkv_width()), grow(b_.attention, t * m_.heads * m_.head_dim);
+    grow(b_.gate_up, t * 2 * m_.intermediate), grow(b_.a, t * widest);
+    grow(b_.scale, t * widest / kBlock), grow(b_.sum, t * widest / kBlock);
+    b_.scratch.resize(c_.pool.num_threads());
+    for (auto& s : b_.scratch) s.resize(shape_);
+    schedule_ = make_schedule(batch, shape_);
+    const size_t parts = size_t(schedule_.num_parts) * (m_.heads / m_.kv_heads);
+    grow(b_.part_out, parts * m_.head_dim), grow(b_.part_lse, parts);
+  }
+
+  template <class KV>
+  void run(float* logits) {
+    rows([&](int64_t t) { embed(t); });
+    for (int i = 0; i < m_.num_layers; ++i) layer<KV>(i);
+    for (int s = 0; s < batch_.num_logits; ++s) normalize_quantize(batch_.logit_indices[s], m_.final_norm, s);
+    if (batch_.num_logits) linear(c_.pool, m_.head, activations(), batch_.num_logits, logits, false);
+  }
+
+ private:
+  int qkv_width() const { return (m_.heads + 2 * m_.kv_heads) * m_.head_dim; }
+  Activations activations() { return {b_.a.data(), b_.scale.data(), b_.sum.data()}; }
+
+  template <class F>
+  void rows(const F& body) {
+    const int chunks = int(std::min<int64_t>(t_, c_.pool.num_threads() * 4));
+    c_.pool.run(chunks, [&](int chunk, int) {
+      for (int64_t t = t_ * chunk / chunks; t < t_ * (chunk + 1) / chunks; ++t) body(t);
+    });
+  }
+
+  void embed(int64_t t) {
+    const int64_t id = batch_.token_ids[t];
+    const int blocks = m_.hidden / kBlock;
+    for (int b = 0; b < blocks; ++b) {
+      const __m256 d = _mm256_set1_ps(_cvtsh_ss(m_.embedding_scale[id * blocks + b]));
+      const int8_t* q = m_.embedding + id * m_.hidden + b * kBlock;
+      for (int i = 0; i < kBlock; i += 8) {
+        const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(q + i)));
+        _mm256_storeu_ps(&b_.x[t * m_.hidden + b * kBlock + i], _mm256_mul_ps(d, _mm256_cvtepi32_ps(wide)));
+      }
+    }
+  }
+
+  // y = x / sqrt(mean(x²) + ε) · w, over n values
+  void normalize(const float* x, const float* w, int n, float* y) const {
+    __m256 total = _mm256_setzero_ps();
+    for (int i = 0; i < n; i += 8) {
+      const __m256 v = _mm256_loadu_ps(x + i);
+      total = _mm256_fmadd_ps(v, v, total);
+    }
+    const __m256 inverse = _mm256_set1_ps(1.0f / std::sqrt(sum_of(total) / float(n) + m_.norm_epsilon));
+    for (int i = 0; i < n; i += 8)
+      _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(inverse, _mm256_loadu_ps(x + i)), _mm256_loadu_ps(w + i)));
+  }
+
+  void normalize_quantize(int64_t t, const float* w, int64_t row) {
+    float y[8192];
+    normalize(&b_.x[t * m_.hidden], w, m_.hidden, y);
+    quantize_row(y, m_.hidden, row, activations());
+  }
+
+  template <class KV>
+  void layer(int i) {
+    const RametLayer& w = m_.layers[i];
+    rows([&](int64_t t) { normalize_quantize(t, w.input_norm, t); });
+    linear(c_.pool, w.qkv, activations(), t_, b_.qkv.data(), false);
+    rows([&](int64_t t) { rotate_and_store<KV>(i, t); });
+    attend<KV>(i);
+    linear(c_.pool, w.out, activations(), t_, b_.x.data(), true);
+    rows([&](int64_t t) { normalize_quantize(t, w.post_norm, t); });
+    linear(c_.pool, w.gate_up, activations(), t_, b_.gate_up.data(), false);
+    rows([&](int64_t t) { gate(t); });
+    linear(c_.pool, w.down, activations(), t_, b_.x.data(), true);
+  }
+
+  template <class KV>
+  void rotate_and_store(int i, int64_t t) {
+    using Store = typename KV::Store;
+    const RametLayer& w = m_.layers[i];
+    const int d = m_.head_dim;
+    float* row = &b_.qkv[t * qkv_width()];
+    for (int h = 0; h < m_.heads + m_.kv_heads; ++h) {
+      const float* norm = h < m_.heads ? w.query_norm : w.key_norm;
+      if (norm) normalize(row + h * d, norm, d, row + h * d);
+      rotate(row + h * d, batch_.positions[t]);
+    }
+    const int64_t slot = batch_.kv_slots[t] * m_.kv_heads * d;
+    Store *key = static_cast<Store*>(keys_[i]) + slot, *value = static_cast<Store*>(values_[i]) + slot;
+    const float *from_key = row + m_.heads * d, *from_value = from_key + m_.kv_heads * d;
+    for (int j = 0; j < m_.kv_heads * d; j += 8) {
+      KV::store8(key + j, _mm256_loadu_ps(from_key + j));
+      KV::store8(value + j, _mm256_loadu_ps(from_value + j));
+    }
+  }
+
+  // Rotary embedding, halves convention: (x1, x2) → (x1 cos − x2 sin, x2 cos + x1 sin)
+  void rotate(float* x, int64_t position) const {
+    const int half = m_.head_dim / 2;
+    const float *cosine = m_.cosine + position * half, *sine = m_.sine + position * half;
+    for (int j = 0; j < half; j += 8) {
+      const __m256 a = _mm256_loadu_ps(x + j), b = _mm256_loadu_ps(x + half + j);
+      const __m256 c = _mm256_loadu_ps(cosine + j), s = _mm256_loadu_ps(sine + j);
+      _mm256_storeu_ps(x + j, _mm256_fmsub_ps(a, c, _mm256_mul_ps(b, s)));
+      _mm256_storeu_ps(x + half + j, _mm256_fmadd_ps(b, c, _mm256_mul_ps(a, s)));
+    }
+  }
+
+  template <class KV>
+  void attend(int i) {
+    using Store = typename KV::Store;
+    const Attention<KV> attention{batch_, shape_, static_cast<const Store*>(keys_[i]), static_cast<const Store*>(values_[i]),
+                                  b_.qkv.data(), qkv_width(), b_.attention.data(), b_.part_out.data(), b_.part_lse.data()};
+    const int units = int(schedule_.units.size()), chunks = std::min(units, 60000);
+    c_.pool.run(chunks, [&](int chunk, int thread) {
+      for (int u = chunk; u < units; u += chunks) attention.run(schedule_.units[u], b_.scratch[thread]);
+    });
+    for (const Merge& m : schedule_.merges) attention.merge(m);
+    const int width = m_.heads * m_.head_dim;
+    rows([&](int64_t t) { quantize_row(&b_.attention[t * width], width, t, activations()); });
+  }
+
+  void gate(int64_t t) {
+    const int n = m_.intermediate;
+    float* row = &b_.gate_up[t * 2 * n];
+    const __m256 one = _mm256_set1_ps(1.0f);
+    for (int j = 0; j < n; j += 8) {
+      const __m256 g = _mm256_loadu_ps(row + j);
+      const __m256 sigmoid = _mm256_div_ps(one, _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), g))));
+      _mm256_storeu_ps(row + j, _mm256_mul_ps(_mm256_mul_ps(g, sigmoid), _mm256_loadu_ps(row + n + j)));
+    }
+    quantize_row(row, n, t, activations());
+  }
+
+  Context& c_;
+  Buffers& b_;
+  const RametModel& m_;
+  const Batch& batch_;
+  void* const* keys_;
+  void* const* values_;
+  Shape shape_;
+  int64_t t_;
+  Schedule schedule_;
+};
+
+// Puts eight rows' block of 32 values (already integers) into a panel record.
+void put_block(int bits, const int8_t (*q)[kBlock], const uint16_t* d, const uint16_t* m, uint8_t* record) {
+  if (bits == 4) {
+    for (int g = 0; g < 4; ++g)
+      for (int c = 0; c < kPanel; ++c)
+        for (int i = 0; i < 4; ++i) record[32 * g + 4 * c + i] = uint8_t(q[c][4 * g + i] | q[c][4 * (g + 4) + i] << 4);
+    std::memcpy(record + 128, d, 16), std::memcpy(record + 144, m, 16);
+  } else {
+    for (int g = 0; g < 8; ++g)
+      for (int c = 0; c < kPanel; ++c)
+        for (int i = 0; i < 4; ++i) record[32 * g + 4 * c + i] = uint8_t(q[c][4 * g + i]);
+    std::memcpy(record + 256, d, 16);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void* ramet_context_new(int threads) { return new Context(threads); }
+void ramet_context_free(void* context) { delete static_cast<Context*>(context); }
+int64_t ramet_packed_bytes(int bits, int64_t n, int64_t k) { return n / kPanel * (k / kBlock) * (bits == 4 ? kRecord4 : kRecord8); }
+
+// q [n, k] one integer per byte, d and m [n, k/32] fp16 (m unused for 8 bits) → panels.
+void ramet_pack(void* context, int bits, int64_t n, int64_t k, const int8_t* q, const uint16_t* d, const uint16_t* m, uint8_t* out) {
+  const int64_t blocks = k / kBlock, record = bits == 4 ? kRecord4 : kRecord8;
+  const int panels = int(n / kPanel), chunks = std::min(panels, 64);
+  static_cast<Context*>(context)->pool.run(chunks, [&](int chunk, int) {
+    for (int p = int(int64_t(panels) * chunk / chunks); p < int(int64_t(panels) * (chunk + 1) / chunks); ++p)
+      for (int64_t b = 0; b < blocks; ++b) {
+        int8_t tile[kPanel][kBlock];
+        uint16_t scale[kPanel], low[kPanel] = {};
+        for (int c = 0; c < kPanel; ++c) {
+          const int64_t row = int64_t(p) * kPanel + c;
+          std::memcpy(tile[c], q + row * k + b * kBlock, kBlock);
+          scale[c] = d[row * blocks + b];
+          if (bits == 4) low[c] = m[row * blocks + b];
+        }
+        put_block(bits, tile, scale, low, out + (p * blocks + b) * record);
+      }
+  });
+}
+
+// y [rows, n] = x [rows, k] wᵀ (+ bias): quantises x and multiplies; for tests and for models that the step does not cover.
+void ramet_linear(void* context, const Linear* w, const float* x, int64_t rows, float* y) {
+  Context& c = *static_cast<Context*>(context);
+  grow(c.buffers.a, rows * w->k), grow(c.buffers.scale, rows * w->k / kBlock), grow(c.buffers.sum, rows * w->k / kBlock);
+  const Activations a{c.buffers.a.data(), c.buffers.scale.data(), c.buffers.sum.data()};
+  const int chunks = int(std::min<int64_t>(rows, c.pool.num_threads() * 4));
+  c.pool.run(chunks, [&](int chunk, int) {
+    for (int64_t r = rows * chunk / chunks; r < rows * (chunk + 1) / chunks; ++r) quantize_row(x + r * w->k, w->k, r, a);
+  });
+  linear(c.pool, *w, a, rows, y, false);
+}
+
+// logits [num_logits, vocab]; keys and values: one pool pointer per layer.
+void ramet_step(void* context, const RametModel* model, const Batch* batch, void* const* keys, void* const* values, float* logits) {
+  Step step(*static_cast<Context*>(context), *model, *batch, keys, values);
+  if (model->kv_type == 0) step.run<Float32>(logits);
+  else if (model->kv_type == 1) step.run<Float16>(logits);
+  else step.run<BFloat16>(logits);
+}
+
+}  // extern "C"

@@ -1,0 +1,146 @@
+"""Weights in the panel layout of `kernels/cpu/linear.h`: made from GGUF blocks without changing a bit, or quantised from numbers.
+
+Blocks have 32 values along the input dimension. 4-bit: w = d·q + m with q in 0…15 (Q4_1; Q4_0 is the case m = −8d).
+8-bit: w = d·q with q in −127…127 (Q8_0). Scales are fp16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ramet.errors import Unsupported
+from ramet.runtime.kernels import cpu_library
+
+BLOCK = 32
+PANEL = 8
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A matrix [n, k] in blocks: q [n, k] int8 (0…15 or −127…127), d and m [n, k/32] float16 (m None for 8 bits)."""
+
+    q: npt.NDArray[np.int8]
+    d: npt.NDArray[np.float16]
+    m: npt.NDArray[np.float16] | None
+
+    @property
+    def bits(self) -> int:
+        return 8 if self.m is None else 4
+
+    @classmethod
+    def concatenate(cls, parts: list[Blocks]) -> Blocks:
+        """Rows of several matrices under each other; all of one width in bits."""
+        low = [part.m for part in parts if part.m is not None]
+        if len(low) not in (0, len(parts)):
+            raise ValueError("4-bit and 8-bit matrices cannot be fused")
+        return cls(
+            np.concatenate([part.q for part in parts]),
+            np.concatenate([part.d for part in parts]),
+            np.concatenate(low) if low else None,
+        )
+
+    def rows(self, order: npt.NDArray[np.int64]) -> Blocks:
+        return Blocks(self.q[order], self.d[order], None if self.m is None else self.m[order])
+
+    def dequantize(self) -> Floats:
+        """[n, k] float32."""
+        scaled = self.q.reshape(len(self.q), -1, BLOCK) * self.d.astype(np.float32)[:, :, None]
+        if self.m is not None:
+            scaled = scaled + self.m.astype(np.float32)[:, :, None]
+        return scaled.reshape(self.q.shape).astype(np.float32)
+
+
+def from_gguf(kind: str, raw: Bytes) -> Blocks:
+    """Blocks of a GGUF tensor; `raw` is [n, bytes of a row]. Raises `Unsupported` for types that have no exact panel form."""
+    n = len(raw)
+    if kind == "Q8_0":
+        blocks = raw.reshape(n, -1, 2 + BLOCK)
+        return Blocks(_contiguous(blocks[:, :, 2:].view(np.int8), n), _halves(blocks[:, :, :2], n), None)
+    if kind in {"Q4_0", "Q4_1"}:
+        head = 4 if kind == "Q4_1" else 2
+        blocks = raw.reshape(n, -1, head + BLOCK // 2)
+        nibbles = blocks[:, :, head:]
+        d = _halves(blocks[:, :, :2], n)
+        m = _halves(blocks[:, :, 2:4], n) if kind == "Q4_1" else (d * np.float16(-8)).astype(np.float16)
+        return Blocks(_contiguous(np.concatenate([nibbles & 15, nibbles >> 4], axis=2).view(np.int8), n), d, m)
+    raise Unsupported(f"GGUF type {kind} has no exact 4- or 8-bit panel form")
+
+
+def quantize(weight: Floats, bits: int) -> Blocks:
+    """Round [n, k] float32 to blocks of `bits` (4 or 8): the block's largest magnitude, or its range, is represented exactly."""
+    grouped = weight.reshape(len(weight), -1, BLOCK)
+    if bits == 8:
+        d = (np.abs(grouped).max(axis=2) / 127).astype(np.float16)
+        q = np.rint(grouped * _inverse(d)[:, :, None]).clip(-127, 127)
+        return Blocks(_contiguous(q.astype(np.int8), len(weight)), d, None)
+    low = grouped.min(axis=2).astype(np.float16)
+    d = ((grouped.max(axis=2) - low.astype(np.float32)) / 15).astype(np.float16)
+    q = np.rint((grouped - low.astype(np.float32)[:, :, None]) * _inverse(d)[:, :, None]).clip(0, 15)
+    return Blocks(_contiguous(q.astype(np.int8), len(weight)), d, low)
+
+
+def _inverse(d: npt.NDArray[np.float16]) -> Floats:
+    wide = d.astype(np.float32)
+    return np.divide(1.0, wide, out=np.zeros_like(wide), where=wide != 0)
+
+
+def _contiguous(values: npt.NDArray[np.int8], n: int) -> npt.NDArray[np.int8]:
+    return np.ascontiguousarray(values).reshape(n, -1)
+
+
+def _halves(raw: Bytes, n: int) -> npt.NDArray[np.float16]:
+    return np.ascontiguousarray(raw).view(np.float16).reshape(n, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A packed matrix [n, k], ready for the kernels."""
+
+    n: int
+    k: int
+    bits: int
+    data: torch.Tensor  # uint8
+    bias: torch.Tensor | None = None  # [n] float32
+
+    def descriptor(self) -> cpu_library.Linear:
+        """The C view; valid as long as this object lives."""
+        return cpu_library.Linear(self.n, self.k, self.bits, self.data.data_ptr(), None if self.bias is None else self.bias.data_ptr())
+
+
+class CpuContext:
+    """Threads and scratch memory of the kernels. One forward pass at a time."""
+
+    def __init__(self, num_threads: int) -> None:
+        self.library = cpu_library.load()
+        self.handle = self.library.ramet_context_new(num_threads)
+
+    def close(self) -> None:
+        if self.handle:
+            self.library.ramet_context_free(self.handle)
+            self.handle = None
+
+    def pack(self, blocks: Blocks, bias: torch.Tensor | None = None) -> PackedWeight:
+        n, k = blocks.q.shape
+        if n % PANEL or k % BLOCK:
+            raise Unsupported(f"a quantised matrix of {n}×{k} needs rows in multiples of {PANEL} and columns of {BLOCK}; use --quantization none")
+        data = torch.empty(self.library.ramet_packed_bytes(blocks.bits, n, k), dtype=torch.uint8)
+        low = blocks.d if blocks.m is None else blocks.m
+        self.library.ramet_pack(
+            self.handle, blocks.bits, n, k, blocks.q.ctypes.data, blocks.d.ctypes.data, low.ctypes.data, data.data_ptr()
+        )
+        return PackedWeight(n, k, blocks.bits, data, bias)
+
+    def linear(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
+        """x [rows, k] float32 → [rows, n] float32, activations quantised to 8 bits."""
+        x = x.contiguous()
+        y = torch.empty(len(x), weight.n)
+        self.library.ramet_linear(self.handle, ctypes.byref(weight.descriptor()), x.data_ptr(), len(x), y.data_ptr())
+        return y
