@@ -45,16 +45,16 @@ from ramet.lang.verbs import (
 from ramet.version import __version__
 
 if TYPE_CHECKING:
-    from ramet.lang.backends.engine_door import Engine
     from ramet.lang.backends.openai_endpoint import OpenAI
     from ramet.lang.backends.runtime_endpoint import RuntimeEndpoint
     from ramet.lang.backends.server_process import Runtime
+    from ramet.lang.engine_door import Engine
     from ramet.program.scripted import ScriptedBackend
 
 set_default_runtime = set_default_backend
 
 _LAZY = {
-    "Engine": "ramet.lang.backends.engine_door",
+    "Engine": "ramet.lang.engine_door",
     "OpenAI": "ramet.lang.backends.openai_endpoint",
     "Runtime": "ramet.lang.backends.server_process",
     "RuntimeEndpoint": "ramet.lang.backends.runtime_endpoint",

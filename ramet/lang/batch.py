@@ -63,7 +63,8 @@ async def _first_failure_wins(wanted: asyncio.Task[ProgramState], tasks: Sequenc
         watched = [task for task in tasks if not task.done()]
         gathered = asyncio.gather(*watched)
         gathered.add_done_callback(lambda future: future.cancelled() or future.exception())
-        await asyncio.wait([wanted, gathered], return_when=asyncio.FIRST_COMPLETED)
+        waiting: list[asyncio.Future[Any]] = [wanted, gathered]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if gathered.done():
             gathered.result()
     return wanted.result()

@@ -39,7 +39,7 @@ class ForkGroup:
     def __iadd__(self, other: object) -> ForkGroup:
         """One expression for all, a list with one for each, or `lambda i: expression`."""
         for state, expr in zip(self._states, self._spread(other), strict=True):
-            state += expr  # noqa: PLW2901
+            state += expr
         return self
 
     def join(self, mode: JoinMode = "gather_variable") -> None:

@@ -32,8 +32,12 @@ def set_default_backend(backend: Any) -> None:
 
 
 def as_backend(value: Any) -> Backend:
-    """`Runtime` and `Engine` carry their backend as an attribute; everything else is one."""
+    """A `Runtime` carries its backend as an attribute, an engine is wrapped in one, everything else is one."""
     found = getattr(value, "backend", value)
+    if not hasattr(found, "chat_format") and (hasattr(found, "engine") or hasattr(found, "chat_template")):
+        from ramet.lang.engine_door import engine_backend
+
+        return engine_backend(found)
     if not callable(getattr(found, "generate", None)) or not callable(getattr(found, "chat_format", None)):
         raise ConfigError(
             f"{value!r} is no backend: give a Runtime, RuntimeEndpoint, Engine, OpenAI, or an object with the Backend methods"

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 from ramet.lang.runner import wait_for
-from ramet.lang.steps import Assign
 from ramet.lang.streaming import DONE, next_or_done
 from ramet.lang.track import Track
 

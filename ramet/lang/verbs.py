@@ -113,7 +113,7 @@ def select(
 ) -> Expr:
     """Append the choice that the model finds most fitting (temperature 0), or one drawn by fit. All are scored in one pass; the
     scores are in `s.get_meta_info(name)`: `probabilities` is the model's own distribution over the choices."""
-    if not choices or isinstance(choices, str) or not all(isinstance(choice, str) and choice for choice in choices):
+    if not choices or isinstance(choices, str) or set(map(type, choices)) != {str} or "" in choices:
         raise InvalidRequest(f"select() needs a list of non-empty texts as choices, got {choices!r:.80}", param="choices")
     if len(set(choices)) < len(choices):
         raise InvalidRequest("select() got the same choice twice", param="choices")
@@ -139,7 +139,8 @@ def assistant(expr: object = None) -> Any:
 
 def _role(role: Role, content: object) -> Any:
     inner = Expr(()) if content is None else as_expr(content)
-    return speak(role, inner) or Expr((RoleBegin(role), *inner.ops, RoleEnd(role)))
+    turn = speak(role, inner)
+    return turn if turn is not None else Expr((RoleBegin(role), *inner.ops, RoleEnd(role)))
 
 
 def system_begin() -> Expr:

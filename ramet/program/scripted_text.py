@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-import re._constants as op
-import re._parser as regex_parser
+import re._constants as op  # type: ignore[import-not-found]
+import re._parser as regex_parser  # type: ignore[import-not-found]
 from collections.abc import Mapping
 from typing import Any
 
-_WORDS = "the model reads a prompt and grows one shoot after another from a shared root until the answer stands".split()
+_WORDS = ("the", "model", "reads", "a", "prompt", "and", "grows", "one", "shoot", "after", "another", "from", "its", "shared", "root")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 "
 
 

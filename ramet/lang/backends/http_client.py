@@ -1,0 +1,113 @@
+"""HTTP for backends: one pooled client per event loop, server-sent events, and errors as `ramet.errors` types."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import weakref
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ramet.errors import InternalError, QueueFull, RametError, UserError
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_SECONDS = 10.0
+
+
+class HttpClient:
+    """`base_url` and `headers` for every request. There is no read timeout: a generation takes as long as it takes, and a run's own
+    `timeout` ends it. Requests are cancelled by cancelling the awaiting task, which closes the connection."""
+
+    def __init__(self, base_url: str, headers: Mapping[str, str], *, verify: bool | str = True) -> None:
+        self.base_url, self._headers, self._verify = base_url.rstrip("/"), dict(headers), verify
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = weakref.WeakKeyDictionary()
+
+    async def get(self, path: str) -> Any:
+        return await self._json("GET", path, None)
+
+    async def post(self, path: str, body: Any) -> Any:
+        return await self._json("POST", path, body)
+
+    async def events(self, path: str, body: Any) -> AsyncIterator[dict[str, Any]]:
+        """The JSON events of a stream, up to its [DONE]."""
+        import httpx
+
+        try:
+            async with self._client().stream("POST", path, json=body) as response:
+                if response.status_code >= 400:
+                    raise error_of(response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    if not line.startswith("data:"):
+                        continue
+                    data = line[5:].strip()
+                    if data == "[DONE]":
+                        return
+                    event = json.loads(data)
+                    if "error" in event:
+                        raise error_of(500, data.encode())
+                    yield event
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        raise InternalError(f"{self.base_url}{path}: the stream broke off before its end")
+
+    async def close(self) -> None:
+        """Close the client of the running loop."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+    async def _json(self, method: str, path: str, body: Any) -> Any:
+        import httpx
+
+        try:
+            response = await self._client().request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if response.status_code >= 400:
+            raise error_of(response.status_code, response.content)
+        return response.json() if "json" in response.headers.get("content-type", "") else response.text
+
+    def _client(self) -> httpx.AsyncClient:
+        import httpx
+
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+            timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+            self._clients[loop] = httpx.AsyncClient(
+                base_url=self.base_url, headers=self._headers, verify=self._verify, limits=limits, timeout=timeout
+            )
+        return self._clients[loop]
+
+    def _unreachable(self, error: Exception) -> InternalError:
+        reason = str(error) or type(error).__name__
+        return InternalError(f"no answer from {self.base_url} ({reason}); is the server running there? `ramet serve` starts one")
+
+
+def error_of(status: int, content: bytes) -> RametError:
+    """The exception behind an error reply: by its code, else by its status."""
+    try:
+        found = json.loads(content)
+        details = found.get("error", found) if isinstance(found, dict) else {}
+    except ValueError:
+        details = {}
+    details = details if isinstance(details, dict) else {"message": str(details)}
+    message = str(details.get("message") or content.decode("utf-8", "replace")[:500] or f"the server answered {status}")
+    return error_for(details.get("code"), status, message, details.get("param"))
+
+
+def error_for(code: object, status: int, message: str, param: str | None = None) -> RametError:
+    for kind in _error_kinds(RametError):
+        if kind.code is not None and kind.code == code:
+            return kind(message) if kind is QueueFull else kind(message, param=param)
+    error: RametError = UserError(message, param=param) if 400 <= status < 500 else InternalError(message, param=param)
+    error.status = status
+    return error
+
+
+def _error_kinds(root: type[RametError]) -> Iterator[type[RametError]]:
+    for child in root.__subclasses__():
+        yield child
+        yield from _error_kinds(child)

@@ -1,0 +1,129 @@
+"""A Ramet server as backend, over its native routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+from ramet.errors import Unsupported
+from ramet.lang.backends.boundary import ScoredRows, scored_rows
+from ramet.lang.backends.http_client import HttpClient, error_for
+from ramet.program.backend import ChatFormat, ChoiceScore, Conversation, GenerateCall, GenerateChunk
+
+PREFILL_ONLY = {"max_new_tokens": 0, "temperature": 0.0}
+NO_TEMPLATE = ChatFormat({})
+
+
+class RuntimeEndpoint:
+    """`base_url` like "http://localhost:30000". The chat format is the served model's own, asked for once."""
+
+    def __init__(self, base_url: str, api_key: str | None = None, verify: bool | str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = HttpClient(base_url, headers, verify=True if verify is None else verify)
+        self._chat: ChatFormat | None = None
+
+    @property
+    def base_url(self) -> str:
+        return self._http.base_url
+
+    async def generate(self, call: GenerateCall) -> AsyncIterator[GenerateChunk]:
+        body = {
+            "text": await self._prompt(call.conversation),
+            "sampling_params": dict(call.sampling),
+            "stream": True,
+            "incremental": True,
+            "group": call.run_id or None,
+            **call.logprobs,
+        }
+        events = cast(AsyncGenerator[dict[str, Any], None], self._http.events("/generate", body))
+        logprobs = _LogprobLists()
+        async with aclosing(events):
+            async for event in events:
+                meta = logprobs.gathered(event["meta_info"])
+                reason = meta.get("finish_reason")
+                _raise_if_failed(reason)
+                yield GenerateChunk(event["text"], meta, finished=reason is not None)
+
+    async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
+        prompt = await self._prompt(conversation)
+        tokens = (await self._http.post("/tokenize", {"prompt": [prompt, *(prompt + choice for choice in choices)]}))["tokens"]
+        wanted = scored_rows(tokens[0], tokens[1:])
+        alone = wanted.alone() if unconditional else None
+        found = await self._logprobs([wanted, *([alone] if alone else [])])
+        return wanted.scores(found[: len(choices)], found[len(choices) :] if alone else None)
+
+    async def _logprobs(self, asked: Sequence[ScoredRows]) -> list[list[float | None]]:
+        """Prompt logprobs of all rows, in one request."""
+        body = {
+            "input_ids": [list(row) for rows in asked for row in rows.rows],
+            "sampling_params": PREFILL_ONLY,
+            "return_logprob": True,
+            "logprob_start_len": [rows.ask_from for rows in asked for _ in rows.rows],
+        }
+        replies = await self._http.post("/generate", body)
+        for reply in replies:
+            _raise_if_failed(reply["meta_info"].get("finish_reason"))
+        return [[entry[0] for entry in reply["meta_info"]["input_token_logprobs"]] for reply in replies]
+
+    async def prefill(self, conversation: Conversation) -> None:
+        await self._http.post("/generate", {"text": await self._prompt(conversation), "sampling_params": PREFILL_ONLY})
+
+    async def chat_format(self) -> ChatFormat:
+        if self._chat is None:
+            found = (await self._http.get("/model_info")).get("chat_format")
+            self._chat = chat_format_from(found) if found else NO_TEMPLATE
+        if not self._chat.borders:
+            raise Unsupported("the served model has no chat template that can be taken apart into turns, so roles cannot be used with it")
+        return self._chat
+
+    async def flush_cache(self) -> None:
+        await self._http.post("/flush_cache", None)
+
+    async def server_info(self) -> dict[str, Any]:
+        found: dict[str, Any] = await self._http.get("/server_info")
+        return found
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def _prompt(self, conversation: Conversation) -> str:
+        if any(part.kind != "text" for part in conversation.parts):
+            return render(conversation, await self.chat_format())
+        return conversation.render(NO_TEMPLATE)
+
+
+def render(conversation: Conversation, chat: ChatFormat) -> str:
+    """As `Conversation.render`, with a role that the template does not know refused by name."""
+    for part in conversation.parts:
+        if part.kind != "text" and part.value not in chat.borders:
+            raise Unsupported(
+                f"the model's chat template has no {part.value} turns; it knows {', '.join(sorted(chat.borders))}", param=part.value
+            )
+    return conversation.render(chat)
+
+
+def chat_format_from(wire: Mapping[str, Any]) -> ChatFormat:
+    borders = {role: (pair[0], pair[1]) for role, pair in wire["borders"].items()}
+    return ChatFormat(borders, wire.get("bos", ""), wire.get("default_system", ""))
+
+
+def _raise_if_failed(reason: Any) -> None:
+    """Aborts and errors of the engine are exceptions here, not texts cut short."""
+    if isinstance(reason, Mapping) and reason.get("type") in ("abort", "error"):
+        status = int(reason.get("status_code") or 500)
+        raise error_for(reason.get("err_type"), status, str(reason.get("message") or "the server aborted the generation"))
+
+
+class _LogprobLists:
+    """In an incremental stream each event brings the logprobs of its own tokens; the meta info is to hold all of them."""
+
+    def __init__(self) -> None:
+        self._lists: dict[str, list[Any]] = {}
+
+    def gathered(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(meta)
+        for name, value in meta.items():
+            if name.endswith("logprobs") and isinstance(value, list):
+                found[name] = self._lists[name] = self._lists.get(name, []) + value
+        return {**found, **self._lists}

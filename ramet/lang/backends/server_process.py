@@ -1,0 +1,113 @@
+"""`Runtime`: a server at an address, or one that this process starts and stops."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+from ramet.errors import ConfigError, InternalError
+from ramet.lang.backends.runtime_endpoint import RuntimeEndpoint
+from ramet.lang.process import runner
+from ramet.lang.runner import wait_for
+
+POLL_SECONDS = 0.1
+STOP_SECONDS = 10.0
+
+
+class Runtime:
+    """`Runtime(endpoint="http://localhost:30000")` connects. `Runtime(model_path=…, tp_size=…)` launches a server with these flags on a
+    free port, waits until it is healthy, and stops it at `shutdown()` or at the interpreter's exit."""
+
+    def __init__(
+        self,
+        log_level: str = "error",
+        *,
+        endpoint: str | None = None,
+        api_key: str | None = None,
+        launch_timeout: float = 300.0,
+        **server_args: Any,
+    ) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        if endpoint is not None and server_args:
+            raise ConfigError(
+                f"Runtime(endpoint=…) connects to a running server; {', '.join(server_args)} would launch one", param="endpoint"
+            )
+        if endpoint is None:
+            port = server_args.setdefault("port", _free_port())
+            self._process = _launch({**server_args, "log_level": log_level, **({"api_key": api_key} if api_key else {})})
+            atexit.register(self.shutdown)
+            endpoint = f"http://{server_args.get('host', '127.0.0.1')}:{port}"
+        self.url = endpoint
+        self.backend = RuntimeEndpoint(endpoint, api_key)
+        if self._process is not None:
+            self._await_health(launch_timeout)
+
+    def shutdown(self) -> None:
+        """Stop the server, if this object started it."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        atexit.unregister(self.shutdown)
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def flush_cache(self) -> None:
+        wait_for(runner().loop, self.backend.flush_cache)
+
+    def get_server_info(self) -> dict[str, Any]:
+        return wait_for(runner().loop, self.backend.server_info)
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    def _await_health(self, timeout: float) -> None:
+        import httpx
+
+        assert self._process is not None
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            code = self._process.poll()
+            if code is not None:
+                self._process = None
+                raise InternalError(
+                    f"the server exited with code {code} before it was ready; its messages are above (log_level='info' shows more)"
+                )
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/health", timeout=2.0).status_code == 200:
+                    return
+            time.sleep(POLL_SECONDS)
+        self.shutdown()
+        raise InternalError(
+            f"the server was not ready within {timeout:g} s; raise launch_timeout=…, or start it yourself and use endpoint=…"
+        )
+
+
+def _launch(flags: dict[str, Any]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ramet.launch_server"]
+    for name, value in flags.items():
+        option = "--" + name.replace("_", "-")
+        if value is True:
+            command.append(option)
+        elif value is not None and value is not False:
+            values = value if isinstance(value, list | tuple) else [value]
+            command += [option, *map(str, values)]
+    return subprocess.Popen(command)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
