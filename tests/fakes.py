@@ -12,6 +12,7 @@ from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.channel import Channel, ChannelClosed, MemoryChannel
 from ramet.runtime.engine.messages import Abort, Flush, GetStats, Outputs, Ready, Reply, Shutdown, Submit
 from ramet.runtime.engine.worker_parts import TextParts
+from ramet.runtime.executor.fake import FakeExecutor, FakeModel
 from ramet.runtime.plan import Capacity, ModelInfo
 from ramet.runtime.request import EngineStats, Finish, FinishKind, Request, RequestOutput, TokenLogprob
 
@@ -169,6 +170,25 @@ def scripted_engine(script: Script = echo, *, tick: float = 0.001, **options: An
     return AsyncEngine.over(lambda: ScriptedWorker(script, tick=tick), EngineConfig.from_options(options), fake_text())
 
 
-def fake_engine(**options: Any) -> AsyncEngine:
-    """An engine on a thread, ready for use. `options` are launch options. Close it with `close_now()` or `await close()`."""
-    return scripted_engine(**options)
+def fake_executor(config: EngineConfig) -> FakeExecutor:
+    """A hash instead of a model; sized by the same options as the real one. A worker process finds it by name."""
+    size = config.memory.page_size
+    num_pages = (config.memory.max_total_tokens or 8192) // size
+    model = FakeModel(vocab_size=VOCAB_SIZE, context_len=CONTEXT_LEN, eos_token_ids=(EOS,))
+    return FakeExecutor(Capacity(num_pages, size, config.schedule.max_running_requests or 64), model)
+
+
+def slow_fake_executor(config: EngineConfig) -> FakeExecutor:
+    """`fake_executor` with 5 ms per step: slow enough to be caught in the middle."""
+    executor = fake_executor(config)
+    executor._step_seconds = 0.005
+    return executor
+
+
+def fake_engine(*, slow: bool = False, **options: Any) -> AsyncEngine:
+    """An engine on a thread over `FakeExecutor`, ready for use; `options` are launch options. Its text is noise, but always the same
+    noise (`expected_output`), and constraints hold. For text of your choice take `scripted_engine`.
+    Close it with `close_now()` or `await close()`."""
+    config = EngineConfig.from_options(options)
+    factory = slow_fake_executor if slow else fake_executor
+    return AsyncEngine.start_now(config, worker="thread", executor_factory=factory, text_factory=fake_text)

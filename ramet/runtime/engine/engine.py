@@ -62,9 +62,9 @@ class Engine:
         self.config = EngineConfig.from_options({"model_path": model_path, **options})
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ramet-engine", daemon=True)
-        self.engine = start(self.config)
+        self.async_engine = start(self.config)
         self._thread.start()
-        self._finalizer = weakref.finalize(self, _shut_down, self.engine, self._loop, self._thread, os.getpid())
+        self._finalizer = weakref.finalize(self, _shut_down, self.async_engine, self._loop, self._thread, os.getpid())
 
     def generate(
         self,
@@ -98,7 +98,7 @@ class Engine:
                 **_known_fields(fields),
             )
         )
-        run = _Run(self.engine, expansion, return_text_in_logprobs)
+        run = _Run(self.async_engine, expansion, return_text_in_logprobs)
         return self._iterate(run.stream()) if stream else self._wait(run.complete())
 
     async def async_generate(self, *arguments: Any, stream: bool = False, **fields: Any) -> Reply | list[Reply] | AsyncIterator[Reply]:
@@ -106,23 +106,23 @@ class Engine:
         with_text = fields.pop("return_text_in_logprobs", False)
         given = dict(zip(_POSITIONAL, arguments, strict=False)) | fields
         named = {("text" if name == "prompt" else name): given.pop(name) for name in _POSITIONAL if name in given}
-        run = _Run(self.engine, expand(NativeCall(**named, **_known_fields(given))), with_text)
+        run = _Run(self.async_engine, expand(NativeCall(**named, **_known_fields(given))), with_text)
         return run.stream() if stream else await run.complete()
 
     def encode(self, *_arguments: Any, **_fields: Any) -> None:
         raise Unsupported("encode: the loaded model generates text and gives no embeddings")
 
     def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
-        self._wait(self.engine.abort_all() if abort_all else self.engine.abort(rid))
+        self._wait(self.async_engine.abort_all() if abort_all else self.async_engine.abort(rid))
 
     def flush_cache(self) -> bool:
         """Empty the prefix cache; False (and nothing done) while requests run."""
-        return self._wait(self.engine.flush_cache())
+        return self._wait(self.async_engine.flush_cache())
 
     def get_server_info(self) -> dict[str, Any]:
         """Every launch option, the model's numbers, and the worker's counters of this moment."""
-        model, capacity = asdict(self.engine.model), self.engine.capacity
-        state = asdict(self._wait(self.engine.stats()))
+        model, capacity = asdict(self.async_engine.model), self.async_engine.capacity
+        state = asdict(self._wait(self.async_engine.stats()))
         return flat_options(self.config) | {
             "version": __version__,
             "model": model,
