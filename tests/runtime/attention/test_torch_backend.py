@@ -131,7 +131,7 @@ rows = st.lists(
     dtypes=st.sampled_from([(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float16,) * 2, (torch.bfloat16,) * 2]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_equals_the_definition(
     rows: list[tuple[int, int]],
     page_size: int,
@@ -145,12 +145,12 @@ def test_equals_the_definition(
     check(Shape(tuple(rows), page_size, *heads, 8, window, softcap, contiguous, *dtypes, seed=seed))
 
 
-@pytest.mark.parametrize("contiguous", [True, False])
-@pytest.mark.parametrize("window", [None, 100, 700])
-@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(
+    ("contiguous", "window", "softcap"), [(True, None, None), (False, 100, None), (True, 700, 2.0), (False, None, 2.0), (True, 100, None)]
+)
 def test_several_tiles_of_queries_and_rows_read_in_place(contiguous: bool, window: int | None, softcap: float | None) -> None:
     """Longer than the tiles of prompt chunks (512, 128) and than the length from which a contiguous decode row is read in place."""
-    check(Shape(((60, 600), (800, 1), (0, 140)), 16, 2, 1, 4, window, softcap, contiguous))
+    check(Shape(((30, 530), (800, 1), (0, 140)), 16, 2, 1, 4, window, softcap, contiguous))
 
 
 def test_one_prepare_serves_layers_of_different_windows() -> None:
