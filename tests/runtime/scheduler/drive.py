@@ -1,0 +1,135 @@
+"""Runs a scheduler over the fake executor, serially or overlapped, and audits the pages after every call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ramet.grammar.matcher import GrammarCompiler
+from ramet.runtime.cache.check import audit
+from ramet.runtime.cache.no_cache import NoCache
+from ramet.runtime.cache.prefix_cache import PrefixCache
+from ramet.runtime.config import ScheduleConfig
+from ramet.runtime.executor.fake import FakeExecutor, FakeModel, expected_output
+from ramet.runtime.plan import BatchPlan, Capacity, PlanRow
+from ramet.runtime.request import Finish, Request, RequestOutput, SamplingParams, TokenLogprob
+from ramet.runtime.scheduler.scheduler import Scheduler
+
+
+def request(request_id: str, prompt: Sequence[int], new: int = 4, **fields: Any) -> Request:
+    sampling = fields.pop("sampling", SamplingParams(max_new_tokens=new, temperature=0.0))
+    return Request(request_id=request_id, prompt_ids=tuple(prompt), sampling=sampling, seed=fields.pop("seed", 0), **fields)
+
+
+class Drive:
+    """`now` is the scheduler's clock. What came is in `tokens`, `ends` and `rows`."""
+
+    def __init__(
+        self,
+        *,
+        num_pages: int = 256,
+        page_size: int = 1,
+        max_running: int = 8,
+        cache: bool = True,
+        overlap: bool = False,
+        model: FakeModel | None = None,
+        compiler: GrammarCompiler | None = None,
+        eviction: str = "lru",
+        **options: Any,
+    ) -> None:
+        self.model = model or FakeModel(vocab_size=64)
+        capacity = Capacity(num_pages, page_size, max_running)
+        self.cache = PrefixCache(num_pages, page_size, eviction) if cache else NoCache(num_pages, page_size)
+        options.setdefault("chunked_prefill_size", 32)
+        self.now = 0.0
+        self.scheduler = Scheduler(
+            capacity, self.model.context_len, self.model.vocab_size, ScheduleConfig(**options), self.cache, compiler, lambda: self.now
+        )
+        self.executor = FakeExecutor(capacity, self.model)
+        self.overlap = overlap
+        self.requests: dict[str, Request] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.prompt_logprobs: dict[str, list[TokenLogprob]] = {}
+        self.logprobs: dict[str, list[TokenLogprob]] = {}
+        self.ends: dict[str, RequestOutput] = {}
+        self.rows: list[PlanRow] = []
+        self.plans: list[BatchPlan] = []
+        self._flight: tuple[BatchPlan, Any] | None = None
+
+    def add(self, *requests: Request) -> None:
+        for one in requests:
+            one = replace(one, stop_token_ids=one.stop_token_ids or self.model.eos_token_ids)
+            self.requests[one.request_id] = one
+            for kept in (self.tokens, self.prompt_logprobs, self.logprobs):
+                kept[one.request_id] = []
+            self.scheduler.add(one)
+
+    def step(self) -> BatchPlan | None:
+        """One turn of the loop: plan, launch, commit (of the step before, when overlapped)."""
+        plan = self.scheduler.plan()
+        self._audit()
+        if plan is not None:
+            self.plans.append(plan)
+            self.rows += plan.rows
+            self.executor.launch(plan)
+        if self.overlap:
+            self.finish_flight()
+        if plan is not None:
+            self._flight = (plan, self.executor.sample(plan, self.scheduler.masks(plan)))
+            if not self.overlap:
+                self.finish_flight()
+        self._take(self.scheduler.drain())
+        return plan
+
+    def finish_flight(self) -> None:
+        if self._flight is not None:
+            plan, pending = self._flight
+            self._flight = None
+            self._take(self.scheduler.commit(plan, pending.result()))
+            self._audit()
+
+    def run(self, max_steps: int = 3000) -> None:
+        steps = 0
+        while self.scheduler.has_work:
+            self.step()
+            steps += 1
+            assert steps < max_steps, f"no end after {max_steps} steps: {self.scheduler.stats()}"
+        self.check_idle()
+
+    def check_idle(self) -> None:
+        assert set(self.ends) == set(self.requests)
+        stats = self.scheduler.stats()
+        assert (stats.num_running, stats.num_waiting, stats.used_tokens) == (0, 0, 0)
+        assert stats.evictable_tokens + stats.available_tokens == stats.total_tokens
+        assert self.scheduler.flush_cache()
+        assert self.cache.available_tokens == stats.total_tokens
+
+    def finish(self, request_id: str) -> Finish:
+        finish = self.ends[request_id].finish
+        assert finish is not None
+        return finish
+
+    def expected(self, request_id: str) -> tuple[int, ...]:
+        one = self.requests[request_id]
+        return expected_output(self.model, one.prompt_ids, one.sampling, seed=one.seed, stop_token_ids=one.stop_token_ids)
+
+    def assert_outputs(self) -> None:
+        for request_id in self.requests:
+            assert tuple(self.tokens[request_id]) == self.expected(request_id), request_id
+
+    @property
+    def prefill_tokens(self) -> int:
+        return self.scheduler.counters.prefill_tokens
+
+    def _take(self, outputs: Sequence[RequestOutput]) -> None:
+        for output in outputs:
+            assert output.request_id not in self.ends, f"news of {output.request_id} after its end"
+            self.tokens[output.request_id] += output.token_ids
+            self.prompt_logprobs[output.request_id] += output.prompt_logprobs
+            self.logprobs[output.request_id] += output.logprobs
+            if output.finish is not None:
+                self.ends[output.request_id] = output
+
+    def _audit(self) -> None:
+        assert audit(self.cache) == []
