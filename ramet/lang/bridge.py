@@ -7,7 +7,6 @@ the coroutine that drives it awaits it and switches back with the result. An asy
 
 from __future__ import annotations
 
-import contextvars
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -28,9 +27,11 @@ class _Body(greenlet):
 
 
 async def run_body(function: Callable[[], Any], name: str) -> Any:
-    """Run sync or async `function` to its end. Cancelling the caller raises CancelledError inside the body, at its wait."""
+    """Run sync or async `function` to its end, in a task of its own. Cancelling that raises CancelledError inside the body, at its
+    wait."""
     body = _Body(lambda: _call(function))
-    body.gr_context = contextvars.copy_context()
+    # The body and its driver share one context, so that what a body awaits sees the context variables that it has set.
+    body.gr_context = getcurrent().gr_context
     outcome = _step(body.switch, name)
     while not body.dead:
         try:

@@ -7,9 +7,12 @@ import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
+from ramet.errors import Cancelled
 from ramet.lang.runner import wait_for
 from ramet.lang.streaming import DONE, next_or_done
 from ramet.lang.track import Track
+
+CANCELLED = "this run was cancelled"
 
 
 class ProgramState:
@@ -25,7 +28,7 @@ class ProgramState:
     def value(self) -> Any:
         """What the function returned."""
         self.sync()
-        return self._task.result()
+        return self._outcome()
 
     @property
     def ret_value(self) -> Any:
@@ -49,8 +52,12 @@ class ProgramState:
 
     async def aget_var(self, name: str) -> Any:
         if self._done:
-            self._task.result()
-        return await self._track.value(name, lambda: self._done)
+            self._outcome()
+        try:
+            return await self._track.value(name, lambda: self._done)
+        except Cancelled:
+            await self._ended()
+            raise
 
     def set_var(self, name: str, value: Any) -> None:
         """On a finished result: a note of the caller's own, beside what the program wrote."""
@@ -82,13 +89,13 @@ class ProgramState:
         """Wait for the program's end; raise what it raised."""
         if not self._done:
             wait_for(self._loop, self._ended)
-        self._task.result()
+        self._outcome()
 
     def error(self) -> BaseException | None:
         """What the program failed with, or None."""
         if not self._done:
             wait_for(self._loop, self._settled)
-        return asyncio.CancelledError() if self._task.cancelled() else self._task.exception()
+        return Cancelled(CANCELLED) if self._task.cancelled() else self._task.exception()
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """New text as it is generated: of one variable, or the whole transcript up to the program's end."""
@@ -97,10 +104,14 @@ class ProgramState:
             yield piece
 
     async def text_async_iter(self, var_name: str | None = None) -> AsyncIterator[str]:
-        async for piece in self._track.stream(var_name, lambda: self._done):
-            yield piece
+        try:
+            async for piece in self._track.stream(var_name, lambda: self._done):
+                yield piece
+        except Cancelled:
+            await self._ended()
+            raise
         if self._done:
-            self._task.result()
+            self._outcome()
 
     def cancel(self) -> None:
         """Stop the program; what it generates is aborted at the backend."""
@@ -113,10 +124,17 @@ class ProgramState:
 
     @property
     def _done(self) -> bool:
-        return self._track.run.ended
+        return self._task.done()
+
+    def _outcome(self) -> Any:
+        """The function's value, or why there is none. (A failed body cancels its tracks: this is the cause, not that.)"""
+        if self._task.cancelled():
+            raise Cancelled(CANCELLED)
+        return self._task.result()
 
     async def _ended(self) -> None:
-        await asyncio.shield(self._task)
+        await self._settled()
+        self._outcome()
 
     async def _settled(self) -> None:
         await asyncio.wait([self._task])
