@@ -100,10 +100,13 @@ class _Reader:
         if buffer[:4] != MAGIC:
             raise InvalidRequest(f"{path} is not a GGUF file (it starts with {buffer[:4]!r})")
         self.at = 4
+        self.num_tensors, self.num_keys = self.guarded(self.header)
+
+    def header(self) -> tuple[int, int]:
         version = self.number("<I")
         if version not in VERSIONS:
-            raise Unsupported(f"{path} is GGUF version {version}; this build reads versions 2 and 3 (little-endian)")
-        self.num_tensors, self.num_keys = self.number("<Q"), self.number("<Q")
+            raise Unsupported(f"{self.path} is GGUF version {version}; this build reads versions 2 and 3 (little-endian)")
+        return self.number("<Q"), self.number("<Q")
 
     def metadata(self) -> dict[str, Any]:
         return self.guarded(lambda: {self.string(): self.value(self.number("<I")) for _ in range(self.num_keys)})
@@ -137,6 +140,8 @@ class _Reader:
             at = start + unpack(buffer, at)[0]
             found.append(buffer[start:at].decode("utf-8", "replace"))
         self.at = at
+        if at > len(buffer):
+            raise ValueError("a string ends behind the file's end")
         return found
 
     def numbers(self, value_type: int, count: int) -> npt.NDArray[Any]:

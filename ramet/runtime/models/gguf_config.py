@@ -52,10 +52,12 @@ CONTROL = 3  # token type
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
-    """What config.json would say of this file. Raises Unsupported for what would change the forward."""
+    """What config.json would say of this file; Mistral is called llama there, and told by its window. Raises Unsupported for what would
+    change the forward."""
     file = open_gguf(path)
     metadata = file.metadata
     name = str(metadata.get("general.architecture", ""))
+    architecture = architecture_of_gguf(name)  # refused before its keys are
     own = {key.removeprefix(f"{name}."): value for key, value in metadata.items() if key.startswith(f"{name}.")}
     if unknown := sorted(set(own) - set(KEYS) - ELSEWHERE):
         raise Unsupported(f"{path}: metadata {name}.{unknown[0]} is not supported", param=unknown[0])
@@ -67,17 +69,12 @@ def gguf_config(path: Path) -> dict[str, Any]:
         **config,
         **_rope(own, config, file),
         **_gemma(name, own, config),
-        "architectures": [_architecture(name, own)],
+        "architectures": ["MistralForCausalLM" if "sliding_window" in config and name == "llama" else architecture],
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": name == "llama" and "blk.0.attn_q.bias" in file.tensors,
         "eos_token_id": _eos(metadata),
         "dtype": "float16",
     }
-
-
-def _architecture(name: str, own: Mapping[str, Any]) -> str:
-    """Llama and Mistral share a name; only Mistral has a window."""
-    return "MistralForCausalLM" if name == "llama" and "attention.sliding_window" in own else architecture_of_gguf(name)
 
 
 def _scalar(key: str, value: Any) -> Any:
@@ -98,8 +95,10 @@ def _check_value_heads(own: Mapping[str, Any], path: Path) -> None:
 
 
 def _rope(own: Mapping[str, Any], config: Mapping[str, Any], file: GgufFile) -> dict[str, Any]:
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    found: dict[str, Any] = {"partial_rotary_factor": own.get("rope.dimension_count", head_dim) / head_dim}
+    found: dict[str, Any] = {}
+    head_dim = config.get("head_dim") or config.get("hidden_size", 0) // config.get("num_attention_heads", 1)
+    if head_dim and "rope.dimension_count" in own:
+        found["partial_rotary_factor"] = own["rope.dimension_count"] / head_dim
     original = own.get("rope.scaling.original_context_length")
     if "rope_freqs.weight" in file.tensors:
         found["rope_frequency_factors"] = _numbers(file, "rope_freqs.weight")
@@ -124,12 +123,10 @@ def _gemma(name: str, own: Mapping[str, Any], config: Mapping[str, Any]) -> dict
     """Gemma's query scale is not in the metadata: it is the head size, but for the two 27B models."""
     if not name.startswith("gemma"):
         return {}
-    num_heads, num_layers = config["num_attention_heads"], config["num_hidden_layers"]
-    is_27b = (name, num_layers) in {("gemma2", 46), ("gemma3", 62)}
-    head_dim = config.get("head_dim")
-    if head_dim is None:
+    is_27b = (name, config.get("num_hidden_layers")) in {("gemma2", 46), ("gemma3", 62)}
+    if "head_dim" not in config:
         raise ConfigError(f"GGUF metadata {name}.attention.key_length is missing")
-    return {"query_pre_attn_scalar": config["hidden_size"] // num_heads if is_27b else head_dim}
+    return {"query_pre_attn_scalar": config["hidden_size"] // config["num_attention_heads"] if is_27b else config["head_dim"]}
 
 
 def _eos(metadata: Mapping[str, Any]) -> list[int]:

@@ -62,7 +62,7 @@ def spec_of_config(given: Mapping[str, Any], context_length: int | None = None) 
         hidden_size=hidden_size,
         intermediate_size=_integer(config, "intermediate_size"),
         num_heads=num_heads,
-        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+        num_kv_heads=_num_kv_heads(config, num_heads),
         head_dim=head_dim,
         layers=_layers(config, family, head_dim, context_len),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
@@ -115,6 +115,13 @@ def _integer(config: Mapping[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"config.json needs {key} as a positive integer, but has {value!r}", param=key)
     return value
+
+
+def _num_kv_heads(config: Mapping[str, Any], num_heads: int) -> int:
+    count = int(config.get("num_key_value_heads") or num_heads)
+    if num_heads % count:
+        raise ConfigError(f"config.json has num_key_value_heads={count}, which does not divide {num_heads}", param="num_key_value_heads")
+    return count
 
 
 def _context_len(config: Mapping[str, Any], wanted: int | None) -> int:

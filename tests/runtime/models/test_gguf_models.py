@@ -1,0 +1,181 @@
+"""GGUF files of every architecture give the logits of the transformers model that they were written from; SmolLM2's file likewise.
+
+The writer below stores tensors as llama.cpp's converter does: rotated pairs side by side for llama, whole norm weights for Gemma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from ramet.errors import Unsupported
+from ramet.runtime.config import ModelConfig
+from ramet.runtime.gguf_file import open_gguf
+from ramet.runtime.model_files import ModelFiles, locate_model
+from ramet.runtime.models.hf_config import model_spec
+from tests.runtime.models.tiny_models import check_against, load, tiny_model
+
+Array = npt.NDArray[np.float32]
+
+ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("llama", "Llama", {}),
+    "llama, tied, biases": ("llama", "Llama", {"tie_word_embeddings": True, "attention_bias": True}),
+    "llama, windows (Mistral)": ("llama", "Mistral", {"sliding_window": 7}),
+    "smollm3": ("smollm3", "SmolLM3", {"num_hidden_layers": 4}),
+    "qwen2": ("qwen2", "Qwen2", {}),
+    "qwen3": ("qwen3", "Qwen3", {"head_dim": 16}),
+    "phi3": ("phi3", "Phi3", {"sliding_window": 8}),
+    "gemma2": ("gemma2", "Gemma2", {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 16}),
+    "gemma3": ("gemma3", "Gemma3Text", {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 16, "num_hidden_layers": 7}),
+}
+PARTS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+}
+WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES)
+def test_logits_equal_those_of_transformers(case: str, tmp_path: Path) -> None:
+    name, family, changes = ARCHITECTURES[case]
+    model = tiny_model(family, **changes)
+    check_against(model, load(write_gguf(tmp_path / "model.gguf", name, model)))
+
+
+def test_frequency_factors_equal_llama3_scaling(tmp_path: Path) -> None:
+    """Llama 3.1 files hold the scaling as a tensor of factors."""
+    rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    model = tiny_model("Llama", rope_parameters={**rope, "original_max_position_embeddings": 32})
+    plain = 1.0 / 1e4 ** (torch.arange(0, 12, 2).float() / 12)
+    factors = (plain / model.model.rotary_emb.inv_freq).numpy()
+    check_against(model, load(write_gguf(tmp_path / "model.gguf", "llama", model, {"rope_freqs.weight": factors})))
+
+
+def test_unknown_metadata_of_the_architecture_is_refused(tmp_path: Path) -> None:
+    files = write_gguf(tmp_path / "model.gguf", "llama", tiny_model("Llama"), metadata={"llama.expert_count": 8})
+    with pytest.raises(Unsupported, match=r"llama\.expert_count"):
+        model_spec(files)
+
+
+def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "mamba")
+    _finish(writer)
+    with pytest.raises(Unsupported, match="mamba"):
+        model_spec(ModelFiles("gguf", tmp_path / "model.gguf", "m"))
+
+
+@pytest.mark.model
+def test_smollm2_gives_the_logits_of_transformers() -> None:
+    files = locate_model(None)
+    loaded = load(files, ModelConfig(context_length=256))
+    assert loaded.info.num_parameters == 134_515_008
+    assert loaded.spec.eos_token_ids == (2,)
+    config = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    config |= {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
+    rope = {"rope_type": "default", "rope_theta": 1e5}
+    model = tiny_model("Llama", **config, rope_parameters=rope, tie_word_embeddings=True)
+    loading = model.load_state_dict(dict(_smollm2_tensors(files.path)), strict=False)
+    assert loading.missing_keys == ["lm_head.weight"] and not loading.unexpected_keys
+    check_against(model, loaded, length=40)
+
+
+def _smollm2_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Dequantised by the gguf package and put in order as transformers does when it reads such a file."""
+    layers = {gguf_name: name for name, gguf_name in PARTS.items() if "qkv" not in name and "gate_up" not in name}
+    layers["ffn_norm"] = "post_attention_layernorm"
+    for name, tensor in open_gguf(path).tensors.items():
+        values = gguf.quants.dequantize(tensor.blocks, gguf.GGMLQuantizationType[tensor.type.name]).reshape(tensor.shape)
+        kind = name.split(".")[-2]
+        if kind in ("attn_q", "attn_k"):
+            heads = 9 if kind == "attn_q" else 3
+            values = values.reshape(heads, 32, 2, -1).swapaxes(1, 2).reshape(tensor.shape)
+        whole = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}.get(kind)
+        stem = whole or f"model.layers.{name.split('.')[1]}.{layers[kind]}"
+        yield f"{stem}.weight", torch.from_numpy(np.array(values))
+
+
+def write_gguf(
+    path: Path, name: str, model: PreTrainedModel, extra: dict[str, Array] | None = None, metadata: dict[str, int] | None = None
+) -> ModelFiles:
+    writer = gguf.GGUFWriter(path, name)
+    _write_metadata(writer, model.config)
+    for key, value in (metadata or {}).items():
+        writer.add_uint32(key, value)
+    tied = model.config.tie_word_embeddings
+    for tensor_name, values in {**_tensors(name, model), **(extra or {})}.items():
+        if not (tied and tensor_name == "output.weight"):
+            writer.add_tensor(tensor_name, values)
+    _finish(writer)
+    return ModelFiles("gguf", path, "tiny")
+
+
+def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if getattr(config, "attn_logit_softcapping", None):
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    if getattr(config, "final_logit_softcapping", None):
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+
+
+def _tensors(name: str, model: PreTrainedModel) -> dict[str, Array]:
+    config, gemma = model.config, name.startswith("gemma")
+    found = {}
+    for full_name, parameter in model.state_dict().items():
+        values, (stem, kind) = parameter.numpy(), full_name.rsplit(".", 1)
+        if gemma and "norm" in stem:
+            values = values + np.float32(1)
+        if name in ("llama", "smollm3") and stem.endswith(("q_proj", "k_proj")):
+            heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
+            values = values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+        found[f"{_gguf_name(stem, gemma)}.{kind}"] = np.ascontiguousarray(values)
+    return found
+
+
+def _gguf_name(stem: str, gemma: bool) -> str:
+    if stem in WHOLE:
+        return WHOLE[stem]
+    _, _, layer, part = stem.split(".", 3)
+    behind = {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm"}
+    behind |= {"post_feedforward_layernorm": "post_ffw_norm"}
+    norms = behind if gemma else {"post_attention_layernorm": "ffn_norm"}
+    return f"blk.{layer}.{ {**PARTS, **norms}[part] }"
+
+
+def _finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

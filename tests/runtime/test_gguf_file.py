@@ -1,0 +1,125 @@
+"""The GGUF reader against files that the gguf package wrote, and its quantisation formats against the package's arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from ramet.errors import InvalidRequest, Unsupported
+from ramet.runtime.gguf_file import BLOCK_TYPES, BlockType, GgufTensor, open_gguf, read_metadata
+from ramet.runtime.gguf_quants import DEQUANTISE, dequantise
+
+TYPES = {block.name: block for block in BLOCK_TYPES.values()}
+
+
+def written(path: Path, *, tensors: dict[str, np.ndarray] | None = None) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint32("a.count", 7)
+    writer.add_int32("a.negative", -3)
+    writer.add_float32("a.float", 0.5)
+    writer.add_bool("a.flag", True)
+    writer.add_string("a.text", "naïve 汉字 🙂")
+    writer.add_array("a.words", ["", "Ġthe", "🙂", "x" * 300])
+    writer.add_array("a.numbers", [1, 2, 3])
+    writer.add_array("a.floats", [0.5, -1.5])
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_metadata_are_python_values(tmp_path: Path) -> None:
+    metadata = read_metadata(written(tmp_path / "m.gguf"))
+    assert metadata["general.architecture"] == "llama"
+    assert (metadata["a.count"], metadata["a.negative"], metadata["a.float"], metadata["a.flag"]) == (7, -3, 0.5, True)
+    assert metadata["a.flag"] is True
+    assert metadata["a.text"] == "naïve 汉字 🙂"
+    assert metadata["a.words"] == ["", "Ġthe", "🙂", "x" * 300]
+    assert metadata["a.numbers"].tolist() == [1, 2, 3] and metadata["a.floats"].tolist() == [0.5, -1.5]
+
+
+def test_tensors_have_torch_shapes_and_their_values(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {"a.weight": rng.standard_normal((3, 5), np.float32), "b": rng.standard_normal(7, np.float32)}
+    tensors["c.weight"] = rng.standard_normal((4, 6)).astype(np.float16)
+    file = open_gguf(written(tmp_path / "m.gguf", tensors=tensors))
+    for name, values in tensors.items():
+        assert file.tensors[name].shape == values.shape
+        np.testing.assert_array_equal(dequantise(file.tensors[name]).reshape(values.shape), values.astype(np.float32))
+    np.testing.assert_array_equal(dequantise(file.tensors["a.weight"], 1, 2), tensors["a.weight"][1:2])
+
+
+def test_every_type_has_a_dequantiser() -> None:
+    assert set(DEQUANTISE) == set(TYPES)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_blocks_have_the_package_size(name: str) -> None:
+    values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+    assert (TYPES[name].num_values, TYPES[name].num_bytes) == (values, size)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_dequantised_blocks_equal_the_package(name: str) -> None:
+    """On random bytes, so that every bit of a block matters; scales are kept finite."""
+    block = TYPES[name]
+    rows = _random_rows(block, num_rows=6, blocks_per_row=3)
+    wanted = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[name])
+    found = dequantise(GgufTensor("t", (6, 3 * block.num_values), block, rows))
+    assert found.dtype == np.float32 and found.flags.writeable
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_quantised_numbers_come_back(name: str) -> None:
+    values = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    rows = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
+    found = dequantise(GgufTensor("t", values.shape, TYPES[name], rows))
+    assert np.abs(found - values).max() < {"Q8": 0.02, "Q5": 0.15, "Q4": 0.3}[name[:2]]
+
+
+def _random_rows(block: BlockType, num_rows: int, blocks_per_row: int) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    blocks = rng.integers(0, 256, (num_rows * blocks_per_row, block.num_bytes), np.uint8)
+    halves = {"Q6_K": [208], "Q4_K": [0, 2], "Q4_1": [0, 2], "Q5_1": [0, 2], "F16": [0], "Q4_0": [0], "Q5_0": [0], "Q8_0": [0]}
+    for start in halves.get(block.name, []):
+        blocks[:, start : start + 2] = rng.standard_normal((len(blocks), 1)).astype(np.float16).view(np.uint8)
+    if block.name in ("F32", "BF16"):
+        size = block.num_bytes
+        blocks = np.ascontiguousarray(rng.standard_normal((len(blocks), 1), np.float32).view(np.uint8)[:, 4 - size :])
+    return blocks.reshape(num_rows, -1)
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"PK\x03\x04 not a model")
+    with pytest.raises(InvalidRequest, match=r"m\.gguf is not a GGUF file"):
+        read_metadata(tmp_path / "m.gguf")
+    (tmp_path / "empty.gguf").touch()
+    with pytest.raises(InvalidRequest, match="empty"):
+        read_metadata(tmp_path / "empty.gguf")
+
+
+def test_every_cut_of_a_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    whole = written(tmp_path / "m.gguf", tensors={"a": np.ones((2, 3), np.float32)}).read_bytes()
+    end_of_data = whole.rindex(np.float32(1).tobytes()) + 4
+    for length in range(4, end_of_data, 7):
+        (tmp_path / "cut.gguf").write_bytes(whole[:length])
+        with pytest.raises(InvalidRequest, match=r"cut\.gguf is cut short"):
+            open_gguf(tmp_path / "cut.gguf")
+
+
+def test_an_unknown_version_or_tensor_type_is_refused(tmp_path: Path) -> None:
+    whole = bytearray(written(tmp_path / "m.gguf").read_bytes())
+    whole[4:8] = (9).to_bytes(4, "little")
+    (tmp_path / "m.gguf").write_bytes(whole)
+    with pytest.raises(Unsupported, match="version 9"):
+        read_metadata(tmp_path / "m.gguf")
+    path = written(tmp_path / "i.gguf", tensors={"odd": np.ones((2, 3), np.int32)})
+    with pytest.raises(Unsupported, match="tensor odd has GGML type 26"):
+        open_gguf(path)
