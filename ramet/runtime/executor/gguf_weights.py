@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ramet.runtime.executor.weight_source import Piece
@@ -72,6 +74,14 @@ class GgufSource:
                 yield Piece(name, tensor.blocks.nbytes, partial(_read, tensor))
             else:
                 yield from _pieces_of_rows(name, tensor)
+
+    def stored(self, name: str) -> tuple[str, npt.NDArray[np.uint8]]:
+        """Type and rows [n, bytes of a row] of a matrix as they lie in the file, rows in Hugging Face's order."""
+        tensor = self._tensors[name]
+        if not (self._permuted and re.search(r"\.[qk]_proj\.", name)):
+            return tensor.type.name, tensor.blocks
+        interleaved = np.arange(tensor.shape[0]).reshape(-1, self._head_dim // 2, 2)
+        return tensor.type.name, tensor.blocks[interleaved.transpose(0, 2, 1).reshape(-1)]
 
 
 def _renamed(file: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from ramet.runtime.kernels import cpu_library
 
 BLOCK = 32
 PANEL = 8
+
+EXACT_BITS = MappingProxyType({"Q4_0": 4, "Q4_1": 4, "Q8_0": 8})
+"""GGUF types that become panels without rounding."""
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -130,7 +134,9 @@ class CpuContext:
     def pack(self, blocks: Blocks, bias: torch.Tensor | None = None) -> PackedWeight:
         n, k = blocks.q.shape
         if n % PANEL or k % BLOCK:
-            raise Unsupported(f"a quantised matrix of {n}×{k} needs rows in multiples of {PANEL} and columns of {BLOCK}; use --quantization none")
+            raise Unsupported(
+                f"a quantised matrix of {n}×{k} needs rows in multiples of {PANEL} and columns of {BLOCK}; use --quantization none"
+            )
         data = torch.empty(self.library.ramet_packed_bytes(blocks.bits, n, k), dtype=torch.uint8)
         low = blocks.d if blocks.m is None else blocks.m
         self.library.ramet_pack(
