@@ -59,9 +59,14 @@ class FlagParser(argparse.ArgumentParser):
 def parse_config(config_class: type[Any], arguments: Sequence[str], *, program: str, description: str) -> Any:
     """Command line → `config_class`. `--config file.yaml` gives values that flags on the command line override."""
     parser = flag_parser(config_class, program=program, description=description)
-    given = vars(parser.parse_known(arguments))
-    path = given.pop("config", None)
-    return compose(config_class, (read_yaml(Path(path)) if path else {}) | given)
+    return config_of(config_class, {}, vars(parser.parse_known(arguments)))
+
+
+def config_of(config_class: type[Any], defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """`defaults`, overridden by the file that `given["config"]` names, overridden by the flags that were `given`."""
+    flags = dict(given)
+    path = flags.pop("config", None)
+    return compose(config_class, {**defaults, **(read_yaml(Path(path)) if path else {}), **flags})
 
 
 def flag_parser(config_class: type[Any], *, program: str, description: str) -> FlagParser:

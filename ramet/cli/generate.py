@@ -7,11 +7,10 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 from ramet import log
-from ramet.cli.flags import flag_parser, read_yaml
+from ramet.cli.flags import config_of, flag_parser
 from ramet.errors import ConfigError
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
@@ -50,13 +49,11 @@ def parse(arguments: Sequence[str]) -> tuple[str, bool, dict[str, Any], EngineCo
         raise ConfigError("--sampling must be a JSON object")
     names = ("max_new_tokens", "temperature", "top_p", "regex", "json_schema", "seed")
     sampling = {name: given.pop(name) for name in names if name in given} | extra
-    path = given.pop("config", None)
-    options = {"log_level": "warning"} | (read_yaml(Path(path)) if path else {}) | given
-    return sys.stdin.read() if prompt == "-" else prompt, raw, sampling, EngineConfig.from_options(options)
+    return sys.stdin.read() if prompt == "-" else prompt, raw, sampling, config_of(EngineConfig, {"log_level": "warning"}, given)
 
 
 async def _generate(config: EngineConfig, prompt: str, raw: bool, sampling: dict[str, Any]) -> int:
-    engine = await asyncio.to_thread(AsyncEngine.start, config)
+    engine = await AsyncEngine.start(config)
     try:
         await _stream(engine, _generation(engine, prompt, raw, sampling))
     finally:

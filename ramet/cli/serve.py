@@ -65,7 +65,7 @@ def bind(http: HttpConfig) -> socket.socket:
 async def _serve(config: ServerConfig, listener: socket.socket) -> int:
     """Exit status 0 after an orderly stop, 1 when the worker died and is not to be restarted."""
     end = EngineEnd(asyncio.get_running_loop())
-    engine = await asyncio.to_thread(AsyncEngine.start, config.engine, on_end=end.report)
+    engine = await AsyncEngine.start(config.engine, on_end=end.report)
     try:
         if not config.engine.supervision.skip_server_warmup:
             await generate_one_token(engine)
@@ -106,7 +106,8 @@ def build_server(engine: GenerationEngine, config: ServerConfig) -> AnnouncingSe
 
 
 class AnnouncingServer(uvicorn.Server):
-    """Says, once requests are accepted, that the model is ready: launch scripts wait for this line."""
+    """Says, once requests are accepted, where and that the model is ready: launch scripts wait for these lines. (uvicorn leaves its
+    own line out when it is handed a socket.)"""
 
     def __init__(self, config: uvicorn.Config, model_name: str) -> None:
         super().__init__(config)
@@ -117,6 +118,10 @@ class AnnouncingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in (sockets or []) if self.started else []:
+            host, port = listener.getsockname()[:2]
+            where = f"[{host}]" if ":" in host else host
+            logging.getLogger("uvicorn.error").info("%s http://%s:%d (Press CTRL+C to quit)", UVICORN_READY, where, port)
         if self.started:
             logging.getLogger("uvicorn.error").info("%s '%s'", READY, self._model_name)
 

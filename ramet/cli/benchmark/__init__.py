@@ -1,0 +1,1 @@
+"""Load generation and its report. Talks HTTP or to an in-process engine; brings no torch of its own."""

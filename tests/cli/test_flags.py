@@ -1,0 +1,137 @@
+"""Flags are the config's fields: all there, all checked, all documented."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ramet.cli.flags import flag_parser, flags_markdown, flags_of, parse_config
+from ramet.cli.main import main
+from ramet.errors import ConfigError
+from ramet.runtime.config import EngineConfig, ServerConfig
+
+CONTRACT = """model-path tokenizer-path load-format dtype quantization kv-cache-dtype context-length revision served-model-name
+chat-template host port api-key log-level log-requests device tp-size tp dp-size nnodes node-rank dist-init-addr mem-fraction-static max-total-tokens
+max-running-requests max-queued-requests max-prefill-tokens chunked-prefill-size page-size schedule-policy radix-eviction-policy
+disable-radix-cache disable-overlap-schedule disable-cuda-graph cuda-graph-max-bs cuda-graph-bs attention-backend sampling-backend
+grammar-backend enable-deterministic-inference enable-metrics enable-cache-report reasoning-parser tool-call-parser sampling-defaults
+stream-interval skip-server-warmup random-seed watchdog-timeout json-model-override-args trust-remote-code speculative-algorithm
+speculative-draft-model-path speculative-num-steps speculative-eagle-topk speculative-num-draft-tokens"""
+
+
+def parse(*words: str) -> ServerConfig:
+    config: ServerConfig = parse_config(ServerConfig, words, program="ramet serve", description="")
+    return config
+
+
+def test_every_flag_of_the_contract_exists() -> None:
+    names = {name for flag in flags_of(ServerConfig) for name in flag.names}
+    assert {f"--{name}" for name in CONTRACT.split()} <= names
+
+
+def test_the_launch_line_of_the_contract() -> None:
+    config = parse("--model-path", "./llama3-1b", "--host", "0.0.0.0", "--port", "30000", "--log-level", "warning")
+    assert (config.engine.model.model_path, config.http.host, config.http.port) == ("./llama3-1b", "0.0.0.0", 30000)
+    assert config.engine.log.log_level == "warning"
+
+
+def test_types_aliases_and_booleans() -> None:
+    config = parse("--model", "m", "--tp", "1", "--mem-fraction-static=0.5", "--disable-radix-cache", "--no-enable-metrics")
+    assert config.engine.model.model_path == "m"
+    assert config.engine.memory.mem_fraction_static == 0.5
+    assert config.engine.memory.disable_radix_cache is True
+    assert config.engine.log.enable_metrics is False
+
+
+def test_defaults_are_the_dataclasses() -> None:
+    assert parse() == ServerConfig()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--chunked-prefil-size", "5"], "--chunked-prefill-size"),
+        (["--port", "http"], "--port"),
+        (["--port", "70000"], "port=70000"),
+        (["--dtype", "int3"], "bfloat16"),
+        (["--tp", "2"], "tp_size=2 is not available"),
+        (["--dp-size", "2"], "dp_size=2 is not available"),
+        (["--nnodes", "2"], "nnodes=2 is not available"),
+        (["--trust-remote-code"], "never runs"),
+        (["--quantization", "fp8"], "quantization='fp8' is not available"),
+        (["--kv-cache-dtype", "fp8_e4m3"], "not available"),
+        (["--speculative-algorithm", "EAGLE"], "speculative decoding is not built"),
+        (["--tool-call-parser", "qwen"], "tool_call_parser"),
+        (["--mem", "0.5"], "unknown argument"),
+        (["stray"], "unknown argument 'stray'"),
+    ],
+)
+def test_what_is_wrong_is_said(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(*words)
+    assert says in caught.value.message
+
+
+def test_config_file_and_override(tmp_path: Path) -> None:
+    path = tmp_path / "server.yaml"
+    path.write_text("page-size: 16\nport: 1234\nlog_level: error\n")
+    config = parse("--config", str(path), "--port", "4321")
+    assert (config.engine.memory.page_size, config.http.port, config.engine.log.log_level) == (16, 4321, "error")
+    path.write_text("pagesize: 16\n")
+    with pytest.raises(ConfigError, match="near ones: page_size"):
+        parse("--config", str(path))
+    path.write_text("- a\n")
+    with pytest.raises(ConfigError, match="flag: value"):
+        parse("--config", str(path))
+    with pytest.raises(ConfigError, match="nowhere"):
+        parse("--config", str(tmp_path / "nowhere.yaml"))
+
+
+def test_values_of_a_file_are_checked_too(tmp_path: Path) -> None:
+    path = tmp_path / "server.yaml"
+    path.write_text("trust-remote-code: true\n")
+    with pytest.raises(ConfigError, match="never runs"):
+        parse("--config", str(path))
+
+
+def test_help_and_page_show_every_flag() -> None:
+    text = flag_parser(ServerConfig, program="ramet serve", description="d").format_help()
+    page = flags_markdown(ServerConfig)
+    for flag in flags_of(ServerConfig):
+        assert flag.names[0] in text
+        assert f"`{flag.names[0]}`" in page
+    assert "memory:" in text
+    assert "(default: 30000)" in text
+
+
+def test_engine_flags_are_a_part_of_the_servers() -> None:
+    engine = {flag.names[0] for flag in flags_of(EngineConfig)}
+    assert engine < {flag.names[0] for flag in flags_of(ServerConfig)}
+    assert "--port" not in engine
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert main([]) == 0
+    assert main(["sevre"]) == 2
+    assert main(["serve", "--dp-size", "2"]) == 2
+    assert main(["bench", "sorting"]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("ramet 0.")
+    assert "did you mean serve" in err
+    assert "ramet serve: error: dp_size=2" in err
+
+
+def test_help_is_instant_and_light() -> None:
+    code = "import sys; from ramet.cli.main import main; main(['--help']); assert not {'torch', 'fastapi', 'httpx'} & set(sys.modules)"
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.3  # CPU time: other load on the machine does not count
