@@ -1,0 +1,97 @@
+"""Packed weights against plain numpy: the same numbers, whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from ramet.errors import Unsupported
+from ramet.runtime.gguf_file import BLOCK_TYPES, GgufTensor
+from ramet.runtime.gguf_quants import dequantise
+from ramet.runtime.kernels import cpu_library
+from ramet.runtime.kernels.packed_weight import BLOCK, CpuContext, from_gguf, quantize
+
+if not cpu_library.processor_features() >= cpu_library.REQUIRED_FEATURES:
+    pytest.skip("the processor lacks AVX2, FMA or F16C", allow_module_level=True)
+
+
+@pytest.fixture(params=[1, 2])
+def context(request: pytest.FixtureRequest) -> Iterator[CpuContext]:
+    context = CpuContext(request.param)
+    yield context
+    context.close()
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """What the kernels make of activations: int8 per block of 32, scale max|x|/127. float64."""
+    blocks = x.reshape(len(x), -1, BLOCK)
+    top = blocks.abs().amax(-1, keepdim=True)
+    inverse = torch.where(top > 0, 127.0 / top, torch.zeros_like(top))
+    return ((blocks * inverse).round().double() * (top / 127.0).double()).reshape(x.shape)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("rows", "n", "k"), [(1, 8, 32), (2, 24, 64), (3, 64, 576), (7, 96, 1536), (33, 40, 96)])
+def test_linear_is_the_product_with_rounded_activations(context: CpuContext, bits: int, rows: int, n: int, k: int) -> None:
+    generator = np.random.default_rng(rows * n + k + bits)
+    blocks = quantize(generator.standard_normal((n, k)).astype(np.float32) * generator.uniform(0.01, 3), bits)
+    bias = torch.randn(n)
+    x = torch.randn(rows, k) * 5
+    expected = rounded(x) @ torch.from_numpy(blocks.dequantize()).double().T + bias
+    found = context.linear(context.pack(blocks, bias), x)
+    assert (found - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_extreme_values_do_not_overflow(context: CpuContext, bits: int) -> None:
+    """All products at their largest: 16-bit sums of a block must not saturate."""
+    weight = np.full((8, 64), 3.0, np.float32)
+    weight[:, ::2] = -3.0 if bits == 8 else 3.0
+    weight[:, 0] = 0.0
+    blocks = quantize(weight, bits)
+    x = torch.ones(4, 64) * 100
+    expected = rounded(x) @ torch.from_numpy(blocks.dequantize()).double().T
+    assert torch.allclose(context.linear(context.pack(blocks), x).double(), expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_row_does_not_depend_on_its_neighbours(context: CpuContext, bits: int) -> None:
+    weight = context.pack(quantize(np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32), bits))
+    x = torch.randn(37, 96)
+    together = context.linear(weight, x)
+    alone = torch.cat([context.linear(weight, x[i : i + 1]) for i in range(len(x))])
+    assert torch.equal(together, alone)
+
+
+def test_zeros_stay_zeros(context: CpuContext) -> None:
+    weight = context.pack(quantize(np.zeros((8, 32), np.float32), 4))
+    assert torch.equal(context.linear(weight, torch.zeros(3, 32)), torch.zeros(3, 8))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_gguf_blocks_keep_their_values(kind: str) -> None:
+    block = next(b for b in BLOCK_TYPES.values() if b.name == kind)
+    generator = np.random.default_rng(1)
+    raw = generator.integers(0, 256, (16, 3 * block.num_bytes), dtype=np.uint8).reshape(-1, block.num_bytes)
+    head = 4 if kind == "Q4_1" else 2
+    raw[:, :head] = generator.standard_normal((len(raw), head // 2)).astype(np.float16).view(np.uint8)
+    raw = raw.reshape(16, -1)
+    tensor = GgufTensor("w", (16, 96), block, raw)
+    np.testing.assert_allclose(from_gguf(kind, raw).dequantize(), dequantise(tensor), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "worst"), [(4, 0.5 / 15), (8, 0.5 / 254)])
+def test_rounding_is_to_the_nearest(bits: int, worst: float) -> None:
+    weight = np.random.default_rng(2).uniform(-1, 1, (8, 320)).astype(np.float32)
+    grouped = weight.reshape(8, -1, BLOCK)
+    span = grouped.max(2) - grouped.min(2) if bits == 4 else 2 * np.abs(grouped).max(2)
+    error = np.abs(quantize(weight, bits).dequantize() - weight).reshape(8, -1, BLOCK).max(2)
+    assert (error <= span * worst * 1.05 + 1e-3 * span).all()
+
+
+def test_sizes_that_do_not_fit_are_refused(context: CpuContext) -> None:
+    with pytest.raises(Unsupported, match="multiples of 8"):
+        context.pack(quantize(np.zeros((9, 32), np.float32), 8))
