@@ -167,7 +167,7 @@ FAKE_MODEL = ModelInfo(
 
 def scripted_engine(script: Script = echo, *, tick: float = 0.001, **options: Any) -> AsyncEngine:
     """An engine whose output is `script(request)`."""
-    return AsyncEngine.over(lambda: ScriptedWorker(script, tick=tick), EngineConfig.from_options(options), fake_text())
+    return AsyncEngine(EngineConfig.from_options(options), lambda: ScriptedWorker(script, tick=tick), fake_text)
 
 
 def fake_executor(config: EngineConfig) -> FakeExecutor:

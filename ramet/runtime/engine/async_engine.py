@@ -20,7 +20,7 @@ from ramet.log import get_logger
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.delta_assembler import DeltaAssembler, joined
 from ramet.runtime.engine.generation_engine import ChatTemplate, Health, Tokenizer
-from ramet.runtime.engine.messages import Abort, Flush, GetStats, Ready, Reply, Submit
+from ramet.runtime.engine.messages import Abort, Flush, GetStats, Reply, Submit
 from ramet.runtime.engine.processes import ProcessWorker, ThreadWorker, WorkerHandle
 from ramet.runtime.engine.request_builder import RequestBuilder
 from ramet.runtime.engine.request_table import Delivery, Entry, RequestTable, Stream
@@ -36,20 +36,32 @@ _DEADLINE_GRACE_SECONDS = 0.5
 
 
 class AsyncEngine:
-    """Implements `GenerationEngine`. Make one with `start`."""
+    """Implements `GenerationEngine`. Make one with `start` or `start_now`."""
 
-    def __init__(self, config: EngineConfig, text: TextParts, on_end: Callable[[RametError], None] | None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        launch: Callable[[], WorkerHandle],
+        load_text: Callable[[], TextParts],
+        on_end: Callable[[RametError], None] | None = None,
+    ) -> None:
+        """`start_now` over any kind of worker."""
         self._config = config
-        self._text = text
-        self._token_bytes = {True: text.token_bytes(), False: text.token_bytes_with_special()}  # by skip_special_tokens
         self._on_end = on_end
         self._table = RequestTable()
         self._calls: dict[int, Future[Reply]] = {}
         self._call_ids = itertools.count()
         self._lock = threading.Lock()  # a submission and the worker's death exclude each other
-        self._supervisor: Supervisor
-        self._builder: RequestBuilder
-        self._ready: Ready
+        self._supervisor = Supervisor(launch, self, config.supervision)
+        self._supervisor.start()
+        try:  # while the worker loads the weights
+            self._text = load_text()
+            self._token_bytes = {True: self._text.token_bytes(), False: self._text.token_bytes_with_special()}  # by skip_special_tokens
+            self._ready = self._supervisor.wait_ready()
+        except BaseException:
+            self._supervisor.close()
+            raise
+        self._builder = RequestBuilder(config, self.tokenizer, self._ready)
 
     @classmethod
     async def start(cls, config: EngineConfig, **parts: Any) -> AsyncEngine:
@@ -71,7 +83,7 @@ class AsyncEngine:
         text_factory: str | TextFactory = MODEL_TEXT,
         on_end: Callable[[RametError], None] | None = None,
     ) -> AsyncEngine:
-        """Load text parts here and the model in the worker; blocks until it is ready. Raises what the worker raised: `ModelNotFound`,
+        """Start a worker and block until it has loaded the model. Raises what the worker raised: `ModelNotFound`,
         `OutOfMemory`, `ConfigError` …
 
         `on_end` is called, on a thread of the engine, when the worker has died and no other will be started. The factories are for
@@ -80,23 +92,7 @@ class AsyncEngine:
         check(config)
         spec = WorkerSpec(config, executor_factory, text_factory)
         kind = ProcessWorker if worker == "process" else ThreadWorker
-        return cls.over(lambda: kind(spec), config, spec.load_text(), on_end=on_end)
-
-    @classmethod
-    def over(
-        cls,
-        launch: Callable[[], WorkerHandle],
-        config: EngineConfig,
-        text: TextParts,
-        *,
-        on_end: Callable[[RametError], None] | None = None,
-    ) -> AsyncEngine:
-        """`start_now` over any kind of worker."""
-        engine = cls(config, text, on_end)
-        engine._supervisor = Supervisor(launch, engine, config.supervision)
-        engine._ready = engine._supervisor.start()
-        engine._builder = RequestBuilder(config, engine.tokenizer, engine._ready)
-        return engine
+        return cls(config, lambda: kind(spec), spec.load_text, on_end)
 
     # What the engine is.
 

@@ -62,9 +62,12 @@ class Supervisor:
         self._message = "the worker is loading the model"
         self._thread = threading.Thread(target=self._run, name="ramet-supervisor", daemon=True)
 
-    def start(self) -> Ready:
-        """Blocks until the first worker is ready. Raises what kept it from that, as the worker raised it."""
+    def start(self) -> None:
+        """Launch the first worker; does not wait for it."""
         self._thread.start()
+
+    def wait_ready(self) -> Ready:
+        """Blocks until the first worker is ready. Raises what kept it from that, as the worker raised it."""
         self._started.wait()
         if self._ready is None:
             self._thread.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -73,13 +74,15 @@ class WorkerSpec:
 
     def build(self, channel: Channel) -> Worker:
         """Load the model and put the scheduler in front of it. Takes seconds to minutes."""
-        executor: Executor = _resolved(self.executor)(self.config)
+        with ThreadPoolExecutor(1) as beside:
+            text = beside.submit(self.load_text)
+            executor: Executor = _resolved(self.executor)(self.config)
         # What only a real device knows; an executor that does not say is on the CPU and has no graphs.
         on_gpu: bool = getattr(executor, "on_gpu", False)
         config = resolve(self.config, executor.model, executor.capacity, on_gpu=on_gpu)
         return Worker(
             channel,
-            _scheduler(config, executor, _grammar_compiler(config, self.load_text().tokenizer, executor.model)),
+            _scheduler(config, executor, _grammar_compiler(config, text.result().tokenizer, executor.model)),
             executor,
             overlap=not config.schedule.disable_overlap_schedule,
             log_interval=config.log.decode_log_interval,
