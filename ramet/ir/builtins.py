@@ -345,6 +345,15 @@ def _method(name: str, table: Mapping[type, Callable[..., Any]]) -> Builtin:
     return Builtin(run, result, deep=name in _DEEP_METHODS, writes=name in _WRITERS)
 
 
+class Undefined:
+    """What a variable holds before anything is assigned to it."""
+
+    __slots__ = ()
+
+
+UNDEFINED = Undefined()
+_RAISED: Mapping[str, type[Exception]] = {each.__name__: each for each in (ValueError, TypeError, KeyError, IndexError, RuntimeError)}
+
 BUILTINS: Mapping[str, Builtin] = MappingProxyType(
     {
         "add": Builtin(_add),
@@ -379,6 +388,10 @@ BUILTINS: Mapping[str, Builtin] = MappingProxyType(
         "list": Builtin(lambda value=(): list(_items(value)), Type.LIST),
         "tuple": Builtin(lambda value=(): tuple(_items(value)), Type.LIST),
         "dict": Builtin(lambda value=(), **more: dict(_items(value), **more), Type.DICT),
+        "undefined": Builtin(lambda: UNDEFINED),
+        "bound": Builtin(lambda value, name: _bound_variable(value, name)),
+        "check": Builtin(lambda test, message="": _check(test, message), Type.NONE, writes=True),
+        "fail": Builtin(lambda kind, message="": _fail(kind, message), Type.NONE, writes=True),
         "len": Builtin(len, Type.INT),
         "min": Builtin(lambda *args, **options: min(*(map(_items, args) if len(args) == 1 else args), **options), deep=True),
         "max": Builtin(lambda *args, **options: max(*(map(_items, args) if len(args) == 1 else args), **options), deep=True),
@@ -416,6 +429,21 @@ BUILTINS: Mapping[str, Builtin] = MappingProxyType(
     }
 )
 """Name → builtin. A leading dot marks a method, dispatched on the type of its first argument."""
+
+
+def _fail(kind: str, message: str) -> None:
+    raise _RAISED.get(kind, RuntimeError)(message)
+
+
+def _check(test: Any, message: str = "") -> None:
+    if not test:
+        raise AssertionError(message)
+
+
+def _bound_variable(value: Any, name: str) -> Any:
+    if value is UNDEFINED:
+        raise UnboundLocalError(f"cannot access local variable '{name}' where it is not associated with a value")
+    return value
 
 
 def _sum(values: Any, start: Any) -> Any:

@@ -44,8 +44,10 @@ class Const:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """A new, empty conversation."""
+    """A new, empty conversation. `keys`/`args` are the defaults of its generations, with the server's names."""
 
+    args: tuple[Value, ...] = _role("operands", default=())
+    keys: tuple[str, ...] = ()
     out: Value = _role("result")
     loc: Location = _NOWHERE
 

@@ -30,6 +30,7 @@ from ramet.ir.ops import (
     Join,
     MakeDict,
     Op,
+    Open,
     ProgramCall,
     Select,
     Take,
@@ -233,7 +234,7 @@ def _shape_problem(op: Op, functions: Mapping[str, Function]) -> str | None:
         return _pieces_problem(op.shape, len(op.texts))
     if isinstance(op, Gen | Select | HostCall | Call) and len(op.keys) > len(op.args):
         return "more argument names than arguments"
-    if isinstance(op, Gen | Select) and len(op.keys) != len(op.args):
+    if isinstance(op, Gen | Select | Open) and len(op.keys) != len(op.args):
         return "each argument needs its name"
     if isinstance(op, Call) and op.function not in BUILTINS:
         return f"there is no builtin {op.function!r}"

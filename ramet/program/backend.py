@@ -85,6 +85,7 @@ class GenerateCall:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     logprobs: Mapping[str, Any] = field(default_factory=dict)  # return_logprob, logprob_start_len, top_logprobs_num …
     run_id: str = ""  # generations of one program run carry one id
+    hints: Mapping[str, int] = field(default_factory=dict)  # what the compiler knows: max_tokens, path (generations still to come), group
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,119 @@
+"""One gen or select of a program, from its arguments to the next conversation and the variable's value."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+from ramet.errors import InvalidRequest
+from ramet.program.answer_shape import AnswerShape, answer_shape
+from ramet.program.backend import Backend, GenerateCall, GenerateChunk
+from ramet.program.conversation_state import ConversationState
+from ramet.program.selection import decide
+
+MAX_COPIES = 128
+Answer = tuple[ConversationState, Any, int]
+"""The conversation with the text, the variable's value, and how many tokens were generated."""
+
+
+async def generate(
+    backend: Backend,
+    state: ConversationState,
+    name: Any,
+    arguments: Mapping[str, Any],
+    run_id: str,
+    hints: Mapping[str, int],
+    show: Callable[[str], None],
+) -> Answer:
+    """`show` gets each new piece of text."""
+    shape = answer_shape(arguments)
+    sampling = {**state.sampling, **shape.sampling}
+    copies = int(sampling.pop("n", None) or 1)
+    if not 1 <= copies <= MAX_COPIES:
+        raise InvalidRequest(f"n is 1 to {MAX_COPIES}, not {copies}", param="n")
+    calls = [
+        GenerateCall(state.conversation, _seeded(sampling, i), {**state.logprobs, **shape.logprobs}, run_id, hints) for i in range(copies)
+    ]
+    if copies == 1:
+        answers = [await _collect(backend, calls[0], show)]
+    else:
+        answers = await _all([_collect(backend, call, None) for call in calls])
+    values = [_parsed(shape, name, text, meta) for text, meta in answers]
+    text, meta = answers[0]
+    tokens = sum(int(each.get("completion_tokens", 0)) for _, each in answers)
+    value, meta = (values[0], meta) if copies == 1 else (values, {**meta, "all": [each for _, each in answers]})
+    after = state.with_text(text)
+    return (after if name is None else after.with_variable(_name(name), value, meta)), value, tokens
+
+
+def _seeded(sampling: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    """Copies of a seeded generation differ from one another, and are the same at every run."""
+    seed = sampling.get("seed")
+    return sampling if seed is None or not index else {**sampling, "seed": seed + index}
+
+
+async def _collect(backend: Backend, call: GenerateCall, show: Callable[[str], None] | None) -> tuple[str, dict[str, Any]]:
+    pieces: list[str] = []
+    meta: dict[str, Any] = {}
+    async with aclosing(cast(AsyncGenerator[GenerateChunk, None], backend.generate(call))) as chunks:
+        async for chunk in chunks:
+            pieces.append(chunk.text)
+            meta.update(chunk.meta_info)
+            if show is not None and chunk.text:
+                show(chunk.text)
+    return "".join(pieces), meta
+
+
+async def _all(coroutines: Sequence[Any]) -> list[tuple[str, dict[str, Any]]]:
+    tasks = [asyncio.ensure_future(each) for each in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _parsed(shape: AnswerShape, name: Any, text: str, meta: Mapping[str, Any]) -> Any:
+    try:
+        return shape.parse(text)
+    except ValueError as error:
+        reason = meta.get("finish_reason")
+        kind = reason.get("type") if isinstance(reason, dict) else reason
+        advice = "it was cut by max_tokens: raise max_tokens" if kind == "length" else f"it ended with {reason!r}"
+        raise InvalidRequest(
+            f"gen({name!r}) did not yield a complete value: {text[:200]!r} ({error}); {advice}", param=str(name)
+        ) from error
+
+
+async def select(
+    backend: Backend,
+    state: ConversationState,
+    name: Any,
+    choices: Any,
+    method: str,
+    arguments: Mapping[str, Any],
+    draw: Callable[[Any], random.Random],
+) -> Answer:
+    if not isinstance(choices, list | tuple) or not choices or not all(isinstance(choice, str) and choice for choice in choices):
+        raise InvalidRequest(f"select() needs a list of non-empty texts as choices, got {choices!r:.80}", param="choices")
+    if len(set(choices)) < len(choices):
+        raise InvalidRequest("select() got the same choice twice", param="choices")
+    temperature = arguments.get("temperature") or 0.0
+    if temperature < 0:
+        raise InvalidRequest(f"temperature must be 0 or more, got {temperature}", param="temperature")
+    unconditional = method == "unconditional_likelihood_normalized"
+    scores = await backend.score(state.conversation, choices, unconditional=unconditional)
+    decision, meta = decide(choices, scores, method, temperature, draw(arguments.get("seed")))
+    after = state.with_text(decision)
+    return (after if name is None else after.with_variable(_name(name), decision, meta)), decision, 0
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise InvalidRequest(f"a variable's name is text, not {name!r:.60}", param="name")
+    return name

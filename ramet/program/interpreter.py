@@ -1,0 +1,628 @@
+"""Runs a verified module on a backend: the same code inside the server, inside an engine and on the client.
+
+The driver walks the blocks in program order, one method per op. Conversations are chains of futures: appending and generating never
+wait, so forks run concurrently as soon as they exist. Reading a variable waits, as in Python, unless a pass has marked the read as
+`deferred`; its value is then a future, too, and only what truly needs it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from ramet.errors import InvalidRequest, Unsupported
+from ramet.ir import ops
+from ramet.ir.builtins import evaluate, measure
+from ramet.ir.module import Function, Module
+from ramet.ir.types import Location, Type, Value
+from ramet.program.answer_shape import LOGPROB_NAMES, SERVER_NAMES
+from ramet.program.backend import Backend, ChatFormat, Conversation
+from ramet.program.budget import Budget, BudgetExceeded, Spent
+from ramet.program.conversation_state import ConversationState
+from ramet.program.failure import ProgramFailed
+from ramet.program.generation_step import generate, select
+from ramet.program.timeline import Event, Timeline
+
+T = TypeVar("T")
+State = ConversationState
+PLAIN_FORMAT = ChatFormat({role: (f"{role.upper()}:", "\n") for role in ("system", "user", "assistant", "tool")})
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """A call of the client's own Python: `number` counts the calls of a run from 0."""
+
+    number: int
+    function: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    location: Location
+
+
+class HostCalls(Protocol):
+    async def call(self, call: HostCall) -> Any:
+        """Returns the function's result, a plain value; raises what it raised. Cancelled when the run is."""
+        ...
+
+
+class KvHints(Protocol):
+    """Where an engine can act on what the compiler knows of KV lifetimes."""
+
+    async def pin(self, conversation: Conversation, run_id: str) -> None: ...
+
+    async def free(self, conversation: Conversation, run_id: str) -> None: ...
+
+
+class NoHost:
+    async def call(self, call: HostCall) -> Any:
+        raise Unsupported(f"{call.function}() is a host call, and nobody here runs host calls")
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramResult:
+    """`state` is the conversation at the end, `text` its transcript in the backend's chat format."""
+
+    value: Any
+    state: ConversationState
+    text: str
+    spent: Spent
+    timeline: Timeline
+
+
+async def run_program(
+    module: Module,
+    arguments: Mapping[str, Any],
+    backend: Backend,
+    *,
+    host: HostCalls | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    logprobs: Mapping[str, Any] | None = None,
+    budget: Budget | None = None,
+    emit: Callable[[Event], None] | None = None,
+    run_id: str = "",
+    kv: KvHints | None = None,
+) -> ProgramResult:
+    """Run `module`, which must be verified. `sampling` and `logprobs` are the run's defaults, with the server's names.
+
+    Raises ProgramFailed with the user's line; cancelling the caller aborts every generation.
+    """
+    run = _Run(module, backend, host or NoHost(), Spent(budget or Budget()), Timeline(emit), run_id, kv)
+    values = _arguments(module.main, arguments)
+    start = State(sampling=dict(sampling or {}), logprobs=dict(logprobs or {}))
+    try:
+        async with asyncio.timeout(run.spent.remaining_seconds()):
+            final, value = await run.function(module.main, start, values, 0)
+            state: State = await _get(final)
+            await run.settle()
+            value = await run.plain(value)
+            measure(value)
+            return ProgramResult(value, state, state.conversation.render(await run.chat()), run.spent, run.timeline)
+    except TimeoutError:
+        raise ProgramFailed(module, run.at, BudgetExceeded(f"the run took more than {run.spent.budget.seconds:g} seconds")) from None
+    finally:
+        await run.cancel()
+
+
+def _arguments(function: Function, arguments: Mapping[str, Any]) -> list[Any]:
+    if missing := [name for name in function.params if name not in arguments]:
+        raise InvalidRequest(f"{function.name}: argument {missing[0]!r} is missing", param=missing[0])
+    if extra := [name for name in arguments if name not in function.params]:
+        raise InvalidRequest(f"{function.name}: there is no parameter {extra[0]!r}; it has {', '.join(function.params)}", param=extra[0])
+    for value in arguments.values():
+        measure(value)
+    return [arguments[name] for name in function.params]
+
+
+async def _get(value: Any) -> Any:
+    return await value if isinstance(value, asyncio.Future) else value
+
+
+def _ready(value: Any) -> bool:
+    return not isinstance(value, asyncio.Future) or (value.done() and not value.cancelled() and value.exception() is None)
+
+
+def _known(value: Any) -> Any:
+    return value.result() if isinstance(value, asyncio.Future) else value
+
+
+class _Run:
+    """What all frames of one run share: backend, budget, and everything that is under way."""
+
+    def __init__(
+        self, module: Module, backend: Backend, host: HostCalls, spent: Spent, timeline: Timeline, run_id: str, kv: KvHints | None
+    ) -> None:
+        self.module, self.backend, self.host, self.spent, self.timeline = module, backend, host, spent, timeline
+        self.run_id, self.kv = run_id, kv
+        self.at = Location()
+        self.functions = {function.name: function for function in module.functions}
+        self.blocks = {function.name: {block.id: block for block in function.blocks} for function in module.functions}
+        self.num_host_calls = 0
+        self.incomplete: dict[int, list[Any]] = {}  # lists that hold futures, by id
+        self._tasks: list[asyncio.Future[Any]] = []
+        self._chat: ChatFormat | None = None
+        self._dice: random.Random | None = None
+
+    async def function(self, function: Function, state: Any, args: Sequence[Any], depth: int) -> tuple[Any, Any]:
+        self.spent.nested(depth)
+        return await _Frame(self, function, depth).run(state, args)
+
+    def spawn(self, work: Coroutine[Any, Any, T], loc: Location) -> asyncio.Future[T]:
+        task = asyncio.ensure_future(self.guarded(work, loc))
+        task.add_done_callback(_retrieve)
+        self._tasks.append(task)
+        if len(self._tasks) > 4096:
+            self._tasks = [each for each in self._tasks if not each.done() or each.cancelled() or each.exception() is not None]
+        return task
+
+    async def guarded(self, work: Awaitable[T], loc: Location) -> T:
+        try:
+            return await work
+        except (ProgramFailed, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise ProgramFailed(self.module, loc, error) from error
+
+    async def settle(self) -> None:
+        """Wait for all that is under way; raise the first failure in program order."""
+        while pending := [task for task in self._tasks if not task.done()]:
+            await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
+            if any(task.done() and not task.cancelled() and task.exception() is not None for task in self._tasks):
+                break
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    async def cancel(self) -> None:
+        pending = [task for task in self._tasks if not task.done()]
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def complete(self) -> None:
+        """Put the values in for the futures in lists."""
+        for held in list(self.incomplete.values()):
+            for position, item in enumerate(held):
+                if isinstance(item, asyncio.Future):
+                    held[position] = await item
+        self.incomplete.clear()
+
+    async def plain(self, value: Any) -> Any:
+        value = await _get(value)
+        if self.incomplete and isinstance(value, list | tuple | dict):
+            await self.complete()
+        return value
+
+    async def chat(self) -> ChatFormat:
+        if self._chat is None:
+            try:
+                self._chat = await self.backend.chat_format()
+            except Unsupported:
+                self._chat = PLAIN_FORMAT
+        return self._chat
+
+    def draw(self, seed: Any) -> random.Random:
+        """The dice of selects: one stream per run unless a select has its own seed."""
+        if seed is not None:
+            return random.Random(seed)
+        if self._dice is None:
+            self._dice = random.Random(self.run_id or None)
+        return self._dice
+
+
+def _retrieve(task: asyncio.Future[Any]) -> None:
+    """A failure belongs to whoever waits for it, or to the end of the run; the loop need not log it as lost."""
+    if not task.cancelled():
+        task.exception()
+
+
+@dataclass(slots=True)
+class _Frame:
+    """One call of a function: its values, and one method per op."""
+
+    run_: _Run
+    function: Function
+    depth: int
+    values: dict[int, Any] = field(default_factory=dict)
+    opened: set[int] = field(default_factory=set)
+
+    async def run(self, state: Any, args: Sequence[Any]) -> tuple[Any, Any]:
+        block, incoming = self.function.entry, [state, *args]
+        while True:
+            for argument, value in zip(block.args, incoming, strict=True):
+                self.values[argument.id] = value
+            for op in block.ops[:-1]:
+                await self._execute(op)
+            end = block.ops[-1]
+            if isinstance(end, ops.Return):
+                self.run_.at = end.loc
+                return self._held(end.state), self._held(end.value)
+            target = await self.run_.guarded(self._jump(end), end.loc)
+            incoming = [self._held(value) for value in target.args]
+            block = self.run_.blocks[self.function.name][target.block]
+
+    async def _execute(self, op: ops.Op) -> None:
+        run = self.run_
+        run.at = op.loc
+        try:
+            run.spent.step()
+            if not run.spent.steps & 255:
+                await asyncio.sleep(0)
+            waits = _METHODS[type(op)](self, op)
+            if waits is not None:
+                await waits
+        except (ProgramFailed, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise ProgramFailed(run.module, op.loc, error) from error
+
+    async def _jump(self, op: ops.Op) -> ops.Target:
+        self.run_.spent.step()
+        if isinstance(op, ops.Br):
+            if not self.run_.spent.steps & 63:
+                await asyncio.sleep(0)
+            return op.to
+        assert isinstance(op, ops.CondBr)
+        taken = bool(await self._plain(op.test))
+        self.run_.timeline.branch(op.loc, taken)
+        return op.then if taken else op.otherwise
+
+    # values
+
+    def _held(self, value: Value) -> Any:
+        return self.values[value.id]
+
+    def _set(self, value: Value, result: Any) -> None:
+        self.values[value.id] = result
+
+    async def _plain(self, value: Value) -> Any:
+        return await self.run_.plain(self.values[value.id])
+
+    async def _named(self, keys: Sequence[str], args: Sequence[Value]) -> dict[str, Any]:
+        return {key: await self._plain(value) for key, value in zip(keys, args, strict=True)}
+
+    def _chain(self, inputs: Sequence[Any], compute: Callable[..., Any], loc: Location) -> Any:
+        """`compute(*inputs)`, now if every input is there, else as a future."""
+        if all(map(_ready, inputs)):
+            return compute(*map(_known, inputs))
+
+        async def later() -> Any:
+            return compute(*[await _get(each) for each in inputs])
+
+        return self.run_.spawn(later(), loc)
+
+    def _split(self, work: Coroutine[Any, Any, tuple[Any, Any]], loc: Location) -> tuple[Any, Any]:
+        """Two futures for the two results of one piece of work."""
+        task = self.run_.spawn(work, loc)
+
+        async def part(which: int) -> Any:
+            return (await task)[which]
+
+        return self.run_.spawn(part(0), loc), self.run_.spawn(part(1), loc)
+
+    # constants and conversations
+
+    def const(self, op: ops.Const) -> None:
+        self._set(op.out, _fresh(op.value))
+
+    async def open(self, op: ops.Open) -> None:
+        given = {key: value for key, value in (await self._named(op.keys, op.args)).items() if value is not None}
+        sampling = {SERVER_NAMES.get(key, key): value for key, value in given.items() if key not in LOGPROB_NAMES}
+        logprobs = {key: value for key, value in given.items() if key in LOGPROB_NAMES}
+        self._set(op.out, State(sampling=sampling, logprobs=logprobs))
+        self.opened.add(op.out.id)
+
+    def append(self, op: ops.Append) -> None:
+        texts = [self._held(text) for text in op.texts]
+
+        def add(state: State, *said: Any) -> State:
+            for text in said:
+                self.run_.spent.made(text)
+            return state.with_pieces(op.shape, said)
+
+        self._set(op.out, self._on_each(op.state, lambda state: self._chain([state, *texts], add, op.loc)))
+
+    def _on_each(self, state: Value, change: Callable[[Any], Any]) -> Any:
+        held = self._held(state)
+        return tuple(change(member) for member in held) if state.type is Type.GROUP else change(held)
+
+    def gen(self, op: ops.Gen) -> None:
+        name = None if op.name is None else self._held(op.name)
+        args = [self._held(value) for value in op.args]
+
+        async def work(state: Any) -> tuple[Any, Any]:
+            before, called = await _get(state), await self.run_.plain(name)
+            arguments = {key: await self.run_.plain(value) for key, value in zip(op.keys, args, strict=True)}
+            return await self._generation(op.loc, called, before, arguments, op.hints)
+
+        self._generate(op.state, op.out, op.value, work, op.loc)
+
+    async def _generation(
+        self, loc: Location, name: Any, state: State, arguments: Mapping[str, Any], hints: Mapping[str, int]
+    ) -> tuple[Any, Any]:
+        run = self.run_
+        run.spent.generation()
+        with run.timeline.span("gen", loc, {"name": name}) as span:
+            show = lambda text: run.timeline.text(loc, name, text)  # noqa: E731
+            after, value, tokens = await generate(run.backend, state, name, arguments, run.run_id, hints, show)
+            span["tokens"] = tokens
+        run.spent.generated(tokens)
+        return after, value
+
+    def select(self, op: ops.Select) -> None:
+        name = None if op.name is None else self._held(op.name)
+        args, options = [self._held(value) for value in op.args], self._held(op.choices)
+
+        async def work(state: Any) -> tuple[Any, Any]:
+            run = self.run_
+            before, called, choices = await _get(state), await run.plain(name), await run.plain(options)
+            arguments = {key: await run.plain(value) for key, value in zip(op.keys, args, strict=True)}
+            run.spent.generation()
+            with run.timeline.span("select", op.loc, {"name": called}):
+                after, value, _ = await select(run.backend, before, called, choices, op.method, arguments, run.draw)
+            run.timeline.text(op.loc, called, value)
+            return after, value
+
+        self._generate(op.state, op.out, op.value, work, op.loc)
+
+    def _generate(
+        self, state: Value, out: Value, value: Value, work: Callable[[Any], Coroutine[Any, Any, tuple[Any, Any]]], loc: Location
+    ) -> None:
+        if state.type is Type.STATE:
+            after, made = self._split(work(self._held(state)), loc)
+        else:
+            pairs = [self._split(work(member), loc) for member in self._held(state)]
+            after = tuple(pair[0] for pair in pairs)
+
+            async def every() -> list[Any]:
+                return [await pair[1] for pair in pairs]
+
+            made = self.run_.spawn(every(), loc)
+        self._set(out, after)
+        self._set(value, made)
+
+    # reading and writing variables
+
+    def get_var(self, op: ops.GetVar) -> Awaitable[None] | None:
+        result = self._chain([self._held(op.state), self._held(op.name)], State.variable, op.loc)
+        return self._finish(op.out, result, wait=not op.deferred)
+
+    def _finish(self, out: Value, result: Any, *, wait: bool) -> Awaitable[None] | None:
+        self._set(out, result)
+        return self._await(out) if wait and isinstance(result, asyncio.Future) else None
+
+    async def _await(self, out: Value) -> None:
+        self._set(out, await self._held(out))
+
+    def set_var(self, op: ops.SetVar) -> None:
+        def write(state: State, name: Any, value: Any) -> State:
+            if not isinstance(name, str):
+                raise InvalidRequest(f"a variable's name is text, not {name!r:.60}")
+            return state.with_variable(name, value)
+
+        self._set(op.out, self._chain([self._held(op.state), self._held(op.name), self._held(op.value)], write, op.loc))
+
+    def inspect(self, op: ops.Inspect) -> Awaitable[None] | None:
+        if op.what == "size":
+            self._set(op.out, len(self._held(op.state)))
+            return None
+        state, arg = self._held(op.state), None if op.arg is None else self._held(op.arg)
+        if op.what in ("mark", "since"):  # not a read that Python waits for
+            self._set(op.out, self.run_.spawn(self._look(op, state, arg), op.loc))
+            return None
+        return self._look_now(op, state, arg)
+
+    async def _look_now(self, op: ops.Inspect, state: Any, arg: Any) -> None:
+        self._set(op.out, await self._look(op, state, arg))
+
+    async def _look(self, op: ops.Inspect, held: Any, argument: Any) -> Any:
+        state: State = await _get(held)
+        arg = await _get(argument)
+        if op.what == "messages":
+            return state.conversation.messages()
+        if op.what == "has":
+            return isinstance(arg, str) and arg in state.variables
+        if op.what == "meta":
+            state.variable(arg)
+            if arg not in state.meta:
+                raise KeyError(f"variable {arg!r} was not generated, so it has no meta info")
+            return dict(state.meta[arg])
+        text = state.conversation.render(await self.run_.chat())
+        self.run_.spent.made(text)
+        return len(text) if op.what == "mark" else text[arg:] if op.what == "since" else text
+
+    # forks
+
+    async def fork(self, op: ops.Fork) -> None:
+        count = await self._plain(op.count)
+        if type(count) is not int or count < 1:
+            raise InvalidRequest(f"fork() needs a size of 1 or more, got {count!r:.40}", param="size")
+        self.run_.spent.forked(count)
+        texts = [self._held(text) for text in op.texts]
+        state = self._held(op.state)
+        member = self._chain([state, *texts], lambda s, *said: s.branch().with_pieces(op.shape, said), op.loc)
+        if op.prefetch and count > 1:
+            member = self.run_.spawn(self._prefilled(member, op.loc), op.loc)
+        self._set(op.out, state)
+        self._set(op.group, (member,) * count)
+
+    async def _prefilled(self, held: Any, loc: Location) -> State:
+        state: State = await _get(held)
+        with self.run_.timeline.span("prefetch", loc, {}):
+            await self.run_.backend.prefill(state.conversation)
+        return state
+
+    async def take(self, op: ops.Take) -> None:
+        self._set(op.out, self._held(op.group)[await self._plain(op.index)])
+
+    async def put(self, op: ops.Put) -> None:
+        members = list(self._held(op.group))
+        members[await self._plain(op.index)] = self._held(op.state)
+        self._set(op.out, tuple(members))
+
+    def join(self, op: ops.Join) -> None:
+        members = self._held(op.group)
+        self.run_.spent.joined(len(members))
+        self._set(op.out, self._chain([self._held(op.state), *members], lambda state, *ended: state.joined(ended, op.mode), op.loc))
+
+    # plain values
+
+    def call(self, op: ops.Call) -> Awaitable[None] | None:
+        held = [self._held(value) for value in op.args]
+        if op.function == ".append" and op.deferred and len(held) == 2 and not _ready(held[1]) and isinstance(held[0], list):
+            self.run_.incomplete[id(held[0])] = held[0]
+            evaluate(op.function, held)
+            self._set(op.out, None)
+            return None
+        if op.deferred and not all(map(_ready, held)):
+            self._set(op.out, self.run_.spawn(self._call(op, held), op.loc))
+            return None
+        if any(isinstance(value, asyncio.Future) for value in held) or self._incomplete(op.function, held):
+            return self._call_now(op, held)
+        self._set(op.out, self._compute(op, held))
+        return None
+
+    def _incomplete(self, function: str, held: Sequence[Any]) -> bool:
+        """Must lists be completed before this builtin sees them? Some only look at the list itself."""
+        known = self.run_.incomplete
+        if not known:
+            return False
+        if function in ("len", ".append"):
+            return False
+        if function == "iterate":
+            return id(held[0]) in known
+        return any(isinstance(value, list | tuple | dict) for value in held)
+
+    async def _call_now(self, op: ops.Call, held: Sequence[Any]) -> None:
+        self._set(op.out, await self._call(op, held))
+
+    async def _call(self, op: ops.Call, held: Sequence[Any]) -> Any:
+        args = [await _get(value) for value in held]
+        if self._incomplete(op.function, args):
+            await self.run_.complete()
+        return self._compute(op, args)
+
+    def _compute(self, op: ops.Call, args: Sequence[Any]) -> Any:
+        result = evaluate(op.function, args, op.keys)
+        self.run_.spent.made(result)
+        return result
+
+    def index(self, op: ops.Index) -> Awaitable[None] | None:
+        target, key = self._held(op.object), self._held(op.key)
+        if op.deferred and not (_ready(target) and _ready(key)):
+            self._set(op.out, self.run_.spawn(self._index(op, target, key), op.loc))
+            return None
+        if isinstance(target, asyncio.Future) or isinstance(key, asyncio.Future) or id(target) in self.run_.incomplete:
+            return self._index_now(op, target, key)
+        self._set(op.out, _item(target, key))
+        return None
+
+    async def _index_now(self, op: ops.Index, target: Any, key: Any) -> None:
+        self._set(op.out, await self._index(op, target, key))
+
+    async def _index(self, op: ops.Index, target: Any, key: Any) -> Any:
+        return _item(await self.run_.plain(target), await self.run_.plain(key))
+
+    async def make_list(self, op: ops.MakeList) -> None:
+        items = [await _get(self._held(item)) for item in op.items]
+        self.run_.spent.made(items)
+        self._set(op.out, items)
+
+    async def make_dict(self, op: ops.MakeDict) -> None:
+        items = [await _get(self._held(item)) for item in op.items]
+        self.run_.spent.made(items)
+        self._set(op.out, dict(zip(items[::2], items[1::2], strict=True)))
+
+    # calls out of the function
+
+    async def host_call(self, op: ops.HostCall) -> None:
+        run = self.run_
+        args = [await self._plain(value) for value in op.args]
+        for value in args:
+            measure(value)
+        split = len(args) - len(op.keys)
+        call = HostCall(run.num_host_calls, op.function, tuple(args[:split]), dict(zip(op.keys, args[split:], strict=True)), op.loc)
+        run.num_host_calls += 1
+        with run.timeline.span("host_call", op.loc, {"function": op.function}):
+            result = await run.host.call(call)
+        self._set(op.out, _travelled(result, op.function))
+        run.spent.made(result)
+
+    async def program_call(self, op: ops.ProgramCall) -> None:
+        run, callee = self.run_, self.run_.functions[op.function]
+        args = [self._held(value) for value in op.args]
+        work = run.function(callee, self._held(op.state), args, self.depth + 1)
+        if op.deferred:
+            after, value = self._split(self._called(work), op.loc)
+        else:
+            after, value = await work
+            if op.state.id in self.opened:  # a run of its own: Python waits for its end
+                after = await _get(after)
+        self._set(op.out, after)
+        self._set(op.value, value)
+
+    async def _called(self, work: Coroutine[Any, Any, tuple[Any, Any]]) -> tuple[Any, Any]:
+        after, value = await work
+        return await _get(after), await _get(value)
+
+    # what passes insert
+
+    def prefetch(self, op: ops.Prefetch) -> None:
+        self._background(op.state, op.loc, "prefetch", self.run_.backend.prefill)
+
+    def pin(self, op: ops.Pin) -> None:
+        kv = self.run_.kv
+        if kv is not None:
+            self._background(op.state, op.loc, "pin", lambda conversation: kv.pin(conversation, self.run_.run_id))
+
+    def free(self, op: ops.Free) -> None:
+        kv = self.run_.kv
+        if op.state.type is Type.GROUP:
+            self.run_.spent.joined(len(self._held(op.state)))
+        if kv is not None:
+            self._background(op.state, op.loc, "free", lambda conversation: kv.free(conversation, self.run_.run_id))
+
+    def _background(self, state: Value, loc: Location, what: str, act: Callable[[Conversation], Awaitable[None]]) -> None:
+        async def work(member: Any) -> None:
+            ready: State = await _get(member)
+            with self.run_.timeline.span(what, loc, {}):
+                await act(ready.conversation)
+
+        for member in self._held(state) if state.type is Type.GROUP else (self._held(state),):
+            self.run_.spawn(work(member), loc)
+
+
+_METHODS: Mapping[type[ops.Op], Callable[[_Frame, Any], Awaitable[None] | None]] = {
+    cls: getattr(_Frame, name) for name, cls in ops.OPS.items() if hasattr(_Frame, name)
+}
+
+
+def _fresh(value: Any) -> Any:
+    """A literal list or dict is a new object at each evaluation."""
+    if isinstance(value, list | tuple):
+        return [_fresh(each) for each in value]
+    return {key: _fresh(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _item(target: Any, key: Any) -> Any:
+    if not isinstance(target, str | list | tuple | dict | range):
+        raise TypeError(f"'{type(target).__name__}' object is not subscriptable")
+    return target[key]
+
+
+def _travelled(value: Any, function: str) -> Any:
+    """What a host call gives back must be plain, as if it had come over the wire."""
+    measure(value)
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list | tuple):
+            stack.extend(node)
+        elif isinstance(node, dict):
+            stack.extend([*node.keys(), *node.values()])
+        elif node is not None and not isinstance(node, str | int | float | bool):
+            raise InvalidRequest(f"{function}() returned a {type(node).__name__}; return text, numbers, lists and dicts")
+    return value
