@@ -32,6 +32,7 @@ class LlguidanceCompiler:
         if not vocabulary.eos_ids:
             raise Unsupported("constraints need a token that ends the text, and this model's tokenizer names none")
         self._canonical = encode is not None
+        self._eos_ids = vocabulary.eos_ids
         wrapper = TokenizerWrapper(_VocabularyTokenizer(vocabulary, encode))
         self._tokenizer = LLTokenizer(wrapper, eos_token=list(vocabulary.eos_ids))
 
@@ -44,7 +45,7 @@ class LlguidanceCompiler:
         matcher.compute_bitmask()  # builds the first lexer states here rather than in every copy, and finds dead ends
         if matcher.is_stopped() and not matcher.is_accepting():
             raise GrammarError(f"{kind}: no text at all satisfies it", param=kind)
-        return _Compiled(matcher, self._canonical)
+        return _Compiled(matcher, frozenset(self._eos_ids), self._canonical)
 
     def _regex(self, source: str) -> LLMatcher:
         translation = translate(source)
@@ -92,26 +93,41 @@ class LlguidanceCompiler:
 
 
 class _Compiled:
-    def __init__(self, prototype: LLMatcher, canonical: bool) -> None:
+    def __init__(self, prototype: LLMatcher, eos_ids: frozenset[int], canonical: bool) -> None:
         self._prototype = prototype
+        self._eos_ids = eos_ids
         self._canonical = canonical
 
     def matcher(self) -> Matcher:
-        return _Matcher(self._prototype.deep_copy(), self._canonical)
+        return _Matcher(self._prototype.deep_copy(), self._eos_ids, self._canonical)
 
 
 class _Matcher:
-    """Implements `Matcher`. An EOS token counts as an accepted token, and can be rolled back like any other."""
+    """Implements `Matcher`. An EOS token counts as an accepted token, and can be rolled back like any other. Where the grammar forces the
+    next token, the mask allows only that one, as the tokenizer writes it: with and without jump-forward the tokens are the same."""
 
-    def __init__(self, matcher: LLMatcher, canonical: bool) -> None:
+    def __init__(self, matcher: LLMatcher, eos_ids: frozenset[int], canonical: bool) -> None:
         self._matcher = matcher
+        self._eos_ids = eos_ids
         self._canonical = canonical
+        self._ended = False  # an EOS was accepted after the grammar had already stopped by itself
 
     def accept(self, token_ids: Sequence[int]) -> int:
+        if self._ended:
+            return 0
         accepted: int = self._matcher.try_consume_tokens(list(token_ids))
+        if accepted < len(token_ids) and token_ids[accepted] in self._eos_ids and self._stopped_by_itself():
+            self._ended = True
+            accepted += 1
         return accepted
 
+    def _stopped_by_itself(self) -> bool:
+        return self.stopped and self._matcher.is_accepting() and self._matcher.stop_reason() != "EndOfSentence"
+
     def rollback(self, num_tokens: int) -> None:
+        if num_tokens and self._ended:
+            self._ended = False
+            num_tokens -= 1
         if num_tokens and not self._matcher.rollback(num_tokens):
             raise ValueError(f"cannot take back {num_tokens} tokens: {_first_line(self._matcher.get_error())}")
 

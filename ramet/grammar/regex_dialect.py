@@ -1,17 +1,18 @@
 """The dialect of `regex` constraints: Python's `re` as far as it is regular, so that `re.fullmatch` accepts what a constraint lets through.
 
 The text as a whole is constrained: ^ and \\A at its beginning, $, \\Z and \\z at its end are allowed and say nothing new. Understood are
-literals, escapes, classes (Unicode \\d \\s \\w, \\p{…}, POSIX [[:alpha:]]), groups (named, not capturing), alternatives, greedy and
-lazy repetition, and the flags i, s, u. Refused, with their place: look-around, backreferences, conditionals, atomic groups, possessive
-repetition, word borders, the flags m, x, a, L.
+literals, escapes, classes (\\d \\s \\w of this Python's Unicode, \\p{…}, POSIX [[:alpha:]]), groups (named, not capturing), alternatives,
+greedy and lazy repetition, and the flags i, s, u. Refused, with their place: look-around, backreferences, conditionals, atomic groups,
+possessive repetition, word borders, the flags m, x, a, L.
 
-The engine behind it reads Rust's syntax. What the two spell differently is translated: `[` `&&` `--` `~~` inside a class, literal braces,
-`{,n}`, `\\Z`, comments.
+The engine behind it reads Rust's syntax. What the two spell or mean differently is translated: \\d \\s \\w and their negations, `[` `&&`
+`--` `~~` inside a class, literal braces, `{,n}`, `\\Z`, comments. Left as it is: the flag i folds case by the engine's newer Unicode.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -32,6 +33,10 @@ REPETITION = re.compile(r"\{(\d*)(,?)(\d*)\}")
 ESCAPE = re.compile(r"\\(?:x\{[0-9a-fA-F]+\}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[pP]\{[^}]*\}|.)", re.DOTALL)
 POSIX = re.compile(r"\[:\^?\w+:\]")
 SET_OPERATORS = ("&&", "--", "~~")
+KNOWN = rf"\p{{age={'.'.join(unicodedata.unidata_version.split('.')[:2])}}}"
+"""Characters that this Python's Unicode knows; the engine knows later digits and letters too."""
+PYTHON_CLASSES = {"d": rf"\d&&{KNOWN}", "w": rf"\p{{L}}\p{{N}}_&&{KNOWN}", "s": r"\s\x1c-\x1f"}
+"""What Python's \\d, \\w and \\s hold, as insides of a class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,11 @@ def _escape(source: str, at: int) -> tuple[str, int]:
     escape = ESCAPE.match(source, at)
     if escape is None:
         refuse("it ends with a backslash that escapes nothing", at)
+    letter = escape[0][1:]
+    if letter in PYTHON_CLASSES:
+        return f"[{PYTHON_CLASSES[letter]}]", escape.end()
+    if letter.lower() in PYTHON_CLASSES:
+        return f"[^[{PYTHON_CLASSES[letter.lower()]}]]", escape.end()
     return escape[0], escape.end()
 
 
