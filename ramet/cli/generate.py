@@ -15,9 +15,9 @@ from ramet.errors import ConfigError
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.generation_engine import GenerationEngine
+from ramet.runtime.engine.native_format import error_of
 from ramet.runtime.request import Generation
 from ramet.runtime.sampling_params import parse_sampling_params
-from ramet.server.error_responses import error_of
 from ramet.server.streams import as_generator
 
 DESCRIPTION = "Continue a prompt with a model in this process and stream the text. '-' reads the prompt from stdin."

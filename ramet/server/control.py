@@ -13,9 +13,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from ramet.errors import InvalidRequest, RametError, Unsupported
 from ramet.runtime.engine.generation_engine import GenerationEngine
+from ramet.runtime.engine.native_format import error_of
 from ramet.runtime.request import EngineStats, Generation, SamplingParams
 from ramet.server.context import Context, ServerContext
-from ramet.server.error_responses import error_of
 from ramet.server.native_schema import AbortRequest
 from ramet.server.openai.reply_schema import ERROR_REPLIES
 from ramet.server.streams import as_generator

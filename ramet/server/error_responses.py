@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,7 +13,6 @@ from starlette.exceptions import HTTPException
 
 from ramet.errors import InternalError, InvalidRequest, QueueFull, RametError, UserError
 from ramet.log import get_logger
-from ramet.runtime.request import Finish
 
 logger = get_logger(__name__)
 
@@ -40,18 +39,6 @@ def error_response(error: RametError) -> JSONResponse:
         retry_after = error.retry_after if isinstance(error, QueueFull) else UNAVAILABLE_RETRY_SECONDS
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     return JSONResponse(error_body(error), status_code=error.status, headers=headers)
-
-
-def error_of(finish: Finish) -> RametError:
-    """The exception that an abort or error finish stands for."""
-    message = finish.message or f"the generation ended with {finish.kind.value}"
-    for error_class in _subclasses(RametError):
-        if error_class.code and error_class.code == finish.code:
-            return error_class(message)
-    error: RametError = UserError(message) if 400 <= finish.status < 500 else InternalError(message)
-    error.status = finish.status if finish.status >= 400 else 500
-    error.code = finish.code or None
-    return error
 
 
 def invalid_request_of(errors: Sequence[Any]) -> InvalidRequest:
@@ -88,9 +75,3 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 async def _on_crash(request: Request, error: Exception) -> JSONResponse:
     logger.error("%s %s crashed", request.method, request.url.path, exc_info=error)
     return error_response(InternalError("internal error; the server's log has the traceback"))
-
-
-def _subclasses(root: type[RametError]) -> Iterator[type[RametError]]:
-    for child in root.__subclasses__():
-        yield child
-        yield from _subclasses(child)

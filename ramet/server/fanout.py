@@ -1,35 +1,16 @@
-"""Several generations as one stream, and the memory of what each has said so far."""
+"""Several generations as one stream, or as one list."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 
-from ramet.runtime.request import Delta, FinishKind, Generation, TokenLogprob
+from ramet.runtime.engine.native_format import error_of
+from ramet.runtime.request import Delta, FinishKind, Generation
 from ramet.server.context import ServerContext
-from ramet.server.error_responses import error_of
 
 _Item = tuple[int, Delta | BaseException | None]
-
-
-@dataclass(slots=True)
-class Transcript:
-    """A generation so far: the joined deltas, and the last of them for its counters and finish."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    last: Delta = field(default_factory=lambda: Delta(request_id=""))
-
-    def add(self, delta: Delta) -> None:
-        self.text += delta.text
-        self.token_ids += delta.token_ids
-        self.logprobs += delta.logprobs
-        self.prompt_logprobs += delta.prompt_logprobs
-        self.last = delta
 
 
 async def fan_out(
@@ -62,18 +43,15 @@ async def fan_out(
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def collect(context: ServerContext, generations: Sequence[Generation], *, pass_aborts: bool = False) -> list[Transcript]:
-    """Run all generations to their end; the first failure aborts the others."""
+async def collect(context: ServerContext, generations: Sequence[Generation], *, pass_aborts: bool = False) -> list[Delta]:
+    """Run all generations to their end, each as one whole delta; the first failure aborts the others."""
     tasks = [asyncio.ensure_future(context.complete(generation)) for generation in generations]
-    transcripts = [Transcript() for _ in generations]
     try:
-        for transcript, whole in zip(transcripts, await asyncio.gather(*tasks), strict=True):
-            transcript.add(_checked(whole, pass_aborts))
+        return [_checked(whole, pass_aborts) for whole in await asyncio.gather(*tasks)]
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return transcripts
 
 
 async def _pump(context: ServerContext, generation: Generation, index: int, queue: asyncio.Queue[_Item]) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import fields
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ramet.errors import Unsupported
+from ramet.errors import InvalidRequest, Unsupported
+from ramet.runtime.engine.native_format import Expansion, NativeCall, NativeResult, expand
 from ramet.server.context import Context, ServerContext
-from ramet.server.fanout import Transcript, collect, fan_out
-from ramet.server.native_batch import Batch, parse_batch
-from ramet.server.native_reply import NativeFormat
+from ramet.server.fanout import collect, fan_out
 from ramet.server.native_schema import (
     DetokenizeReply,
     DetokenizeRequest,
@@ -27,34 +28,57 @@ from ramet.server.sse import EventStream, until_disconnect
 
 router = APIRouter(tags=["native"])
 
+REFUSED = {
+    "lora_path": "LoRA adapters are not supported yet",
+    "image_data": "the served model reads text only",
+    "video_data": "the served model reads text only",
+    "audio_data": "the served model reads text only",
+}
+
 
 @router.put("/generate", response_model=None, include_in_schema=False)
 @router.post("/generate", response_model=GenerateReply | list[GenerateReply], responses=ERROR_REPLIES)
 async def generate(body: GenerateRequest, context: Context, request: Request) -> Response:
     """Text or token ids in, text and token ids out; a list for a batch or n > 1, server-sent events with `stream`."""
-    batch = parse_batch(body, context.engine.model.vocab_size)
-    style = NativeFormat(context.engine.tokenizer, body.return_text_in_logprobs)
+    for name, reason in REFUSED.items():
+        if getattr(body, name) not in (None, [], ""):
+            raise Unsupported(f"{name}: {reason}", param=name)
+    batch = _expand(body)
+    rid = body.rid if isinstance(body.rid, str) else uuid.uuid4().hex
+    tokenizer = context.engine.tokenizer if body.return_text_in_logprobs else None
+    results = [NativeResult(generation.logprobs, tokenizer) for generation in batch.generations]
     if body.stream:
-        return EventStream(_events(context, batch, style, incremental=body.incremental))
-    return JSONResponse(await until_disconnect(request.receive, _reply(context, batch, style)))
+        return EventStream(_events(context, rid, batch, results, incremental=body.incremental))
+    return JSONResponse(await until_disconnect(request.receive, _reply(context, rid, batch, results)))
 
 
-async def _reply(context: ServerContext, batch: Batch, style: NativeFormat) -> Any:
-    with context.group(batch.rid, batch.generations):
-        transcripts = await collect(context, batch.generations, pass_aborts=True)
-    replies = [style.reply(t, g.logprobs) for t, g in zip(transcripts, batch.generations, strict=True)]
+def _expand(body: GenerateRequest) -> Expansion:
+    try:
+        return expand(NativeCall(**{f.name: getattr(body, f.name) for f in fields(NativeCall)}))
+    except InvalidRequest as error:
+        if error.param is not None and error.param not in GenerateRequest.model_fields:
+            error.param = f"sampling_params.{error.param}"
+        raise
+
+
+async def _reply(context: ServerContext, rid: str, batch: Expansion, results: list[NativeResult]) -> Any:
+    with context.group(rid, batch.generations):
+        for result, whole in zip(results, await collect(context, batch.generations, pass_aborts=True), strict=True):
+            result.add(whole)
+    replies = [result.reply() for result in results]
     return replies if batch.is_list else replies[0]
 
 
-async def _events(context: ServerContext, batch: Batch, style: NativeFormat, *, incremental: bool) -> AsyncGenerator[dict[str, Any], None]:
+async def _events(
+    context: ServerContext, rid: str, batch: Expansion, results: list[NativeResult], *, incremental: bool
+) -> AsyncGenerator[dict[str, Any], None]:
     """Each event carries the text so far (SGLang's clients rely on it), or only what is new."""
-    transcripts = [Transcript() for _ in batch.generations]
-    with context.group(batch.rid, batch.generations):
+    with context.group(rid, batch.generations):
         async with aclosing(fan_out(context, batch.generations, pass_aborts=True)) as deltas:
             async for index, delta in deltas:
-                transcripts[index].add(delta)
-                wanted = batch.generations[index].logprobs
-                event = style.delta(delta, wanted) if incremental else style.reply(transcripts[index], wanted)
+                result = results[index]
+                result.add(delta)
+                event = result.increment(delta) if incremental else result.reply()
                 yield event | ({"index": index} if batch.is_list else {})
 
 

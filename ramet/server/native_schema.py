@@ -28,7 +28,7 @@ class GenerateRequest(Body):
     priority: int | None = None
     extra_key: str | list[str] | None = Field(None, description="requests with different keys never share cached KV")
     cache_salt: str | list[str] | None = Field(None, description="the same under OpenAI's name")
-    group: str | None = Field(None, description="generations of one program run carry one id")
+    group: str = Field("", description="generations of one program run carry one id")
     lora_path: str | list[str | None] | None = Field(None, description="refused: no LoRA yet")
     image_data: Any = Field(None, description="refused on a text model")
     video_data: Any = Field(None, description="refused on a text model")

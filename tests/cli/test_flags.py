@@ -14,13 +14,16 @@ from ramet.cli.main import main
 from ramet.errors import ConfigError
 from ramet.runtime.config import EngineConfig, ServerConfig
 
-CONTRACT = """model-path tokenizer-path load-format dtype quantization kv-cache-dtype context-length revision served-model-name
-chat-template host port api-key log-level log-requests device tp-size tp dp-size nnodes node-rank dist-init-addr mem-fraction-static max-total-tokens
-max-running-requests max-queued-requests max-prefill-tokens chunked-prefill-size page-size schedule-policy radix-eviction-policy
-disable-radix-cache disable-overlap-schedule disable-cuda-graph cuda-graph-max-bs cuda-graph-bs attention-backend sampling-backend
-grammar-backend enable-deterministic-inference enable-metrics enable-cache-report reasoning-parser tool-call-parser sampling-defaults
-stream-interval skip-server-warmup random-seed watchdog-timeout json-model-override-args trust-remote-code speculative-algorithm
-speculative-draft-model-path speculative-num-steps speculative-eagle-topk speculative-num-draft-tokens"""
+CONTRACT = """
+model-path tokenizer-path load-format dtype quantization kv-cache-dtype context-length revision served-model-name chat-template
+host port api-key log-level log-requests device tp-size tp dp-size nnodes node-rank dist-init-addr mem-fraction-static
+max-total-tokens max-running-requests max-queued-requests max-prefill-tokens chunked-prefill-size page-size schedule-policy
+radix-eviction-policy disable-radix-cache disable-overlap-schedule disable-cuda-graph cuda-graph-max-bs cuda-graph-bs
+attention-backend sampling-backend grammar-backend enable-deterministic-inference enable-metrics enable-cache-report
+reasoning-parser tool-call-parser sampling-defaults stream-interval skip-server-warmup random-seed watchdog-timeout
+json-model-override-args trust-remote-code speculative-algorithm speculative-draft-model-path speculative-num-steps
+speculative-eagle-topk speculative-num-draft-tokens
+"""
 
 
 def parse(*words: str) -> ServerConfig:

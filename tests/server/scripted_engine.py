@@ -94,6 +94,9 @@ class ScriptedEngine:
     async def generate(self, generation: Generation) -> AsyncIterator[Delta]:
         if self.refusal is not None:
             raise self.refusal
+        wrong = [i for i in generation.input_ids or () if not 0 <= i < self.model.vocab_size]
+        if wrong or not (generation.text or generation.input_ids):
+            raise InvalidRequest("the prompt is not legal", param="input_ids" if generation.text is None else "text")
         self.seen.append(generation)
         started = time.monotonic()
         try:

@@ -13,8 +13,8 @@ from ramet.cli.flags import FlagParser, config_of, flag_parser
 from ramet.errors import RametError
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.generation_engine import GenerationEngine
+from ramet.runtime.engine.native_format import error_of
 from ramet.runtime.request import Generation, SamplingParams
-from ramet.server.error_responses import error_of
 from ramet.server.streams import as_generator
 
 

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from ramet.errors import InvalidRequest, Unsupported
 from ramet.runtime.request import Delta, LogprobParams
 from ramet.server.context import Context, ServerContext
-from ramet.server.fanout import Transcript, collect, fan_out
+from ramet.server.fanout import collect, fan_out
 from ramet.server.openai.prepare import Call, check_common, prepare_call
 from ramet.server.openai.reply_schema import ERROR_REPLIES, ChatReply
 from ramet.server.openai.schema import ChatRequest, Message, Tool
@@ -111,24 +111,24 @@ def _logprobs_of(body: ChatRequest) -> LogprobParams | None:
 
 async def _reply(context: ServerContext, call: Call) -> dict[str, Any]:
     with context.group(call.rid, call.generations):
-        transcripts = await collect(context, call.generations)
+        wholes = await collect(context, call.generations)
     return {
         "id": call.id,
         "object": "chat.completion",
         "created": call.created,
         "model": call.model,
-        "choices": [_choice(context, call, index, transcript) for index, transcript in enumerate(transcripts)],
-        "usage": usage_of(transcripts, call.n),
+        "choices": [_choice(context, call, index, whole) for index, whole in enumerate(wholes)],
+        "usage": usage_of(wholes, call.n),
     }
 
 
-def _choice(context: ServerContext, call: Call, index: int, transcript: Transcript) -> dict[str, Any]:
-    finish = transcript.last.finish
+def _choice(context: ServerContext, call: Call, index: int, whole: Delta) -> dict[str, Any]:
+    finish = whole.finish
     wants = call.generations[index].logprobs is not None
     return {
         "index": index,
-        "message": {"role": "assistant", "content": transcript.text},
-        "logprobs": chat_logprobs(context.engine.tokenizer, transcript.logprobs) if wants else None,
+        "message": {"role": "assistant", "content": whole.text},
+        "logprobs": chat_logprobs(context.engine.tokenizer, whole.logprobs) if wants else None,
         "finish_reason": finish.kind.value if finish else None,
         "matched_stop": finish.matched if finish else None,
     }
@@ -136,20 +136,20 @@ def _choice(context: ServerContext, call: Call, index: int, transcript: Transcri
 
 async def _events(context: ServerContext, call: Call) -> AsyncGenerator[dict[str, Any], None]:
     """Per choice: the role, the content as it comes, the finish reason; last, on demand, the usage."""
-    transcripts = [Transcript() for _ in call.generations]
+    lasts = [Delta(request_id=generation.request_id) for generation in call.generations]
     begun: set[int] = set()
     with context.group(call.rid, call.generations):
         async with aclosing(fan_out(context, call.generations)) as deltas:
             async for index, delta in deltas:
-                transcripts[index].add(delta)
-                usage = usage_of(transcripts, call.n) if call.continuous_usage else None
+                lasts[index] = delta
+                usage = usage_of(lasts, call.n) if call.continuous_usage else None
                 if index not in begun:
                     begun.add(index)
                     yield _chunk(call, index, {"role": "assistant", "content": ""}, usage)
                 for event in _delta_events(context, call, index, delta, usage):
                     yield event
     if call.include_usage:
-        yield _frame(call, [], usage_of(transcripts, call.n))
+        yield _frame(call, [], usage_of(lasts, call.n))
 
 
 def _delta_events(context: ServerContext, call: Call, index: int, delta: Delta, usage: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from ramet.errors import InvalidRequest, Unsupported
 from ramet.runtime.request import Delta, LogprobParams
 from ramet.server.context import Context, ServerContext
-from ramet.server.fanout import Transcript, collect, fan_out
+from ramet.server.fanout import collect, fan_out
 from ramet.server.openai.prepare import Call, check_common, prepare_call
 from ramet.server.openai.reply_schema import ERROR_REPLIES, CompletionReply
 from ramet.server.openai.schema import CompletionRequest
@@ -63,32 +63,24 @@ async def _prompts_of(context: ServerContext, body: CompletionRequest) -> list[l
     items: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
     if not items or not all(items):
         raise InvalidRequest("prompt: an empty prompt gives the model nothing to continue", param="prompt")
-    vocab_size = context.engine.model.vocab_size
-    prompts: list[list[int]] = []
-    for item in items:
-        ids = await context.encode(item, add_special_tokens=True) if isinstance(item, str) else list(item)
-        wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
-        if wrong is not None:
-            raise InvalidRequest(f"prompt: token id {wrong} is outside 0 … {vocab_size - 1}", param="prompt")
-        prompts.append(ids)
-    return prompts
+    return [await context.encode(item, add_special_tokens=True) if isinstance(item, str) else list(item) for item in items]
 
 
 async def _reply(context: ServerContext, call: Call, echoes: list[str] | None) -> dict[str, Any]:
     with context.group(call.rid, call.generations):
-        transcripts = await collect(context, call.generations)
-    choices = [_choice(context, call, i, t, echoes[i // call.n] if echoes else "") for i, t in enumerate(transcripts)]
-    return _frame(call, choices, usage_of(transcripts, call.n))
+        wholes = await collect(context, call.generations)
+    choices = [_choice(context, call, i, whole, echoes[i // call.n] if echoes else "") for i, whole in enumerate(wholes)]
+    return _frame(call, choices, usage_of(wholes, call.n))
 
 
-def _choice(context: ServerContext, call: Call, index: int, transcript: Transcript, echo: str) -> dict[str, Any]:
-    finish = transcript.last.finish
+def _choice(context: ServerContext, call: Call, index: int, whole: Delta, echo: str) -> dict[str, Any]:
+    finish = whole.finish
     logprobs = None
     if call.generations[index].logprobs is not None:
-        logprobs = completion_logprobs(context.engine.tokenizer, [*transcript.prompt_logprobs, *transcript.logprobs], 0)
+        logprobs = completion_logprobs(context.engine.tokenizer, [*whole.prompt_logprobs, *whole.logprobs], 0)
     return {
         "index": index,
-        "text": echo + transcript.text,
+        "text": echo + whole.text,
         "logprobs": logprobs,
         "finish_reason": finish.kind.value if finish else None,
         "matched_stop": finish.matched if finish else None,
@@ -96,21 +88,23 @@ def _choice(context: ServerContext, call: Call, index: int, transcript: Transcri
 
 
 async def _events(context: ServerContext, call: Call, echoes: list[str] | None) -> AsyncGenerator[dict[str, Any], None]:
-    transcripts = [Transcript() for _ in call.generations]
+    lasts = [Delta(request_id=generation.request_id) for generation in call.generations]
+    text_lens = [0] * len(lasts)
     begun: set[int] = set()
     with context.group(call.rid, call.generations):
         async with aclosing(fan_out(context, call.generations)) as deltas:
             async for index, delta in deltas:
+                lasts[index] = delta
                 if not (delta.text or delta.logprobs or delta.prompt_logprobs or delta.finish or (echoes and index not in begun)):
                     continue
                 echo = echoes[index // call.n] if echoes else ""
-                offset = len(echo) + len(transcripts[index].text) if index in begun else 0
+                offset = len(echo) + text_lens[index] if index in begun else 0
                 choice = _chunk_choice(context, call, index, delta, offset, "" if index in begun else echo)
                 begun.add(index)
-                transcripts[index].add(delta)
-                yield _frame(call, [choice], usage_of(transcripts, call.n) if call.continuous_usage else None)
+                text_lens[index] += len(delta.text)
+                yield _frame(call, [choice], usage_of(lasts, call.n) if call.continuous_usage else None)
     if call.include_usage:
-        yield _frame(call, [], usage_of(transcripts, call.n))
+        yield _frame(call, [], usage_of(lasts, call.n))
 
 
 def _chunk_choice(context: ServerContext, call: Call, index: int, delta: Delta, offset: int, echo: str) -> dict[str, Any]:

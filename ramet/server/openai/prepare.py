@@ -158,10 +158,10 @@ def _choice(
         sampling=replace(sampling, n=1, seed=seed),
         logprobs=logprobs,
         priority=body.priority,
-        cache_namespace=cache_namespace(body.cache_salt, body.extra_key),
+        cache_namespace=_cache_namespace(body.cache_salt, body.extra_key),
     )
 
 
-def cache_namespace(cache_salt: str | None, extra_key: str | None) -> str:
+def _cache_namespace(cache_salt: str | None, extra_key: str | None) -> str:
     """Both names ask for a cache of one's own; given together, they are one key."""
-    return "\x1f".join(part for part in (extra_key, cache_salt) if part)
+    return "\x1f".join(key for key in (extra_key, cache_salt) if key)

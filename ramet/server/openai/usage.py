@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ramet.server.fanout import Transcript
+from ramet.runtime.request import Delta
 
 
-def usage_of(transcripts: Sequence[Transcript], n: int) -> dict[str, Any]:
-    """`transcripts` hold n choices of each prompt in turn. Cached tokens are those of the first choice: the others reuse its prompt."""
-    first_choices = transcripts[::n]
-    prompt_tokens = sum(t.last.prompt_tokens for t in first_choices)
-    completion_tokens = sum(t.last.completion_tokens for t in transcripts)
+def usage_of(lasts: Sequence[Delta], n: int) -> dict[str, Any]:
+    """`lasts`: the last delta of n choices of each prompt in turn. Cached tokens are the first choice's: the others reuse its prompt."""
+    first_choices = lasts[::n]
+    prompt_tokens = sum(last.prompt_tokens for last in first_choices)
+    completion_tokens = sum(last.completion_tokens for last in lasts)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(t.last.cached_tokens for t in first_choices)},
+        "prompt_tokens_details": {"cached_tokens": sum(last.cached_tokens for last in first_choices)},
     }
