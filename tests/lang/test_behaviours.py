@@ -42,9 +42,7 @@ def test_multi_turn() -> None:
     assert [m["content"] for m in state.messages()] == ["Be brief.", "a", "1", "b", "2"]
 
 
-@pytest.mark.parametrize(
-    "method", [sgl.token_length_normalized, sgl.greedy_token_selection, sgl.unconditional_likelihood_normalized]
-)
+@pytest.mark.parametrize("method", [sgl.token_length_normalized, sgl.greedy_token_selection, sgl.unconditional_likelihood_normalized])
 def test_select(method: Any) -> None:
     @sgl.function
     def judge(s: Any) -> Any:
@@ -171,7 +169,15 @@ def test_several_gens_around_fixed_text() -> None:
 
     @sgl.function(num_api_spec_tokens=64)
     def character(s: Any) -> None:
-        s += "Name:" + sgl.gen("name", stop="\n") + "\nBirthday:" + sgl.gen("birthday", stop="\n") + "\nJob:" + sgl.gen("job", stop="\n") + "\n"
+        s += (
+            "Name:"
+            + sgl.gen("name", stop="\n")
+            + "\nBirthday:"
+            + sgl.gen("birthday", stop="\n")
+            + "\nJob:"
+            + sgl.gen("job", stop="\n")
+            + "\n"
+        )
 
     state = character.run(backend=ScriptedBackend([" Ada\n", " 1815\nx", " poet"]))
     assert state.text() == "Name: Ada\nBirthday: 1815\nJob: poet\n"
@@ -179,10 +185,25 @@ def test_several_gens_around_fixed_text() -> None:
 
 def test_min_tokens_and_every_other_parameter_reach_the_backend() -> None:
     given = {
-        **{"max_tokens": 50, "min_tokens": 30, "stop": ["a"], "stop_token_ids": [1], "stop_regex": "b+", "temperature": 0.5},
-        **{"top_p": 0.9, "top_k": 5, "min_p": 0.1, "frequency_penalty": 0.1, "presence_penalty": 0.2, "repetition_penalty": 1.1},
-        **{"ignore_eos": True, "seed": 7, "logit_bias": {5: 1.0}, "no_stop_trim": True, "skip_special_tokens": False},
-        **{"spaces_between_special_tokens": False, "structural_tag": "{}"},
+        "max_tokens": 50,
+        "min_tokens": 30,
+        "stop": ["a"],
+        "stop_token_ids": [1],
+        "stop_regex": "b+",
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
+        "frequency_penalty": 0.1,
+        "presence_penalty": 0.2,
+        "repetition_penalty": 1.1,
+        "ignore_eos": True,
+        "seed": 7,
+        "logit_bias": {5: 1.0},
+        "no_stop_trim": True,
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": False,
+        "structural_tag": "{}",
     }
     backend = ScriptedBackend(["text"])
     sgl.function(lambda s: s.__iadd__(sgl.gen("x", **given))).run(backend=backend)
@@ -211,7 +232,10 @@ def test_separated_reasoning() -> None:
     assert state.value == ("2", "add them")
     assert state.messages()[-1]["content"] == "Answer: 2"
     many = sgl.function(lambda s: s.__iadd__(sgl.separate_reasoning(sgl.gen("x", n=2), "deepseek-r1")))
-    assert many.run(backend=ScriptedBackend(["a</think>1", "b</think>2"])).variables() == {"x": ["1", "2"], "x_reasoning_content": ["a", "b"]}
+    assert many.run(backend=ScriptedBackend(["a</think>1", "b</think>2"])).variables() == {
+        "x": ["1", "2"],
+        "x_reasoning_content": ["a", "b"],
+    }
     with pytest.raises(InvalidRequest, match="known: deepseek-r1"):
         sgl.separate_reasoning(sgl.gen("x"), "gpt-9")
 

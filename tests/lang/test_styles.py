@@ -14,7 +14,7 @@ from ramet.lang.process import _process
 from ramet.program.scripted import ScriptedBackend
 
 DESIGN = Path(__file__).parents[2] / "docs" / "language.md"
-AMBIENT = '''
+AMBIENT = """
 import ramet as sgl
 
 @sgl.function                                   # ambient conversation: no state parameter
@@ -24,7 +24,7 @@ def multi_turn_conversation(user_input):
     history += sgl.user(user_input)
     response = sgl.assistant()                  # no content: generate the next assistant turn
     return response
-'''
+"""
 
 
 @sgl.function
