@@ -92,7 +92,7 @@ def test_every_schedule_gives_the_models_outputs(
         eviction=eviction,
         model=MODEL,
     )
-    drive.scheduler._ratio.value = ratio  # 0: admits too much, so that retraction has to mend it
+    drive.scheduler.planner.ratio.value = ratio  # 0: admits too much, so that retraction has to mend it
     _play(drive, arrivals)
     drive.run()
     for index, arrival in enumerate(arrivals):

@@ -12,43 +12,23 @@ although step n+1 may still write to them: steps run in order on the device, and
 from __future__ import annotations
 
 import heapq
-import random
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import chain
 
 from ramet.errors import InternalError, InvalidRequest, RametError
 from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler
 from ramet.runtime.cache.check import check_idle
-from ramet.runtime.cache.lease import Cache, Lease
+from ramet.runtime.cache.lease import Cache
 from ramet.runtime.config import ScheduleConfig
 from ramet.runtime.plan import BatchPlan, Capacity, PlanRow, RowResult, StepResult, TokenMasks
 from ramet.runtime.request import EngineStats, Finish, Request, RequestOutput
 from ramet.runtime.scheduler import finish_rules
-from ramet.runtime.scheduler.admission import NewTokenRatio, PrefillBudget
 from ramet.runtime.scheduler.batch_report import BatchReport, Throughput
 from ramet.runtime.scheduler.constraints import GrammarCache, fill_masks
-from ramet.runtime.scheduler.policy import POLICIES, PolicyContext
 from ramet.runtime.scheduler.request_state import Phase, RequestState
-from ramet.runtime.scheduler.sharing import PrefixesInFlight
 from ramet.runtime.scheduler.step_builder import StepBuilder
-
-_RETRY_STEPS = 8
-"""Steps between two looks at a queue whose head did not fit, as long as nobody leaves."""
-
-
-@dataclass(slots=True)
-class SchedulerCounters:
-    """Cumulative."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    prefill_tokens: int = 0  # really computed, after retractions too
-    generation_tokens: int = 0
-    retractions: int = 0
-    steps: int = 0
+from ramet.runtime.scheduler.step_planner import SchedulerCounters, StepPlanner
 
 
 class Scheduler:
@@ -73,23 +53,14 @@ class Scheduler:
         self._options = options
         self._clock = clock
         self._grammars = GrammarCache(compiler) if compiler is not None else None
-        self._max_running = min(capacity.max_running, options.max_running_requests or capacity.max_running)
-        self._free_slots = list(range(self._max_running - 1, -1, -1))
-        self._order = POLICIES[options.schedule_policy]
-        self._context = PolicyContext(cache, random.Random(seed), max_overtakes=4 * self._max_running)
-        self._states: dict[str, RequestState] = {}  # all that have not ended; the others are parts of it, in order of arrival
+        self.planner = StepPlanner(capacity, options, cache, self.counters, clock, seed)
+        self._states: dict[str, RequestState] = {}  # all that have not ended
         self._waiting_grammar: dict[str, RequestState] = {}
-        self._waiting: dict[str, RequestState] = {}
-        self._retracted: dict[str, RequestState] = {}
-        self._running: dict[str, RequestState] = {}
-        self._prefixes = PrefixesInFlight(capacity.page_size)
-        self._ratio = NewTokenRatio()
         self._flights: deque[tuple[BatchPlan, StepBuilder]] = deque()
         self._deadlines: list[tuple[float, int, str]] = []
         self._ended: list[RequestOutput] = []
         self._throughput = Throughput(clock)
         self._num_arrivals = 0
-        self._retry_step = 0
         self._is_checked = True
 
     # ── requests come and go ──
@@ -143,17 +114,17 @@ class Scheduler:
             self._check_idle()
             return None
         self._is_checked = False
-        builder = self._fill_step()
-        while not builder.rows and not self._flights and len(self._running) > 1:
-            self._retract_one()  # all are prefilling and hold each other's pages
-            builder = self._fill_step()
+        builder = self.planner.fill()
+        while not builder.rows and not self._flights and len(self.planner.running) > 1:
+            self.planner.retract_one()  # all are prefilling and hold each other's pages
+            builder = self.planner.fill()
         if not builder.rows:
             return None
         plan = builder.plan()
         self._flights.append((plan, builder))
         self.counters.steps += 1
         self.counters.prefill_tokens += builder.num_prefill_tokens
-        self._ratio.on_step()
+        self.planner.ratio.on_step()
         return plan
 
     def masks(self, plan: BatchPlan) -> TokenMasks | None:
@@ -181,8 +152,8 @@ class Scheduler:
     def stats(self) -> EngineStats:
         counters = self.counters
         return EngineStats(
-            num_running=len(self._running),
-            num_waiting=len(self._waiting) + len(self._retracted),
+            num_running=len(self.planner.running),
+            num_waiting=self.planner.num_waiting,
             num_waiting_grammar=len(self._waiting_grammar),
             total_tokens=self.capacity.num_tokens,
             used_tokens=self.cache.used_tokens,
@@ -204,8 +175,8 @@ class Scheduler:
             return None
         throughput = self._throughput.last if builder.num_prefill_tokens else self._throughput.read()
         return BatchReport(
-            num_running=len(self._running),
-            num_waiting=len(self._waiting) + len(self._retracted) + len(self._waiting_grammar),
+            num_running=len(self.planner.running),
+            num_waiting=self.planner.num_waiting + len(self._waiting_grammar),
             used_tokens=self.cache.used_tokens,
             total_tokens=self.capacity.num_tokens,
             gen_throughput=throughput,
@@ -219,7 +190,7 @@ class Scheduler:
         if self._states:
             return False
         self.cache.flush()
-        self._ratio.reset()
+        self.planner.ratio.reset()
         return True
 
     def close(self) -> None:
@@ -231,7 +202,7 @@ class Scheduler:
 
     def _refusal(self, request: Request) -> Finish | None:
         limit = self._options.max_queued_requests
-        if limit is not None and len(self._waiting) + len(self._waiting_grammar) >= limit + len(self._free_slots):
+        if limit is not None and len(self.planner.waiting) + len(self._waiting_grammar) >= limit + self.planner.num_free_slots:
             return finish_rules.queue_full(limit)
         if request.grammar is not None and self._grammars is None:
             return finish_rules.no_grammars()
@@ -241,15 +212,12 @@ class Scheduler:
         self._num_arrivals += 1
         max_outputs = min(request.sampling.max_new_tokens, self._context_len - len(request.prompt_ids))
         phase = Phase.WAITING if request.grammar is None else Phase.WAITING_GRAMMAR
-        state = RequestState(request, self._num_arrivals, max_outputs, phase)
-        state.queue_ahead = len(self._waiting) + len(self._waiting_grammar)
-        state.admissions_before = self._context.num_admissions
-        return state
+        return RequestState(request, self._num_arrivals, max_outputs, phase)
 
     def _enqueue(self, state: RequestState) -> None:
         spec = state.request.grammar
         if spec is None or self._grammars is None:
-            self._waiting[state.request_id] = state
+            self.planner.enqueue(state, len(self.planner.waiting))
             return
         self._waiting_grammar[state.request_id] = state
         compiled = self._grammars.get(spec)
@@ -273,134 +241,7 @@ class Scheduler:
         state.matcher = compiled.matcher()
         del self._waiting_grammar[state.request_id]
         state.move(Phase.WAITING)
-        self._waiting[state.request_id] = state
-
-    # ── filling a step ──
-
-    def _fill_step(self) -> StepBuilder:
-        builder = StepBuilder(self.counters.steps)
-        self._add_decodes(builder)
-        chunk = self._options.chunked_prefill_size
-        budget = PrefillBudget(self._options.max_prefill_tokens, chunk if chunk is not None and chunk > 0 else None)
-        self._add_chunks(builder, budget)
-        self._admit(builder, budget)
-        return builder
-
-    def _add_decodes(self, builder: StepBuilder) -> None:
-        """One row for every request that decodes; when pages run out, some requests give up theirs."""
-        ready = self._decoding()
-        missing = [self._missing_pages(state, state.num_planned + 1) for state in ready]
-        pages = self.cache.allocate(sum(missing))
-        while pages is None:
-            self._retract_one()
-            ready = self._decoding()
-            missing = [self._missing_pages(state, state.num_planned + 1) for state in ready]
-            pages = self.cache.allocate(sum(missing))
-        for state, count in zip(ready, missing, strict=True):
-            if count and state.lease is not None:
-                state.lease.pages.extend(pages[len(pages) - count :])
-                del pages[len(pages) - count :]
-            builder.decode(state)
-
-    def _decoding(self) -> list[RequestState]:
-        return [state for state in self._running.values() if state.phase is Phase.DECODING and state.may_sample_again]
-
-    def _add_chunks(self, builder: StepBuilder, budget: PrefillBudget) -> None:
-        for state in self._running.values():
-            if budget.is_spent:
-                return
-            if state.phase is Phase.PREFILLING:
-                self._add_chunk(state, builder, budget)
-
-    def _add_chunk(self, state: RequestState, builder: StepBuilder, budget: PrefillBudget) -> None:
-        """Prefill as much of `state` as budget and pages allow."""
-        assert state.lease is not None
-        granted = self._granted(state.lease, state.num_planned, state.prefill_stop, budget)
-        if not granted:
-            return
-        pages = self.cache.allocate(self._missing_pages(state, state.num_planned + granted))
-        assert pages is not None, "room was counted before"
-        state.lease.pages.extend(pages)
-        budget.spend(granted)
-        builder.prefill(state, granted)
-
-    def _granted(self, lease: Lease, start: int, stop: int, budget: PrefillBudget) -> int:
-        room = (len(lease.pages) + self.cache.available_pages) * self.capacity.page_size - start
-        return budget.grant(stop - start, room)
-
-    def _missing_pages(self, state: RequestState, num_tokens: int) -> int:
-        """Pages that the lease lacks to hold `num_tokens`."""
-        assert state.lease is not None
-        return max(0, -(-num_tokens // self.capacity.page_size) - len(state.lease.pages))
-
-    # ── admission and retraction ──
-
-    def _admit(self, builder: StepBuilder, budget: PrefillBudget) -> None:
-        """Let waiting requests in: the retracted first, then in the order of the policy, until slots, budget or pages are used up."""
-        if not (self._waiting or self._retracted) or not self._free_slots or budget.is_spent:
-            return
-        if self._running and self.counters.steps < self._retry_step:
-            return
-        page_size = self.capacity.page_size
-        reserved = sum(self._ratio.reserve(state, state.num_planned, page_size) for state in self._running.values())
-        for state in chain(list(self._retracted.values()), list(self._order(self._waiting.values(), self._context))):
-            if not self._free_slots or budget.is_spent:
-                return
-            if self._should_wait(state):
-                continue
-            if not self._try_admit(state, builder, budget, reserved):
-                return
-            reserved += self._ratio.reserve(state, state.num_planned, page_size)
-
-    def _should_wait(self, state: RequestState) -> bool:
-        """A retracted request whose last row is still in flight, or one whose prefix another request is computing just now."""
-        if state.rows_in_flight or not self._prefixes:
-            return state.rows_in_flight > 0
-        return self._prefixes.is_worth_waiting(state.request.cache_namespace, state.reusable, self._context.cached_len(state))
-
-    def _try_admit(self, state: RequestState, builder: StepBuilder, budget: PrefillBudget, reserved: int) -> bool:
-        """Admit `state` if its prompt, and its likely share of output, fit beside the `reserved` pages; alone it always fits."""
-        lease = self.cache.acquire(state.request.cache_namespace, state.reusable)
-        needed = self._ratio.reserve(state, lease.num_shared, self.capacity.page_size)
-        if self._running and needed > self.cache.available_pages - reserved:
-            self._retry_step = self.counters.steps + _RETRY_STEPS
-            self.cache.release(lease)
-            return False
-        if not self._granted(lease, lease.num_shared, state.prefill_stop, budget):
-            self.cache.release(lease)
-            return False
-        self._start(state, lease, builder)
-        self._add_chunk(state, builder, budget)
-        return True
-
-    def _start(self, state: RequestState, lease: Lease, builder: StepBuilder) -> None:
-        (self._retracted if state.phase is Phase.RETRACTED else self._waiting).pop(state.request_id)
-        is_first = state.phase is Phase.WAITING
-        state.start(lease, self._free_slots.pop())
-        self._running[state.request_id] = state
-        if self.cache.reuses:
-            self._prefixes.add(state)
-        builder.num_new_requests += 1
-        builder.num_cached_tokens += lease.num_shared
-        if is_first:
-            state.scheduled_time = self._clock()
-            state.cached_tokens = lease.num_shared
-            self._context.num_admissions += 1
-            self.counters.prompt_tokens += state.prompt_len
-            self.counters.cached_tokens += lease.num_shared
-
-    def _retract_one(self) -> None:
-        """Take the pages of the request that loses least, computed tokens counted; it comes back first and computes them again, or
-        finds them in the cache. The last one running stays: alone it fits, or it would have been refused."""
-        running = self._running.values()
-        if len(running) < 2:
-            raise InternalError("a request that runs alone lacks KV pages; the page accounting must be wrong")
-        victim = min(running, key=lambda state: (state.num_planned - state.num_matched, -state.arrival))
-        self._ratio.on_retraction(running)
-        self._leave_slot(victim, Phase.RETRACTED)
-        self._retracted[victim.request_id] = victim
-        self._retry_step = self.counters.steps + _RETRY_STEPS
-        self.counters.retractions += 1
+        self.planner.enqueue(state, len(self.planner.waiting))
 
     # ── taking results ──
 
@@ -413,7 +254,7 @@ class Scheduler:
         if epoch == state.epoch:
             state.num_computed = min(row.end, state.prompt_len + state.num_outputs)
             if finish is None and row.end <= state.prefill_end:
-                self._share_chunk(state)
+                self.planner.share_chunk(state)
         else:
             state.extend_prefill()
         if finish is not None:
@@ -437,16 +278,6 @@ class Scheduler:
         self._throughput.add(taken)
         return taken, finish
 
-    def _share_chunk(self, state: RequestState) -> None:
-        """Cache a chunk as soon as it is computed, so that requests with the same prefix can start."""
-        assert state.lease is not None
-        end = state.num_computed - (state.prompt_logprobs_next is not None)  # the next chunk will compute that token again
-        replaced_from = self.cache.insert(state.lease, state.tokens[:end])
-        if replaced_from is not None:
-            state.num_pages_sent = min(state.num_pages_sent, replaced_from)
-        if state.num_computed == state.prefill_end:
-            self._prefixes.remove(state)
-
     # ── ending ──
 
     def _end_expired(self) -> None:
@@ -463,25 +294,10 @@ class Scheduler:
         self._ended.append(_output(state, (), finish))
 
     def _close(self, state: RequestState) -> None:
-        if state.is_running:
-            self._leave_slot(state, Phase.FINISHED)
-            self._retry_step = 0
-        else:
-            for queue in (self._waiting, self._waiting_grammar, self._retracted):
-                queue.pop(state.request_id, None)
-            state.move(Phase.FINISHED)
+        self._waiting_grammar.pop(state.request_id, None)
+        self.planner.drop(state)
         state.matcher = None
         del self._states[state.request_id]
-
-    def _leave_slot(self, state: RequestState, phase: Phase) -> None:
-        """Give slot and pages back; what is computed stays in the cache as long as there is room."""
-        assert state.lease is not None
-        self._prefixes.remove(state)
-        self.cache.insert(state.lease, state.computed_tokens())
-        self.cache.release(state.lease)
-        self._free_slots.append(state.slot)
-        del self._running[state.request_id]
-        state.stop_running(phase)
 
     def _check_idle(self) -> None:
         if not self._is_checked:

@@ -101,7 +101,7 @@ def run(drive: Drive) -> None:
 @pytest.mark.parametrize("pool", [400, 60], ids=["roomy", "retracting"])
 def test_masked_rows_follow_their_grammar_beside_free_ones(overlap: bool, pool: int) -> None:
     drive = Drive(overlap=overlap, compiler=SlowCompiler(), num_pages=pool)
-    drive.scheduler._ratio.value = 0.0
+    drive.scheduler.planner.ratio.value = 0.0
     for i in range(6):
         sampling = SamplingParams(max_new_tokens=30, temperature=1.0)
         drive.add(request(f"c{i}", [9, i], sampling=sampling, grammar=spec("7"), seed=i), request(f"f{i}", [8, i], 12))

@@ -164,7 +164,7 @@ def test_running_out_of_pages_retracts_and_loses_nothing(overlap: bool, cache: b
 
 def test_prompts_that_hold_each_others_pages_are_untangled() -> None:
     drive = Drive(num_pages=40, chunked_prefill_size=60, max_running=2)
-    drive.scheduler._ratio.value = -10.0  # an estimate that lets far too much in
+    drive.scheduler.planner.ratio.value = -10.0  # an estimate that lets far too much in
     drive.add(request("a", [1] * 30, 2), request("b", [2] * 30, 2))
     drive.run()
     drive.assert_outputs()

@@ -1,0 +1,232 @@
+"""Who runs in the next step, on which slot and which pages: decode rows, prompt chunks, admissions, retractions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+
+from ramet.errors import InternalError
+from ramet.runtime.cache.lease import Cache, Lease
+from ramet.runtime.config import ScheduleConfig
+from ramet.runtime.plan import Capacity
+from ramet.runtime.scheduler.admission import NewTokenRatio, PrefillBudget
+from ramet.runtime.scheduler.policy import POLICIES, PolicyContext
+from ramet.runtime.scheduler.request_state import Phase, RequestState
+from ramet.runtime.scheduler.sharing import PrefixesInFlight
+from ramet.runtime.scheduler.step_builder import StepBuilder
+
+_RETRY_STEPS = 8
+"""Steps between two looks at a queue whose head did not fit, as long as nobody leaves."""
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    """Cumulative."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prefill_tokens: int = 0  # really computed, after retractions too
+    generation_tokens: int = 0
+    retractions: int = 0
+    steps: int = 0
+
+
+class StepPlanner:
+    """Holds the requests that run or could run, each in exactly one of `waiting`, `retracted` and `running`, in order of arrival there."""
+
+    def __init__(
+        self,
+        capacity: Capacity,
+        options: ScheduleConfig,
+        cache: Cache,
+        counters: SchedulerCounters,
+        clock: Callable[[], float],
+        seed: int,
+    ) -> None:
+        self.waiting: dict[str, RequestState] = {}
+        self.retracted: dict[str, RequestState] = {}
+        self.running: dict[str, RequestState] = {}
+        self.max_running = min(capacity.max_running, options.max_running_requests or capacity.max_running)
+        self.ratio = NewTokenRatio()
+        self._capacity = capacity
+        self._options = options
+        self._cache = cache
+        self._counters = counters
+        self._clock = clock
+        self._free_slots = list(range(self.max_running - 1, -1, -1))
+        self._order = POLICIES[options.schedule_policy]
+        self._context = PolicyContext(cache, random.Random(seed), max_overtakes=4 * self.max_running)
+        self._prefixes = PrefixesInFlight(capacity.page_size)
+        self._retry_step = 0
+
+    def enqueue(self, state: RequestState, queue_ahead: int) -> None:
+        """`state` may run from now on; `queue_ahead` requests were here first."""
+        state.queue_ahead = queue_ahead
+        state.admissions_before = self._context.num_admissions
+        self.waiting[state.request_id] = state
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting) + len(self.retracted)
+
+    @property
+    def num_free_slots(self) -> int:
+        return len(self._free_slots)
+
+    def drop(self, state: RequestState) -> None:
+        """`state` has ended, wherever it was."""
+        if state.is_running:
+            self.leave(state, Phase.FINISHED)
+            self._retry_step = 0
+            return
+        self.waiting.pop(state.request_id, None)
+        self.retracted.pop(state.request_id, None)
+        state.move(Phase.FINISHED)
+
+    def fill(self) -> StepBuilder:
+        """Rows for as many requests as slots, pages and the token budget allow; may be none."""
+        builder = StepBuilder(self._counters.steps)
+        self._add_decodes(builder)
+        chunk = self._options.chunked_prefill_size
+        budget = PrefillBudget(self._options.max_prefill_tokens, chunk if chunk is not None and chunk > 0 else None)
+        self._add_chunks(builder, budget)
+        self._admit(builder, budget)
+        return builder
+
+    def _add_decodes(self, builder: StepBuilder) -> None:
+        """One row for every request that decodes; when pages run out, some requests give up theirs."""
+        ready = self._decoding()
+        missing = [self._missing_pages(state, state.num_planned + 1) for state in ready]
+        pages = self._cache.allocate(sum(missing))
+        while pages is None:
+            self.retract_one()
+            ready = self._decoding()
+            missing = [self._missing_pages(state, state.num_planned + 1) for state in ready]
+            pages = self._cache.allocate(sum(missing))
+        for state, count in zip(ready, missing, strict=True):
+            if count and state.lease is not None:
+                state.lease.pages.extend(pages[len(pages) - count :])
+                del pages[len(pages) - count :]
+            builder.decode(state)
+
+    def _decoding(self) -> list[RequestState]:
+        return [state for state in self.running.values() if state.phase is Phase.DECODING and state.may_sample_again]
+
+    def _add_chunks(self, builder: StepBuilder, budget: PrefillBudget) -> None:
+        for state in self.running.values():
+            if budget.is_spent:
+                return
+            if state.phase is Phase.PREFILLING:
+                self._add_chunk(state, builder, budget)
+
+    def _add_chunk(self, state: RequestState, builder: StepBuilder, budget: PrefillBudget) -> None:
+        """Prefill as much of `state` as budget and pages allow."""
+        assert state.lease is not None
+        granted = self._granted(state.lease, state.num_planned, state.prefill_stop, budget)
+        if not granted:
+            return
+        pages = self._cache.allocate(self._missing_pages(state, state.num_planned + granted))
+        assert pages is not None, "room was counted before"
+        state.lease.pages.extend(pages)
+        budget.spend(granted)
+        builder.prefill(state, granted)
+
+    def _granted(self, lease: Lease, start: int, stop: int, budget: PrefillBudget) -> int:
+        room = (len(lease.pages) + self._cache.available_pages) * self._capacity.page_size - start
+        return budget.grant(stop - start, room)
+
+    def _missing_pages(self, state: RequestState, num_tokens: int) -> int:
+        """Pages that the lease lacks to hold `num_tokens`."""
+        assert state.lease is not None
+        return max(0, -(-num_tokens // self._capacity.page_size) - len(state.lease.pages))
+
+    # ── admission and retraction ──
+
+    def _admit(self, builder: StepBuilder, budget: PrefillBudget) -> None:
+        """Let waiting requests in: the retracted first, then in the order of the policy, until slots, budget or pages are used up."""
+        if not (self.waiting or self.retracted) or not self._free_slots or budget.is_spent:
+            return
+        if self.running and self._counters.steps < self._retry_step:
+            return
+        page_size = self._capacity.page_size
+        reserved = sum(self.ratio.reserve(state, state.num_planned, page_size) for state in self.running.values())
+        for state in chain(list(self.retracted.values()), list(self._order(self.waiting.values(), self._context))):
+            if not self._free_slots or budget.is_spent:
+                return
+            if self._should_wait(state):
+                continue
+            if not self._try_admit(state, builder, budget, reserved):
+                return
+            reserved += self.ratio.reserve(state, state.num_planned, page_size)
+
+    def _should_wait(self, state: RequestState) -> bool:
+        """A retracted request whose last row is still in flight, or one whose prefix another request is computing just now."""
+        if state.rows_in_flight or not self._prefixes:
+            return state.rows_in_flight > 0
+        return self._prefixes.is_worth_waiting(state.request.cache_namespace, state.reusable, self._context.cached_len(state))
+
+    def _try_admit(self, state: RequestState, builder: StepBuilder, budget: PrefillBudget, reserved: int) -> bool:
+        """Admit `state` if its prompt, and its likely share of output, fit beside the `reserved` pages; alone it always fits."""
+        lease = self._cache.acquire(state.request.cache_namespace, state.reusable)
+        needed = self.ratio.reserve(state, lease.num_shared, self._capacity.page_size)
+        if self.running and needed > self._cache.available_pages - reserved:
+            self._retry_step = self._counters.steps + _RETRY_STEPS
+            self._cache.release(lease)
+            return False
+        if not self._granted(lease, lease.num_shared, state.prefill_stop, budget):
+            self._cache.release(lease)
+            return False
+        self._start(state, lease, builder)
+        self._add_chunk(state, builder, budget)
+        return True
+
+    def _start(self, state: RequestState, lease: Lease, builder: StepBuilder) -> None:
+        (self.retracted if state.phase is Phase.RETRACTED else self.waiting).pop(state.request_id)
+        is_first = state.phase is Phase.WAITING
+        state.start(lease, self._free_slots.pop())
+        self.running[state.request_id] = state
+        if self._cache.reuses:
+            self._prefixes.add(state)
+        builder.num_new_requests += 1
+        builder.num_cached_tokens += lease.num_shared
+        if is_first:
+            state.scheduled_time = self._clock()
+            state.cached_tokens = lease.num_shared
+            self._context.num_admissions += 1
+            self._counters.prompt_tokens += state.prompt_len
+            self._counters.cached_tokens += lease.num_shared
+
+    def retract_one(self) -> None:
+        """Take the pages of the request that loses least, computed tokens counted; it comes back first and computes them again, or
+        finds them in the cache. The last one running stays: alone it fits, or it would have been refused."""
+        running = self.running.values()
+        if len(running) < 2:
+            raise InternalError("a request that runs alone lacks KV pages; the page accounting must be wrong")
+        victim = min(running, key=lambda state: (state.num_planned - state.num_matched, -state.arrival))
+        self.ratio.on_retraction(running)
+        self.leave(victim, Phase.RETRACTED)
+        self.retracted[victim.request_id] = victim
+        self._retry_step = self._counters.steps + _RETRY_STEPS
+        self._counters.retractions += 1
+
+    def share_chunk(self, state: RequestState) -> None:
+        """Cache a chunk as soon as it is computed, so that requests with the same prefix can start."""
+        assert state.lease is not None
+        end = state.num_computed - (state.prompt_logprobs_next is not None)  # the next chunk will compute that token again
+        replaced_from = self._cache.insert(state.lease, state.tokens[:end])
+        if replaced_from is not None:
+            state.num_pages_sent = min(state.num_pages_sent, replaced_from)
+        if state.num_computed == state.prefill_end:
+            self._prefixes.remove(state)
+
+    def leave(self, state: RequestState, phase: Phase) -> None:
+        """Give slot and pages back; what is computed stays in the cache as long as there is room."""
+        assert state.lease is not None
+        self._prefixes.remove(state)
+        self._cache.insert(state.lease, state.computed_tokens())
+        self._cache.release(state.lease)
+        self._free_slots.append(state.slot)
+        del self.running[state.request_id]
+        state.stop_running(phase)
