@@ -43,7 +43,7 @@ def rotate(heads: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     if rotary_dim < heads.shape[-1]:
         rotated = rotate(heads[..., :rotary_dim], rotation)
         return torch.cat((rotated, heads[..., rotary_dim:]), -1)
-    swapped = heads.view(*heads.shape[:-1], 2, rotary_dim // 2).flip(-2).view(heads.shape)
+    swapped = heads.roll(rotary_dim // 2, -1)
     return torch.addcmul(heads * cos, swapped, signed_sin)
 
 
