@@ -28,18 +28,17 @@ class KeyIndex:
     start: int = 0  # first place of the slice
 
 
-@dataclass(slots=True)
 class Workspace:
-    """Gather targets, reused by all groups, layers and steps: fresh ones would cost more in page faults than the gather itself."""
+    """One gather target, reused by all groups, layers and steps: fresh ones would cost more in page faults than the gather itself."""
 
-    buffers: dict[str, torch.Tensor]
+    def __init__(self) -> None:
+        self._buffer: torch.Tensor | None = None
 
-    def gather(self, name: str, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Rows `index` of `table` [*, D] as [len(index), D]; valid until the next call with this `name`."""
-        need = index.numel() * table.shape[1]
-        buffer = self.buffers.get(name)
+    def gather(self, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Rows `index` of `table` [*, D] as [len(index), D]; valid until the next call."""
+        need, buffer = index.numel() * table.shape[1], self._buffer
         if buffer is None or buffer.numel() < need or buffer.dtype != table.dtype or buffer.device != table.device:
-            buffer = self.buffers[name] = torch.empty(need, dtype=table.dtype, device=table.device)
+            buffer = self._buffer = torch.empty(need, dtype=table.dtype, device=table.device)
         return torch.index_select(table, 0, index, out=buffer[:need].view(index.numel(), table.shape[1]))
 
 
@@ -107,20 +106,20 @@ def attend_group(
     per_head = query.shape[1] // num_kv_heads
     stacked = query.view(num_rows, query_len, num_kv_heads, per_head, head_dim).transpose(1, 2)
     stacked = stacked.reshape(num_rows * num_kv_heads, query_len * per_head, head_dim)
-    scores = torch.bmm(stacked, _read("keys", keys, index, query.dtype, workspace).transpose(1, 2)).float()
+    scores = torch.bmm(stacked, _read(keys, index, query.dtype, workspace).transpose(1, 2)).float()
     if softcap is not None:
         scores = scores.div_(softcap).tanh_().mul_(softcap)
     if index.mask is not None:
         scores.view(num_rows, num_kv_heads, query_len, per_head, index.num_keys).add_(index.mask)
     weights = torch.softmax(scores, -1).to(query.dtype)
-    out = torch.bmm(weights, _read("values", values, index, query.dtype, workspace))
+    out = torch.bmm(weights, _read(values, index, query.dtype, workspace))
     out = out.view(num_rows, num_kv_heads, query_len, per_head, head_dim).transpose(1, 2)
     return out.reshape(num_rows * query_len, num_kv_heads * per_head, head_dim)
 
 
-def _read(name: str, tokens: torch.Tensor, index: KeyIndex, dtype: torch.dtype, workspace: Workspace) -> torch.Tensor:
-    """[B*KH, N, D] of `tokens` [slots, KH, D]."""
+def _read(tokens: torch.Tensor, index: KeyIndex, dtype: torch.dtype, workspace: Workspace) -> torch.Tensor:
+    """[B*KH, N, D] of `tokens` [slots, KH, D]; valid until the next call, so keys are used up before values are read."""
     head_dim = tokens.shape[2]
     if index.places is None:
         return tokens[index.start : index.start + index.num_keys].transpose(0, 1).to(dtype)
-    return workspace.gather(name, tokens.view(-1, head_dim), index.places).view(-1, index.num_keys, head_dim).to(dtype)
+    return workspace.gather(tokens.view(-1, head_dim), index.places).view(-1, index.num_keys, head_dim).to(dtype)

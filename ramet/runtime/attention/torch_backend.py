@@ -12,7 +12,7 @@ from ramet.runtime.attention.long_rows import CausalBands, LongRow, attend_row, 
 from ramet.runtime.attention.row_groups import MAX_SHORT_QUERY, RowGroup, group_short_rows
 from ramet.runtime.attention.short_rows import KeyIndex, Workspace, attend_group, attends_alone, index_keys, token_span
 
-_CPU_GROUP_BYTES = 4 << 20  # gathered keys of one group: they should still be in cache when the product reads them
+_CPU_GROUP_BYTES = 2 << 20  # gathered keys of one group: they should still be in cache when the product reads them
 _GPU_GROUP_BYTES = 256 << 20
 
 
@@ -45,7 +45,7 @@ class TorchAttention:
 
     def __init__(self) -> None:
         self._step: _Step | None = None
-        self._workspace = Workspace({})
+        self._workspace = Workspace()
 
     def prepare(self, batch: ForwardBatch, pool: KVPool) -> None:
         """Group the step's rows and index their keys. Host work is proportional to rows, never to their lengths in Python."""
