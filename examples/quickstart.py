@@ -31,10 +31,8 @@ def make_person(s, place):
 
 def report(state: sgl.ProgramState, name: str, seconds: float) -> None:
     meta = state.get_meta_info(name)
-    rate = meta["completion_tokens"] / seconds
-    print(
-        f"[{meta['completion_tokens']} tokens, {rate:.1f} tokens/s; {meta['cached_tokens']} of {meta['prompt_tokens']} prompt tokens cached]\n"
-    )
+    tokens, cached, prompt = (meta[key] for key in ("completion_tokens", "cached_tokens", "prompt_tokens"))
+    print(f"[{tokens} tokens, {tokens / seconds:.1f} tokens/s; {cached} of {prompt} prompt tokens cached]\n")
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ class Runner:
 
 def wait_for(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Wait for a coroutine from sync code: a program's body suspends, another thread blocks until `loop` has run it."""
-    here = _running_loop()
+    here = running_loop()
     if in_body() and here is loop:
         result: T = suspend(make())
         return result
@@ -62,7 +62,7 @@ def wait_for(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, 
         raise
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

@@ -16,6 +16,7 @@ from ramet.errors import Cancelled, InvalidRequest, Unsupported
 from ramet.lang.choices import decide
 from ramet.lang.expressions import Gen, Image, Key, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, Select, Text
 from ramet.lang.generation import generate
+from ramet.lang.runner import running_loop
 from ramet.lang.source_location import Location, annotate
 from ramet.lang.steps import REASONING_SUFFIX, Assign, Instant, Join, Split, Step, keys_written
 from ramet.program.backend import Conversation, Part
@@ -75,6 +76,8 @@ class Track:
             raise self.deliver()
         if self.run.ended:
             raise InvalidRequest("this program has ended; append inside its function (a result can be read, not extended)")
+        if running_loop() is not self.run.loop:
+            raise InvalidRequest("a conversation belongs to its program: append in its body, not from another thread or a host call")
         self._plan(step)
         if not self._queue and self._started and isinstance(step, Instant):
             self._apply(step)

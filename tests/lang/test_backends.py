@@ -157,3 +157,16 @@ def test_errors_by_code_then_status() -> None:
     assert isinstance(error_of(503, b'{"error": {"message": "busy", "code": "queue_full"}}'), QueueFull)
     assert error_of(502, b"<html>bad gateway</html>").message == "<html>bad gateway</html>"
     assert (error_for(None, 418, "tea").status, error_for("x", 500, "oops").status) == (418, 500)
+
+
+def test_text_with_other_line_separators_survives_the_stream() -> None:
+    said = "a\u2028b\x85c\rd"
+    engine = scripted_engine()
+    try:
+        with live_server(engine) as url:
+            state = sgl.function(lambda s: s.__iadd__(said + sgl.gen("x", max_tokens=len(said.encode())))).run(
+                backend=sgl.RuntimeEndpoint(url)
+            )
+    finally:
+        engine.close_now()
+    assert state["x"] == said

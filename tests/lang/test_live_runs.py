@@ -137,6 +137,15 @@ def test_host_failures_arrive_in_the_body() -> None:
     assert "invalid literal" in program.run(backend=ScriptedBackend()).value
 
 
+def test_a_host_call_cannot_append() -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        sgl.call(s.__iadd__, "from a thread")
+
+    with pytest.raises(InvalidRequest, match="not from another thread"):
+        program.run(backend=ScriptedBackend())
+
+
 def test_a_body_that_blocks_the_loop_is_named_in_the_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ramet.lang.bridge.SLOW_STEP_SECONDS", 0.01)
 

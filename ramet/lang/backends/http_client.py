@@ -38,15 +38,12 @@ class HttpClient:
             async with self._client().stream("POST", path, json=body) as response:
                 if response.status_code >= 400:
                     raise error_of(response.status_code, await response.aread())
-                async for line in response.aiter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    data = line[5:].strip()
-                    if data == "[DONE]":
+                async for data in _data_lines(response.aiter_bytes()):
+                    if data == b"[DONE]":
                         return
                     event = json.loads(data)
                     if "error" in event:
-                        raise error_of(500, data.encode())
+                        raise error_of(500, data)
                     yield event
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
@@ -84,6 +81,16 @@ class HttpClient:
     def _unreachable(self, error: Exception) -> InternalError:
         reason = str(error) or type(error).__name__
         return InternalError(f"no answer from {self.base_url} ({reason}); is the server running there? `ramet serve` starts one")
+
+
+async def _data_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The payloads of `data:` lines. Lines end at a line feed only: JSON may hold any other separator as text."""
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()
 
 
 def error_of(status: int, content: bytes) -> RametError:
