@@ -15,7 +15,7 @@ from ramet.runtime.executor.gguf_weights import GgufSource
 from ramet.runtime.executor.safetensors_weights import SafetensorsSource
 from ramet.runtime.executor.weights import check_fit
 from ramet.runtime.kernels import packed_weight
-from ramet.runtime.kernels.decoder_step import DecoderStep, StepLayer, StepShape, StepWeights
+from ramet.runtime.models.decoder_step import DecoderStep, StepLayer, StepShape, StepWeights
 from ramet.runtime.kernels.packed_weight import BLOCK, PANEL, Blocks, CpuContext, PackedWeight
 from ramet.runtime.layers.rotary import inverse_frequencies
 from ramet.runtime.model_files import ModelFiles

@@ -1,6 +1,6 @@
 """A dense decoder's whole step on the CPU in one call of C++, over packed 4- and 8-bit weights (`kernels/cpu/step.cpp`).
 
-Its slow twin is `models/transformer.py` over the same weights dequantised: equal but for the rounding of activations to 8 bits
+Its slow twin is `transformer.py` over the same weights dequantised: equal but for the rounding of activations to 8 bits
 (per block of 32) on their way into each matrix product.
 """
 
