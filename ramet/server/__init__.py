@@ -1,0 +1,1 @@
+"""HTTP: is this request legal, and what shape has the answer? Everything else is the engine's."""

@@ -13,11 +13,11 @@ from ramet.runtime.config import ServerConfig
 from ramet.runtime.engine.generation_engine import GenerationEngine
 from ramet.server import control, native
 from ramet.server.auth import BearerAuth, BodyLimit
-from ramet.server.context import Context, ServerContext
 from ramet.server.control import engine_stats
 from ramet.server.error_responses import install_error_handlers
 from ramet.server.metrics import Metrics
 from ramet.server.openai import chat, completions, model_list
+from ramet.server.server_context import Context, ServerContext
 from ramet.version import __version__
 
 DESCRIPTION = "Native, OpenAI-compatible and control routes of a Ramet server."

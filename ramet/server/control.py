@@ -15,9 +15,9 @@ from ramet.errors import InvalidRequest, RametError, Unsupported
 from ramet.runtime.engine.generation_engine import GenerationEngine
 from ramet.runtime.engine.native_format import error_of
 from ramet.runtime.request import EngineStats, Generation, SamplingParams
-from ramet.server.context import Context, ServerContext
 from ramet.server.native_schema import AbortRequest
 from ramet.server.openai.reply_schema import ERROR_REPLIES
+from ramet.server.server_context import Context, ServerContext
 from ramet.server.streams import as_generator
 from ramet.version import __version__
 

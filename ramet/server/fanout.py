@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from ramet.runtime.engine.native_format import error_of
 from ramet.runtime.request import Delta, FinishKind, Generation
-from ramet.server.context import ServerContext
+from ramet.server.server_context import ServerContext
 
 _Item = tuple[int, Delta | BaseException | None]
 

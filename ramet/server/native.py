@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse, Response
 
 from ramet.errors import InvalidRequest, Unsupported
 from ramet.runtime.engine.native_format import Expansion, NativeCall, NativeResult, expand
-from ramet.server.context import Context, ServerContext
 from ramet.server.fanout import collect, fan_out
 from ramet.server.native_schema import (
     DetokenizeReply,
@@ -24,6 +23,7 @@ from ramet.server.native_schema import (
     TokenizeRequest,
 )
 from ramet.server.openai.reply_schema import ERROR_REPLIES
+from ramet.server.server_context import Context, ServerContext
 from ramet.server.sse import EventStream, until_disconnect
 
 router = APIRouter(tags=["native"])

@@ -91,11 +91,12 @@ async def test_crowd_with_leavers_ends_with_no_page_in_use(client: httpx.AsyncCl
         return now["num_running_reqs"] == now["num_used_tokens"] == 0
 
     await asyncio.to_thread(wait_until, idle)
-    now = gauges(httpx.get(f"{url}/metrics").text)
+    text = (await client.get("/metrics")).text
+    now = gauges(text)
     assert now["kv_available_tokens"] + now["kv_evictable_tokens"] == now["max_total_num_tokens"]
-    assert 'ramet:num_requests_total{model_name="fake",status="499"} 8.0' in httpx.get(f"{url}/metrics").text
+    assert 'ramet:num_requests_total{model_name="fake",status="499"} 8.0' in text
     assert (await client.post("/flush_cache")).status_code == 200
-    assert gauges(httpx.get(f"{url}/metrics").text)["kv_evictable_tokens"] == 0
+    assert gauges((await client.get("/metrics")).text)["kv_evictable_tokens"] == 0
 
 
 async def test_deadline(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible routes: their bodies become native generations, and deltas become their chunks."""

@@ -12,13 +12,13 @@ from fastapi.responses import JSONResponse, Response
 
 from ramet.errors import InvalidRequest, Unsupported
 from ramet.runtime.request import Delta, LogprobParams
-from ramet.server.context import Context, ServerContext
 from ramet.server.fanout import collect, fan_out
 from ramet.server.openai.prepare import Call, check_common, prepare_call
 from ramet.server.openai.reply_schema import ERROR_REPLIES, ChatReply
 from ramet.server.openai.schema import ChatRequest, Message, Tool
 from ramet.server.openai.token_logprobs import chat_logprobs
 from ramet.server.openai.usage import usage_of
+from ramet.server.server_context import Context, ServerContext
 from ramet.server.sse import EventStream, until_disconnect
 
 router = APIRouter(tags=["OpenAI"])

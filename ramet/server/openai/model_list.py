@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from ramet.server.context import Context, ServerContext
 from ramet.server.openai.reply_schema import ERROR_REPLIES, ModelCard, ModelList
+from ramet.server.server_context import Context, ServerContext
 
 router = APIRouter(tags=["OpenAI"])
 

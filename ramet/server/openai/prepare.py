@@ -12,8 +12,8 @@ from typing import Any
 from ramet.errors import InvalidRequest, Unsupported
 from ramet.runtime.request import Generation, LogprobParams, SamplingParams
 from ramet.runtime.sampling_params import parse_sampling_params
-from ramet.server.context import ServerContext
 from ramet.server.openai.schema import ResponseFormat, SamplingFields
+from ramet.server.server_context import ServerContext
 
 SAME_NAME = (
     "temperature",
