@@ -30,6 +30,8 @@ from ramet.runtime.scheduler.request_state import Phase, RequestState
 from ramet.runtime.scheduler.step_builder import StepBuilder
 from ramet.runtime.scheduler.step_planner import SchedulerCounters, StepPlanner
 
+_NOTHING = RowResult()
+
 
 class Scheduler:
     """`cache` must hold exactly `capacity.num_pages` pages. `options` has its autos resolved. Not thread-safe."""
@@ -305,15 +307,16 @@ class Scheduler:
             self._is_checked = True
 
 
-def _output(state: RequestState, token_ids: tuple[int, ...], finish: Finish | None, result: RowResult | None = None) -> RequestOutput:
+def _output(state: RequestState, token_ids: tuple[int, ...], finish: Finish | None, result: RowResult = _NOTHING) -> RequestOutput:
     return RequestOutput(
-        request_id=state.request.request_id,
-        token_ids=token_ids,
-        logprobs=result.logprobs[: len(token_ids)] if result is not None else (),
-        prompt_logprobs=result.prompt_logprobs if result is not None else (),
-        finish=finish,
-        prompt_tokens=state.prompt_len,
-        cached_tokens=state.cached_tokens,
-        num_retractions=state.num_retractions,
-        scheduled_time=state.scheduled_time,
+        state.request.request_id,
+        token_ids,
+        result.logprobs[: len(token_ids)],
+        result.prompt_logprobs,
+        finish,
+        state.prompt_len,
+        state.cached_tokens,
+        0,  # forced_tokens
+        state.num_retractions,
+        state.scheduled_time,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart
 from ramet.runtime.scheduler.request_state import Phase, RequestState
 
+_PENDING = (PENDING_TOKEN,)
+
 
 class StepBuilder:
     """The pages of every token must be in the request's lease before its row is added."""
@@ -20,10 +22,7 @@ class StepBuilder:
 
     def decode(self, state: RequestState) -> None:
         start = state.num_planned
-        if state.pending_samples:
-            token_ids: tuple[int, ...] = (PENDING_TOKEN,)
-        else:
-            token_ids = tuple(state.output_ids[start - state.prompt_len :])
+        token_ids = _PENDING if state.pending_samples else tuple(state.output_ids[start - state.prompt_len :])
         state.num_planned = start + len(token_ids)
         self._add(state, token_ids, start, samples=True)
 
@@ -52,17 +51,11 @@ class StepBuilder:
         assert lease is not None, "only a running request has rows"
         first_page = state.num_pages_sent
         state.num_pages_sent = len(lease.pages)
+        reset = _row_start(state) if state.is_fresh else None
+        mask_row = self._mask_row(state) if samples else None
+        new_pages = tuple(lease.pages[first_page:])
         row = PlanRow(
-            request_id=state.request.request_id,
-            slot=state.slot,
-            token_ids=token_ids,
-            start=start,
-            first_page=first_page,
-            new_pages=tuple(lease.pages[first_page:]),
-            samples=samples,
-            reset=_row_start(state) if state.is_fresh else None,
-            prompt_logprobs_from=logprobs_from,
-            mask_row=self._mask_row(state) if samples else None,
+            state.request.request_id, state.slot, token_ids, start, first_page, new_pages, samples, reset, logprobs_from, mask_row
         )
         state.is_fresh = False
         state.rows_in_flight += 1

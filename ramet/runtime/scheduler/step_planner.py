@@ -97,22 +97,23 @@ class StepPlanner:
 
     def _add_decodes(self, builder: StepBuilder) -> None:
         """One row for every request that decodes; when pages run out, some requests give up theirs."""
-        ready = self._decoding()
-        missing = [self._missing_pages(state, state.num_planned + 1) for state in ready]
+        ready, missing = self._decoding()
         pages = self._cache.allocate(sum(missing))
         while pages is None:
             self.retract_one()
-            ready = self._decoding()
-            missing = [self._missing_pages(state, state.num_planned + 1) for state in ready]
+            ready, missing = self._decoding()
             pages = self._cache.allocate(sum(missing))
         for state, count in zip(ready, missing, strict=True):
             if count and state.lease is not None:
-                state.lease.pages.extend(pages[len(pages) - count :])
-                del pages[len(pages) - count :]
+                state.lease.pages += pages[-count:]
+                del pages[-count:]
             builder.decode(state)
 
-    def _decoding(self) -> list[RequestState]:
-        return [state for state in self.running.values() if state.phase is Phase.DECODING and state.may_sample_again]
+    def _decoding(self) -> tuple[list[RequestState], list[int]]:
+        """Requests that decode in this step, and how many pages each lacks for its next token."""
+        ready = [state for state in self.running.values() if state.phase is Phase.DECODING and state.may_sample_again]
+        size = self._capacity.page_size
+        return ready, [max(0, state.num_planned // size + 1 - len(state.lease.pages)) for state in ready if state.lease is not None]
 
     def _add_chunks(self, builder: StepBuilder, budget: PrefillBudget) -> None:
         for state in self.running.values():
