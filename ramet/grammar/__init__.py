@@ -1,1 +1,1 @@
-"""Constraints: regex, JSON schema, grammar or structural tag → compiled grammar → one matcher per request. The only door of `llguidance`."""
+"""Constraints: regex, JSON schema, EBNF, structural tag → compiled grammar → a matcher per request. The only door of `llguidance`."""

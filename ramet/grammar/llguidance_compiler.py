@@ -29,12 +29,12 @@ class LlguidanceCompiler:
     """Implements `GrammarCompiler`. Building it takes a pass over the vocabulary (0.1 s per 100k tokens); compiling mostly milliseconds."""
 
     def __init__(self, vocabulary: Vocabulary, encode: Encode | None = None) -> None:
-        if not vocabulary.eos_ids:
+        self._eos_ids = frozenset(index for index in vocabulary.eos_ids if index < vocabulary.size)
+        if not self._eos_ids:
             raise Unsupported("constraints need a token that ends the text, and this model's tokenizer names none")
         self._canonical = encode is not None
-        self._eos_ids = vocabulary.eos_ids
-        wrapper = TokenizerWrapper(_VocabularyTokenizer(vocabulary, encode))
-        self._tokenizer = LLTokenizer(wrapper, eos_token=list(vocabulary.eos_ids))
+        wrapper = TokenizerWrapper(_VocabularyTokenizer(vocabulary, self._eos_ids, encode))
+        self._tokenizer = LLTokenizer(wrapper, eos_token=sorted(self._eos_ids))
 
     def compile(self, kind: str, source: str) -> CompiledGrammar:
         """Kinds: regex (see `regex_dialect`), json_schema (text of an object), ebnf (Lark, or GBNF with `root ::=`), structural_tag."""
@@ -45,7 +45,7 @@ class LlguidanceCompiler:
         matcher.compute_bitmask()  # builds the first lexer states here rather than in every copy, and finds dead ends
         if matcher.is_stopped() and not matcher.is_accepting():
             raise GrammarError(f"{kind}: no text at all satisfies it", param=kind)
-        return _Compiled(matcher, frozenset(self._eos_ids), self._canonical)
+        return _Compiled(matcher, self._eos_ids, self._canonical)
 
     def _regex(self, source: str) -> LLMatcher:
         translation = translate(source)
@@ -155,12 +155,15 @@ class _Matcher:
 
 
 class _VocabularyTokenizer:
-    """What llguidance asks of a tokenizer. Ids that stand for no bytes become special tokens, which no grammar text can match."""
+    """What llguidance asks of a tokenizer, exactly as wide as the logits. Ids that stand for no bytes become special tokens, which no
+    grammar text can match."""
 
-    def __init__(self, vocabulary: Vocabulary, encode: Encode | None) -> None:
-        pieces = [*vocabulary.token_bytes, *[b""] * (vocabulary.size - len(vocabulary.token_bytes))]
-        special = {index for index, piece in enumerate(pieces) if not piece} | vocabulary.special_ids | set(vocabulary.eos_ids)
-        self.eos_token_id = vocabulary.eos_ids[0]
+    def __init__(self, vocabulary: Vocabulary, eos_ids: frozenset[int], encode: Encode | None) -> None:
+        known = vocabulary.token_bytes[: vocabulary.size]
+        pieces = [*known, *[b""] * (vocabulary.size - len(known))]
+        closed = vocabulary.special_ids | eos_ids
+        special = {index for index, piece in enumerate(pieces) if not piece or index in closed}
+        self.eos_token_id = min(eos_ids)
         self.bos_token_id = None
         self.special_token_ids = sorted(special)
         self.tokens = [b"<|special %d|>" % index if index in special else piece for index, piece in enumerate(pieces)]
@@ -173,7 +176,8 @@ class _VocabularyTokenizer:
             raise TypeError("this tokenizer reads str")  # llguidance tries bytes first
         ids = list(self._encode(text)) if self._encode else []
         whole = text.encode("utf-8")
-        return ids if b"".join([self.tokens[index] for index in ids]) == whole else self._greedy(whole)
+        faithful = all(index < len(self.tokens) for index in ids) and b"".join([self.tokens[index] for index in ids]) == whole
+        return ids if faithful else self._greedy(whole)
 
     def _greedy(self, text: bytes) -> list[int]:
         """Longest token first: for text that the tokenizer itself would write otherwise (special tokens spelled out)."""

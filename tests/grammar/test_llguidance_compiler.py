@@ -88,7 +88,7 @@ REGEXES = st.recursive(
 
 
 @pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")  # "[[&]" is meant
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=150)
 @given(source=REGEXES, texts=st.lists(st.text("abc1 .{é[&\n", max_size=5), min_size=5, max_size=10))
 def test_regexes_mean_what_they_mean_in_python(compiler: GrammarCompiler, source: str, texts: list[str]) -> None:
     grammar = compiler.compile("regex", source)
@@ -97,7 +97,7 @@ def test_regexes_mean_what_they_mean_in_python(compiler: GrammarCompiler, source
 
 
 @pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(source=REGEXES, seed=st.integers(0, 10**6))
 def test_walks_through_masks_match(compiler: GrammarCompiler, source: str, seed: int) -> None:
     grammar = compiler.compile("regex", source)
@@ -124,7 +124,7 @@ def test_the_mask_is_exactly_what_would_be_accepted(compiler: GrammarCompiler, s
 
 def test_the_missions_regex_on_random_tokens(compiler: GrammarCompiler) -> None:
     grammar, rng = compiler.compile("regex", PERSON), random.Random(1)
-    walks = [random_walk(grammar, BYTES, rng, 200) for _ in range(60)]
+    walks = [random_walk(grammar, BYTES, rng, 200) for _ in range(40)]
     finished = [out.decode("utf-8") for out, done in walks if done]
     assert len(finished) >= 5
     assert all(re.fullmatch(PERSON, text) for text in finished)
@@ -132,9 +132,9 @@ def test_the_missions_regex_on_random_tokens(compiler: GrammarCompiler) -> None:
 
 def test_schema_walks_are_valid_and_compact(compiler: GrammarCompiler) -> None:
     grammar, rng = compiler.compile("json_schema", json.dumps(SCHEMA)), random.Random(2)
-    walks = [random_walk(grammar, BYTES, rng, 300) for _ in range(40)]
+    walks = [random_walk(grammar, BYTES, rng, 300) for _ in range(30)]
     finished = [out.decode("utf-8") for out, done in walks if done]
-    assert len(finished) >= 20
+    assert len(finished) >= 15
     for text in finished:
         value = json.loads(text)
         jsonschema.validate(value, SCHEMA)
@@ -285,7 +285,7 @@ def test_forced_tokens_are_the_tokenizers_own(compiler: GrammarCompiler) -> None
 @pytest.mark.parametrize("name", ["d", "D", "w", "W", "s", "S"])
 def test_classes_hold_what_they_hold_in_python(compiler: GrammarCompiler, name: str) -> None:
     outside, inside = compiler.compile("regex", f"\\{name}"), compiler.compile("regex", f"[^_\\{name}]")
-    codes = [*range(0x400), *range(0x400, 0x11000, 37), 0x1E4F0, 0x10D40, 0x323AF, 0x2028, 0x85]  # two digits of Unicode 15 and 16
+    codes = [*range(0x400), *range(0x400, 0x11000, 97), 0x1E4F0, 0x10D40, 0x323AF, 0x2028, 0x85]  # two digits of Unicode 15 and 16
     for char in (chr(code) for code in codes if not 0xD800 <= code < 0xE000):
         assert accepts(outside, char) == bool(re.fullmatch(f"\\{name}", char)), hex(ord(char))
         assert accepts(inside, char) == bool(re.fullmatch(f"[^_\\{name}]", char)), hex(ord(char))
@@ -293,6 +293,14 @@ def test_classes_hold_what_they_hold_in_python(compiler: GrammarCompiler, name: 
 
 def test_special_tokens_are_never_text(compiler: GrammarCompiler) -> None:
     assert allowed(compiler.compile("regex", "(?s).+").matcher()) == {*range(256), AB} - set(range(0x80, 0xC2)) - set(range(0xF5, 0x100))
+
+
+def test_tokens_beyond_the_logits_are_never_used() -> None:
+    narrow = Vocabulary((*(bytes([byte]) for byte in range(256)), b"", b"xab"), frozenset({256}), (256, 300), 257)
+    matcher = create_grammar_compiler("llguidance", narrow, lambda text: [257] if text == "xab" else encode_bytes(text)).compile(
+        "regex", "xab"
+    )
+    assert allowed(matcher.matcher(), 257) == {ord("x")}
 
 
 def test_backends_by_name() -> None:

@@ -24,7 +24,7 @@ def constrained(regex: str, text: str) -> bool:
     return matcher.accept(data) == len(data) and matcher.complete
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(choices=st.lists(TEXTS, min_size=1, max_size=4), other=TEXTS)
 def test_choices_match_exactly_themselves(choices: list[str], other: str) -> None:
     regex = choices_regex(choices)

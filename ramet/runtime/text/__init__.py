@@ -1,1 +1,1 @@
-"""Text and tokens: tokenizer, detokenizer, stop strings and regexes, the model's chat template. The only door of `tokenizers` and `jinja2`."""
+"""Text and tokens: tokenizer, detokenizer, stops, the model's chat template. The only door of `tokenizers` and `jinja2`."""

@@ -39,7 +39,7 @@ def streamed(chunks: list[str], stop_filter: StopFilter) -> tuple[str, str | Non
     return "".join(shown), None, shown
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=400)
 @given(chunks=st.lists(st.text("abc ", max_size=6), max_size=8), strings=STRINGS, regexes=REGEXES, trim=st.booleans())
 def test_equals_the_twin_under_any_chunking(chunks: list[str], strings: list[str], regexes: list[str], trim: bool) -> None:
     shown, matched, _ = streamed(chunks, StopFilter(strings, regexes, trim=trim))
