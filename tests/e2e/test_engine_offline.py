@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -68,7 +69,7 @@ def test_streams_carry_the_text_so_far(engine):
     assert replies[-1]["text"] == whole["text"]
     assert replies[-1]["output_ids"] == whole["output_ids"]
     assert [reply["meta_info"]["finish_reason"] is not None for reply in replies] == [False] * (len(replies) - 1) + [True]
-    for earlier, later in zip(replies, replies[1:], strict=False):
+    for earlier, later in pairwise(replies):
         assert later["text"].startswith(earlier["text"])
         assert len(later["output_ids"]) >= len(earlier["output_ids"])
     last = {reply["index"]: reply["text"] for reply in engine.generate(["a", "hello"], GREEDY, stream=True)}

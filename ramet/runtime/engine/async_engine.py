@@ -209,14 +209,11 @@ class AsyncEngine:
             async with asyncio.timeout_at(request.deadline + _DEADLINE_GRACE_SECONDS):
                 return await entry.stream.next()
         except TimeoutError:
+            if self._table.remove(entry.wire_id) is None:  # the terminal event is on its way
+                return await entry.stream.next()
+            self._supervisor.send(Abort((entry.wire_id,)))
             late = DeadlineExceeded(f"the request's timeout_s={request.sampling.timeout_s} ran out")
-            return self._end_here(entry, Finish(FinishKind.ABORT, message=late.message, status=late.status, code=late.code or ""))
-
-    def _end_here(self, entry: Entry, finish: Finish) -> Delta:
-        if self._table.remove(entry.wire_id) is None:  # its terminal event is on its way already
-            return Delta(request_id=entry.request_id)
-        self._supervisor.send(Abort((entry.wire_id,)))
-        return entry.assembler.end(finish)
+            return entry.assembler.end(Finish(FinishKind.ABORT, message=late.message, status=late.status, code=late.code or ""))
 
     def _abandon(self, entry: Entry) -> None:
         """Nobody listens any more: finished, closed or cancelled."""

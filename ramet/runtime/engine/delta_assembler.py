@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ramet.runtime.request import Delta, Finish, FinishKind, Request, RequestOutput
+from ramet.runtime.request import Delta, Finish, FinishKind, Request, RequestOutput, TokenLogprob
 from ramet.runtime.text.detokenizer import Detokenizer
 from ramet.runtime.text.stop import StopFilter
 
@@ -24,91 +24,80 @@ class DeltaAssembler:
         self._one_by_one = bool(sampling.stop or sampling.stop_regex)
         self._keeps_stop_token = sampling.no_stop_trim
         self._interval = interval
+        self._request_id = request_id
         self._arrival = request.arrival_time
-        self._held: list[Delta] = []
-        self._held_tokens = 0
-        self._latest = Delta(request_id=request_id, prompt_tokens=len(request.prompt_ids))
+        self._counters = RequestOutput(request.request_id, prompt_tokens=len(request.prompt_ids))  # the last output that had them
+        self._num_tokens = 0
+        self._first_token_latency = 0.0
+        self._texts: list[str] = []  # held back, as are the next three
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[TokenLogprob] = []
 
     def push(self, output: RequestOutput) -> Delta | None:
         """Take one step's news; None when they are held back."""
-        text, num_tokens, finish = self._read(output)
+        num_tokens, finish = self._read(output)
+        self._token_ids += output.token_ids[:num_tokens]
+        self._logprobs += output.logprobs[:num_tokens]
+        self._prompt_logprobs += output.prompt_logprobs
+        if output.scheduled_time:
+            self._counters = output
+        if num_tokens and not self._num_tokens:
+            self._first_token_latency = time.monotonic() - self._arrival
+        self._num_tokens += num_tokens
         if finish is not None:
-            text += self._rest_of_text(finish)
-        self._hold(output, text, num_tokens, finish)
-        return self._release() if self._due(finish) else None
+            return self.end(finish)
+        return self._release(None) if self._is_due() else None
 
     def end(self, finish: Finish) -> Delta:
-        """The terminal delta when the worker will not send it: what is held, and `finish`."""
-        self._held.append(replace(self._blank(), text=self._rest_of_text(finish), finish=finish, e2e_latency=self._elapsed()))
-        return self._release()
+        """The terminal delta: all that is held back, and `finish`. Called from outside when the worker will not send it."""
+        if not isinstance(finish.matched, str):  # nothing of the text follows a stop string
+            self._texts += (self._stop.push(self._detokenizer.flush()).text, self._stop.flush())
+        return self._release(finish)
 
-    def _read(self, output: RequestOutput) -> tuple[str, int, Finish | None]:
-        """(new text, tokens that belong to the output, finish). A step that brings several tokens is read one by one, so that those
-        behind a stop string can be left out."""
+    def _read(self, output: RequestOutput) -> tuple[int, Finish | None]:
+        """Note the text; returns (how many tokens belong to the output, finish). Where there are stop strings, a step that brings several
+        tokens is read one by one, so that those behind a stop string can be left out."""
         ids = output.token_ids
-        spoken = len(ids) - self._ends_unspoken(output)
+        spoken = len(ids) - self._ends_unspoken(output.finish)
         step = 1 if self._one_by_one else max(1, len(ids))
-        pieces: list[str] = []
         for start in range(0, len(ids), step):
             found = self._stop.push(self._detokenizer.push(ids[start : min(start + step, spoken)]))
-            pieces.append(found.text)
+            self._texts.append(found.text)
             if found.matched is not None:
-                return "".join(pieces), start + step, Finish(FinishKind.STOP, matched=found.matched)
-        return "".join(pieces), len(ids), output.finish
+                return start + step, Finish(FinishKind.STOP, matched=found.matched)
+        return len(ids), output.finish
 
-    def _ends_unspoken(self, output: RequestOutput) -> bool:
+    def _ends_unspoken(self, finish: Finish | None) -> bool:
         """A stop token ends the output but is not part of its text."""
-        finish = output.finish
         return finish is not None and finish.kind is FinishKind.STOP and isinstance(finish.matched, int) and not self._keeps_stop_token
 
-    def _rest_of_text(self, finish: Finish) -> str:
-        if isinstance(finish.matched, str):
-            return ""
-        return self._stop.push(self._detokenizer.flush()).text + self._stop.flush()
-
-    def _hold(self, output: RequestOutput, text: str, num_tokens: int, finish: Finish | None) -> None:
-        latest = self._latest
-        completion_tokens = latest.completion_tokens + num_tokens
-        elapsed = self._elapsed()
-        first = latest.first_token_latency or (elapsed if completion_tokens else 0.0)
-        self._latest = Delta(
-            request_id=latest.request_id,
-            text=text,
-            token_ids=output.token_ids[:num_tokens],
-            logprobs=output.logprobs[:num_tokens],
-            prompt_logprobs=output.prompt_logprobs,
-            finish=finish,
-            prompt_tokens=output.prompt_tokens or latest.prompt_tokens,
-            completion_tokens=completion_tokens,
-            cached_tokens=max(output.cached_tokens, latest.cached_tokens),
-            forced_tokens=max(output.forced_tokens, latest.forced_tokens),
-            num_retractions=max(output.num_retractions, latest.num_retractions),
-            queue_time=max(0.0, output.scheduled_time - self._arrival) if output.scheduled_time else latest.queue_time,
-            first_token_latency=first,
-            e2e_latency=elapsed,
-        )
-        self._held.append(self._latest)
-        self._held_tokens += num_tokens
-
-    def _due(self, finish: Finish | None) -> bool:
-        if finish is not None:
-            return True
-        if self._interval is None:
+    def _is_due(self) -> bool:
+        if self._interval is None or not (self._token_ids or self._prompt_logprobs):
             return False
-        first = self._latest.completion_tokens == self._held_tokens
-        return self._held_tokens >= (1 if first else self._interval)
+        is_first = self._num_tokens == len(self._token_ids)
+        return is_first or len(self._token_ids) >= self._interval
 
-    def _release(self) -> Delta:
-        delta = joined(self._held)
-        self._held = []
-        self._held_tokens = 0
+    def _release(self, finish: Finish | None) -> Delta:
+        counters = self._counters
+        delta = Delta(
+            request_id=self._request_id,
+            text="".join(self._texts),
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=tuple(self._prompt_logprobs),
+            finish=finish,
+            prompt_tokens=counters.prompt_tokens,
+            completion_tokens=self._num_tokens,
+            cached_tokens=counters.cached_tokens,
+            forced_tokens=counters.forced_tokens,
+            num_retractions=counters.num_retractions,
+            queue_time=max(0.0, counters.scheduled_time - self._arrival) if counters.scheduled_time else 0.0,
+            first_token_latency=self._first_token_latency,
+            e2e_latency=time.monotonic() - self._arrival,
+        )
+        self._texts, self._token_ids, self._logprobs, self._prompt_logprobs = [], [], [], []
         return delta
-
-    def _blank(self) -> Delta:
-        return replace(self._latest, text="", token_ids=(), logprobs=(), prompt_logprobs=())
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._arrival
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:

@@ -55,7 +55,8 @@ class Engine:
     """Works in any thread and inside a running event loop; several may live side by side. The model runs in a process of its own,
     so that a script needs no `if __name__ == "__main__"`.
 
-    `options` are the launch options of `ramet serve`, as keywords (only warnings are logged unless `log_level` says otherwise). `start` replaces how the engine comes up (for tests).
+    `options` are the launch options of `ramet serve`, as keywords; only warnings are logged unless `log_level` says otherwise.
+    `start` replaces how the engine comes up (for tests).
     """
 
     def __init__(self, model_path: str | None = None, *, start: Starter = AsyncEngine.start_now, **options: Any) -> None:

@@ -170,11 +170,11 @@ class Supervisor:
         was_alive, self._alive = self._alive, False
         how = worker.release()
         reason = self._fault.message if self._fault is not None else how
-        self._message = "the engine was shut down" if self._closing.is_set() else f"the worker ended ({reason})"
+        self._message = self._obituary(reason)
         if was_alive:
             if not self._closing.is_set():
                 _log.error("The worker ended (%s); its requests end with an error", reason)
-            self._listener.on_death(WorkerDied(f"{self._message} while this request ran"))
+            self._listener.on_death(WorkerDied(self._message))
         return was_alive
 
     def _goes_on(self, start_failures: int) -> bool:
@@ -184,8 +184,13 @@ class Supervisor:
         if start_failures >= _MAX_START_FAILURES:
             _log.error("The worker failed to start %d times in a row; giving up", start_failures)
             return False
-        self._message += "; a new one is starting, try again"
         return True
+
+    def _obituary(self, reason: str) -> str:
+        if self._closing.is_set():
+            return "the engine was shut down"
+        restarts = self._ready is not None and self._config.on_worker_death == "restart"
+        return f"the worker ended ({reason})" + ("; a new one is starting, try again" if restarts else "")
 
 
 def error_of(fault: Fault) -> RametError:

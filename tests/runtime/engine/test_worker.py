@@ -12,7 +12,6 @@ from ramet.errors import InternalError
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.executor.fake import FakeExecutor, FakeModel, expected_output
-from ramet.runtime.plan import Capacity
 from ramet.runtime.request import Delta, FinishKind, Generation, SamplingParams
 from tests.fakes import CONTEXT_LEN, EOS, VOCAB_SIZE, ByteTokenizer, fake_engine, fake_executor, fake_text
 
@@ -124,7 +123,7 @@ async def test_an_executor_that_never_works_again_ends_the_worker(serial):
     delta = await engine.complete(greedy("a", "hello"))
     assert delta.finish.kind is FinishKind.ERROR
     async with asyncio.timeout(5):
-        while engine.health().alive:
+        while engine.health().alive:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert "even on a request of one token" in engine.health().message
     await engine.close()
@@ -157,7 +156,7 @@ async def test_leaving_a_stream_aborts_it():
         again.cancel()
         await asyncio.wait([again])
         async with asyncio.timeout(2):
-            while (await engine.stats()).num_running:
+            while (await engine.stats()).num_running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert (await engine.stats()).used_tokens == 0
     finally:

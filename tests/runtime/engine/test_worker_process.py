@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -39,7 +40,7 @@ async def collect(engine: AsyncEngine, wanted: Generation) -> list[Delta]:
 
 async def until_alive(engine: AsyncEngine, timeout: float = 15.0) -> None:
     async with asyncio.timeout(timeout):
-        while not engine.health().alive:
+        while not engine.health().alive:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -102,7 +103,7 @@ async def test_exit_by_option():
     engine = await AsyncEngine.start(EngineConfig.from_options({"on_worker_death": "exit"}), on_end=ended.append, **parts)
     os.kill(engine.worker_process_id, signal.SIGKILL)
     async with asyncio.timeout(10):
-        while not ended:
+        while not ended:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert isinstance(ended[0], WorkerDied)
     with pytest.raises(WorkerDied):
@@ -166,7 +167,7 @@ def test_closing_leaves_no_process_and_no_files():
     engine.close_now()
     engine.close_now()
     assert not process.is_running()
-    assert not os.path.exists(directory)
+    assert not Path(directory).exists()
 
 
 def test_the_worker_ends_when_its_front_is_killed(tmp_path):

@@ -1,0 +1,69 @@
+"""Autos become values; contradictions are named."""
+
+from __future__ import annotations
+
+import pytest
+
+from ramet.errors import ConfigError
+from ramet.runtime.config import EngineConfig
+from ramet.runtime.engine.worker_parts import WorkerSpec, flat_options
+from ramet.runtime.plan import Capacity
+from ramet.runtime.resolve import CHUNK_CPU, CHUNK_GPU, check, resolve
+from tests.fakes import FAKE_MODEL
+
+CAPACITY = Capacity(num_pages=100, page_size=1, max_running=8)
+
+
+def resolved(on_gpu: bool = False, **options) -> EngineConfig:
+    return resolve(EngineConfig.from_options(options), FAKE_MODEL, CAPACITY, on_gpu=on_gpu)
+
+
+def test_autos_become_values():
+    config = resolved()
+    assert (config.schedule.max_running_requests, config.memory.max_total_tokens) == (8, 100)
+    assert config.schedule.chunked_prefill_size == CHUNK_CPU
+    assert resolved(on_gpu=True).schedule.chunked_prefill_size == CHUNK_GPU
+    assert (config.model.context_length, config.model.served_model_name) == (FAKE_MODEL.context_len, "fake")
+    assert config.schedule.schedule_policy == "lpm"
+    assert resolved(disable_radix_cache=True).schedule.schedule_policy == "fcfs"
+
+
+def test_what_was_given_stays():
+    config = resolved(max_running_requests=3, chunked_prefill_size=-1, served_model_name="mine", schedule_policy="lof")
+    assert (config.schedule.max_running_requests, config.schedule.chunked_prefill_size) == (3, -1)
+    assert (config.model.served_model_name, config.schedule.schedule_policy) == ("mine", "lof")
+    assert resolved(max_running_requests=100).schedule.max_running_requests == 8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trust_remote_code": True},
+        {"tp_size": 2},
+        {"max_total_tokens": 8, "page_size": 16},
+        {"disable_radix_cache": True, "schedule_policy": "dfs-weight"},
+        {"chunked_prefill_size": 0},
+        {"json_model_override_args": "{"},
+        {"json_model_override_args": "[]"},
+    ],
+)
+def test_contradictions_are_refused_before_anything_loads(options):
+    with pytest.raises(ConfigError) as raised:
+        check(EngineConfig.from_options(options))
+    assert raised.value.param in options
+
+
+@pytest.mark.parametrize("options", [{"context_length": 99_999}, {"page_size": 16}])
+def test_contradictions_with_what_was_loaded(options):
+    with pytest.raises(ConfigError) as raised:
+        resolved(**options)
+    assert raised.value.param in options
+
+
+def test_a_config_survives_the_way_to_the_worker():
+    config = EngineConfig.from_options({"page_size": 16, "model_path": "x", "schedule_policy": "fcfs", "watchdog_timeout": 5.5})
+    assert EngineConfig.from_options(flat_options(config)) == config
+    spec = WorkerSpec(config, "a:b", "c:d")
+    assert WorkerSpec.from_json(spec.to_json()) == spec
+    with pytest.raises(TypeError, match="by name"):
+        WorkerSpec(config, lambda config: None).to_json()
