@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import signal
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -27,6 +29,7 @@ READY = "Ramet Runtime initialized with model"
 UVICORN_READY = "Uvicorn running on"
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 60
+STOPPED_EARLY = 130
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -63,36 +66,52 @@ def bind(http: HttpConfig) -> socket.socket:
 
 
 async def _serve(config: ServerConfig, listener: socket.socket) -> int:
-    """Exit status 0 after an orderly stop, 1 when the worker died and is not to be restarted."""
-    end = EngineEnd(asyncio.get_running_loop())
-    engine = await AsyncEngine.start(config.engine, on_end=end.report)
+    """Exit status 0 after an orderly stop, 1 when the worker died and is not to be restarted, 130 when stopped before being ready."""
+    end = End(asyncio.get_running_loop())
+    end.catch_signals()
+    try:
+        engine = await AsyncEngine.start(config.engine, on_end=end.report)
+    except asyncio.CancelledError:
+        logger.warning("Stopped while the model was loading")
+        return STOPPED_EARLY
     try:
         if not config.engine.supervision.skip_server_warmup:
             await generate_one_token(engine)
         server = build_server(engine, config)
         end.stop = server.stop
         await server.serve(sockets=[listener])
+    except asyncio.CancelledError:
+        logger.warning("Stopped while warming up")
+        return STOPPED_EARLY
     finally:
         await engine.close()
     return 1 if end.reported else 0
 
 
-class EngineEnd:
-    """Carries the engine's last word from its thread to the server, which then stops."""
+class End:
+    """Brings the wish to stop, a signal's or the engine's, to whatever is going on: first the start, which is cancelled, then the
+    server, which finishes what runs."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "made inside the task that it may cancel"
         self.reported = False
-        self.stop: Callable[[], None] = lambda: None
+        self.stop: Callable[[], object] = task.cancel
         self._loop = loop
 
+    def catch_signals(self) -> None:
+        """The first SIGINT or SIGTERM stops in order."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, lambda: self.stop())
+
     def report(self, error: RametError) -> None:
+        """The engine's last word, from a thread of its own."""
         self.reported = True
         logger.error("The engine has ended, the server stops: %s", error.message)
         self._loop.call_soon_threadsafe(lambda: self.stop())
 
 
 def build_server(engine: GenerationEngine, config: ServerConfig) -> AnnouncingServer:
-    """uvicorn turns SIGINT and SIGTERM into an orderly end: no new requests, running ones get their grace, then it returns."""
     app = build_app(engine, config)
     options = uvicorn.Config(
         app,
@@ -114,7 +133,14 @@ class AnnouncingServer(uvicorn.Server):
         self._model_name = model_name
 
     def stop(self) -> None:
+        """No new requests; running ones get their grace. Asked twice, they do not."""
+        self.force_exit = self.should_exit
         self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn would raise a caught signal again after serving, which would end the process before the engine is closed."""
+        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

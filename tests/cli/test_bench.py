@@ -143,7 +143,8 @@ class TestServing:
         for label in ("Serving Benchmark Result", "Successful requests:", "Output token throughput (tok/s):", "Median TTFT (ms):",
                       "P99 TPOT (ms):", "Max ITL (ms):", "Max request concurrency:", "Cache hit rate:"):  # fmt: skip
             assert label in printed
-        run = json.loads(out.read_text())
+        run = json.loads(out.read_text(), parse_constant=pytest.fail)
+        assert "api_key" not in run
         assert (run["completed"], run["failed"], run["backend"]) == (6, 0, backend)
         measured = engine.seen[1:]
         assert run["total_output_tokens"] == sum(g.sampling.max_new_tokens for g in measured)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import socket
+from typing import Any
 
 import httpx
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from ramet.cli import serve
 from ramet.cli.main import main
 from ramet.errors import ConfigError, WorkerDied
-from ramet.runtime.config import HttpConfig, ServerConfig
+from ramet.runtime.config import EngineConfig, HttpConfig, ServerConfig
 from tests.server.live_server import wait_until
 from tests.server.scripted_engine import ScriptedEngine
 
@@ -64,10 +67,65 @@ def test_readiness_lines_pass_every_log_level() -> None:
     assert not strict.filter(record("Application startup complete."))
 
 
-async def test_the_engines_end_stops_the_server() -> None:
-    end = serve.EngineEnd(asyncio.get_running_loop())
-    stopped = asyncio.Event()
-    end.stop = stopped.set
-    await asyncio.to_thread(end.report, WorkerDied("gone"))
-    await asyncio.wait_for(stopped.wait(), 2)
-    assert end.reported
+class Started:
+    """Stands in for `AsyncEngine`: `start` gives a scripted engine, at once or after `delay`."""
+
+    def __init__(self, delay: float = 0.0) -> None:
+        self.engine = ScriptedEngine()
+        self.delay = delay
+        self.closed = False
+        self.on_end: Any = None
+
+    async def start(self, config: EngineConfig, *, on_end: Any) -> ScriptedEngine:
+        self.on_end = on_end
+        await asyncio.sleep(self.delay)
+        monkey: Any = self.engine
+        monkey.close = self._close
+        return self.engine
+
+    async def _close(self) -> None:
+        self.closed = True
+
+
+async def serve_until_ready(started: Started, monkeypatch: pytest.MonkeyPatch, listener: socket.socket) -> asyncio.Task[int]:
+    monkeypatch.setattr(serve, "AsyncEngine", started)
+    running = asyncio.create_task(serve._serve(ServerConfig(), listener))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/health"
+
+    def ready() -> bool:
+        try:
+            return httpx.get(url).status_code == 200
+        except httpx.ConnectError:
+            return False
+
+    await asyncio.to_thread(wait_until, ready)
+    return running
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_in_order(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Started()
+    with serve.bind(HttpConfig(port=0)) as listener:
+        running = await serve_until_ready(started, monkeypatch, listener)
+        assert started.engine.finished, "the warm-up ran"
+        os.kill(os.getpid(), number)
+        assert await asyncio.wait_for(running, 10) == 0
+    assert started.closed
+
+
+async def test_a_signal_while_loading_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "AsyncEngine", Started(delay=60.0))
+    with serve.bind(HttpConfig(port=0)) as listener:
+        running = asyncio.create_task(serve._serve(ServerConfig(), listener))
+        await asyncio.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await asyncio.wait_for(running, 10) == serve.STOPPED_EARLY
+
+
+async def test_the_engines_end_stops_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Started()
+    with serve.bind(HttpConfig(port=0)) as listener:
+        running = await serve_until_ready(started, monkeypatch, listener)
+        await asyncio.to_thread(started.on_end, WorkerDied("gone"))
+        assert await asyncio.wait_for(running, 10) == 1
+    assert started.closed

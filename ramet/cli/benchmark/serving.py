@@ -42,10 +42,16 @@ def run(arguments: Sequence[str]) -> int:
     print_serving(summary, backend=args.backend, request_rate=args.request_rate, max_concurrency=args.max_concurrency)
     if args.output_file:
         details = details_of(outcomes) if args.output_details else {}
-        append_jsonl(Path(args.output_file), {"tag": args.tag, **vars(args), **summary, **details})
+        append_jsonl(Path(args.output_file), {**settings_of(args), **summary, **details})
     for error in list(dict.fromkeys(outcome.error for outcome in outcomes if outcome.error))[:5]:
         print(f"failed: {error}", file=sys.stderr)
     return 0 if summary["failed"] == 0 else 1
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The run's flags for the record: valid JSON, and no secret."""
+    rate = args.request_rate if math.isfinite(args.request_rate) else "inf"
+    return {name: value for name, value in vars(args).items() if name != "api_key"} | {"request_rate": rate}
 
 
 def parser() -> FlagParser:
