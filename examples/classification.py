@@ -1,4 +1,8 @@
-"""Classify many texts at once: `select` scores every label in one pass and says how sure it is."""
+"""Classify many texts at once: `select` scores every label in one pass and says how sure it is.
+
+The labels have different lengths, so the choice is made token by token: the default, a mean per token, would favour "feature request",
+whose second token is certain once the first is there.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ LABELS = ["bug", "feature request", "question", "billing"]
 def classify(s, ticket):
     s += sgl.system("You sort support tickets into: " + ", ".join(LABELS) + ".")
     s += sgl.user(ticket)
-    s += sgl.assistant("Category: " + sgl.select("label", LABELS))
+    s += sgl.assistant("Category: " + sgl.select("label", LABELS, choices_method=sgl.greedy_token_selection))
     return s["label"]
 
 
@@ -27,8 +31,8 @@ def main() -> None:
     connect(__doc__)
     results = classify.run_batch([{"ticket": ticket} for ticket in TICKETS], progress_bar=True)
     for ticket, state in zip(TICKETS, results, strict=True):
-        probability = max(state.get_meta_info("label")["probabilities"])
-        print(f"{state.value:16} {probability:5.0%}  {ticket}")
+        probabilities = dict(zip(LABELS, state.get_meta_info("label")["probabilities"], strict=True))
+        print(f"{state.value:16} {probabilities[state.value]:5.0%}  {ticket}")
 
 
 if __name__ == "__main__":

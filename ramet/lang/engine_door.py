@@ -89,8 +89,8 @@ class EngineBackend:
 
 
 def engine_backend(engine: Any) -> EngineBackend:
-    """Over an `Engine` (whose asynchronous half is its `engine`) or a bare `GenerationEngine`."""
-    return EngineBackend(getattr(engine, "engine", engine))
+    """Over an `Engine` or a bare `GenerationEngine`."""
+    return EngineBackend(getattr(engine, "async_engine", engine))
 
 
 def __getattr__(name: str) -> Any:

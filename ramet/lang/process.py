@@ -34,7 +34,7 @@ def set_default_backend(backend: Any) -> None:
 def as_backend(value: Any) -> Backend:
     """A `Runtime` carries its backend as an attribute, an engine is wrapped in one, everything else is one."""
     found = getattr(value, "backend", value)
-    if not hasattr(found, "chat_format") and (hasattr(found, "engine") or hasattr(found, "chat_template")):
+    if not hasattr(found, "chat_format") and (hasattr(found, "async_engine") or hasattr(found, "chat_template")):
         from ramet.lang.engine_door import engine_backend
 
         return engine_backend(found)

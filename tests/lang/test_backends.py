@@ -170,3 +170,13 @@ def test_text_with_other_line_separators_survives_the_stream() -> None:
     finally:
         engine.close_now()
     assert state["x"] == said
+
+
+def test_the_engine_class_is_a_backend() -> None:
+    engine = sgl.Engine(start=lambda config: fake_engine())
+    try:
+        state = program.run(backend=engine, temperature=0)
+        assert len(state["y"]) == 3
+        assert isinstance(as_backend(engine), EngineBackend)
+    finally:
+        engine.shutdown()
