@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,18 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1
     assert error < tolerance, f"relative error {error:.2e}"
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny products only lose by threads, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def check_against(model: PreTrainedModel, loaded: LoadedModel, length: int = 40) -> None:
     """Whole prefill, chunked prefill and decode against one forward pass of transformers."""
     ids = torch.randint(0, model.config.vocab_size, (length,), generator=torch.Generator().manual_seed(2)).tolist()
