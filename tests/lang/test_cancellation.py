@@ -96,6 +96,7 @@ def test_dropping_a_streaming_result_cancels_it() -> None:
     del state
     gc.collect()
     until(lambda: backend.aborted == 1)
+    assert backend.live == 0
 
 
 async def test_leaving_a_stream_early_cancels_the_run() -> None:
