@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ramet.runtime.cache.check import audit, balanced
 from ramet.runtime.cache.lease import Lease
+from ramet.runtime.cache.page_audit import audit, balanced
 from ramet.runtime.cache.prefix_cache import PrefixCache
 
 SEQUENCES = st.lists(st.integers(0, 2), min_size=1, max_size=24).map(tuple)

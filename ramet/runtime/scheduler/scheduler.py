@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 from ramet.errors import InternalError, InvalidRequest, RametError
 from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler
-from ramet.runtime.cache.check import check_idle
 from ramet.runtime.cache.lease import Cache
+from ramet.runtime.cache.page_audit import check_idle
 from ramet.runtime.config import ScheduleConfig
 from ramet.runtime.plan import BatchPlan, Capacity, PlanRow, RowResult, StepResult, TokenMasks
 from ramet.runtime.request import EngineStats, Finish, Request, RequestOutput

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ramet.errors import InternalError
-from ramet.runtime.cache.check import audit, balanced, check_idle
 from ramet.runtime.cache.lease import Lease
 from ramet.runtime.cache.no_cache import NoCache
 from ramet.runtime.cache.page_allocator import PageAllocator
+from ramet.runtime.cache.page_audit import audit, balanced, check_idle
 from ramet.runtime.cache.prefix_cache import PrefixCache
 from ramet.runtime.cache.radix_tree import TokenArray
 

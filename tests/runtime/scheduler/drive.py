@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ramet.grammar.matcher import GrammarCompiler
-from ramet.runtime.cache.check import audit
 from ramet.runtime.cache.no_cache import NoCache
+from ramet.runtime.cache.page_audit import audit
 from ramet.runtime.cache.prefix_cache import PrefixCache
 from ramet.runtime.config import ScheduleConfig
 from ramet.runtime.executor.fake import FakeExecutor, FakeModel, expected_output
