@@ -153,12 +153,12 @@ class Engine:
     def _iterate(self, replies: AsyncGenerator[Reply, None]) -> Iterator[Reply]:
         try:
             while True:
-                reply = self._wait(anext(replies, None))
+                reply = self._wait(_next(replies))
                 if reply is None:
                     return
                 yield reply
         finally:
-            self._wait(replies.aclose())
+            self._wait(_close(replies))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +188,14 @@ class _Run:
     def _results(self) -> list[NativeResult]:
         tokenizer = self.engine.tokenizer if self.with_text else None
         return [NativeResult(generation.logprobs, tokenizer) for generation in self.expansion.generations]
+
+
+async def _next(replies: AsyncGenerator[Reply, None]) -> Reply | None:
+    return await anext(replies, None)
+
+
+async def _close(replies: AsyncGenerator[Reply, None]) -> None:
+    await replies.aclose()
 
 
 def _known_fields(fields: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from ramet.runtime.request import RequestOutput
 
 _log = get_logger(__name__)
 _TICK_SECONDS = 1.0
-_FIRST_BACKOFF_SECONDS = 0.5
 _MAX_START_FAILURES = 5
 _SHUTDOWN_SECONDS = 10.0
 _SHUTDOWN_WHILE_LOADING_SECONDS = 0.2
@@ -48,10 +47,18 @@ class Listener(Protocol):
 
 
 class Supervisor:
-    def __init__(self, launch: Callable[[], WorkerHandle], listener: Listener, config: SupervisionConfig) -> None:
+    def __init__(
+        self,
+        launch: Callable[[], WorkerHandle],
+        listener: Listener,
+        config: SupervisionConfig,
+        *,
+        first_backoff: float = 0.5,
+    ) -> None:
         self._launch = launch
         self._listener = listener
         self._config = config
+        self._first_backoff = first_backoff  # seconds before the first restart; doubles with every start that fails
         self._worker: WorkerHandle | None = None
         self._ready: Ready | None = None
         self._fault: RametError | None = None
@@ -119,7 +126,7 @@ class Supervisor:
             start_failures = 0 if came_up else start_failures + 1
             if self._closing.is_set() or not self._goes_on(start_failures):
                 break
-            self._closing.wait(_FIRST_BACKOFF_SECONDS * 2**start_failures)
+            self._closing.wait(self._first_backoff * 2**start_failures)
             if self._closing.is_set():
                 break
             _log.warning("Starting the worker again")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ramet.errors import InternalError, RametError
@@ -122,7 +123,14 @@ class Worker:
             self._fail(plan, launch_error)
             return None
         try:
-            return Step(plan, self._executor.sample(plan, self._scheduler.masks(plan)))
+            masks = self._scheduler.masks(plan)
+        except Exception as error:
+            with suppress(Exception):  # a launched step must be sampled before the next is launched; nobody reads it
+                self._executor.sample(plan, None)
+            self._fail(plan, error)
+            return None
+        try:
+            return Step(plan, self._executor.sample(plan, masks))
         except Exception as error:
             self._fail(plan, error)
             return None
