@@ -109,7 +109,7 @@ def main() -> None:
         return
     print(f"{bench.loaded.info.name}, context {args.context}, {args.threads} threads, torch {torch.__version__}")
     print(f"{'step':>14} {'tok/s':>8} {'ms':>8} {'linear ms':>10} {'share of linear':>16}")
-    for kind, size in (("decode", 1), ("decode", 8), ("decode", 32), ("prefill", 512)):
+    for kind, size in (("prefill", 512), ("decode", 1), ("decode", 8), ("decode", 32)):
         step = bench.decode(size) if kind == "decode" else bench.prefill(size)
         whole, linear = medians(args.rounds, step, linear_layers(bench.loaded, size, size if kind == "decode" else 1))
         print(f"{kind + ' ' + str(size):>14} {size / whole:8.1f} {whole * 1e3:8.1f} {linear * 1e3:10.1f} {linear / whole:16.0%}")

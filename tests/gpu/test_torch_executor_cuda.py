@@ -32,10 +32,11 @@ PARAMS = (
 
 def make_executor(device: torch.device) -> TorchExecutor:
     torch.manual_seed(0)
-    model = Transformer(SPEC, dtype=torch.float32, device=torch.device("cpu")).eval()
-    for parameter in model.parameters():
+    weights = Transformer(SPEC, dtype=torch.float32, device=torch.device("cpu"))
+    for parameter in weights.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    model.to(device)
+    model = Transformer(SPEC, dtype=torch.float32, device=device).eval()
+    model.load_state_dict(weights.state_dict())
     attention, pool = TorchAttention(), allocate_pool(INFO, num_pages=64, page_size=4, dtype=torch.float32, device=device)
 
     def forward(batch: ForwardBatch) -> torch.Tensor:
