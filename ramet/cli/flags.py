@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from ramet.errors import ConfigError
-from ramet.runtime.config import compose, options_of
+from ramet.runtime.config import compose
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +122,6 @@ def flags_markdown(config_class: type[Any]) -> str:
         allowed = f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
         lines.append(f"| {names} | `{flag.default}` | {flag.help}.{allowed} |")
     return "\n".join(lines) + "\n"
-
-
-def option_name(config_class: type[Any], name: str) -> str:
-    """The long flag of an option's name, for messages."""
-    return "--" + name.replace("_", "-") if name.replace("-", "_") in options_of(config_class) else name
-
-
-def command_line(values: Mapping[str, Any]) -> list[str]:
-    """Option values as flags, the way back from a dictionary."""
-    words: list[str] = []
-    for name, value in values.items():
-        flag = "--" + name.replace("_", "-")
-        words += [flag] if value is True else [flag, str(value)]
-    return words
 
 
 def _add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:

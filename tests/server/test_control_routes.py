@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -162,3 +164,15 @@ async def test_openapi_has_real_schemas() -> None:
     assert operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/ChatReply")
     assert operation["responses"]["400"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorReply")
     assert "input_ids" in page["components"]["schemas"]["GenerateRequest"]["properties"]
+
+
+async def test_requests_are_logged_on_demand(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("ramet"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="ramet")
+    for wanted in (False, True):
+        caplog.clear()
+        async with client_of(app_of(ScriptedEngine(), log_requests=wanted)) as client:
+            await client.post("/generate", json={"text": "Hi", "rid": "r1"})
+        lines = [record.getMessage() for record in caplog.records if "r1" in record.getMessage()]
+        assert len(lines) == (2 if wanted else 0)
+    assert lines[1] == "finished r1: stop, 5 tokens"
