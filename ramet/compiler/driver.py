@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ramet.compiler.cfg import Graph
+from ramet.compiler.default_order import DEFAULT
 from ramet.compiler.lower import ProgramLowering
+from ramet.compiler.pipeline import Between, Note, Notes, PassReport, Pipeline
 from ramet.compiler.scope import MISSING, ProgramObject, Verbs, captured
 from ramet.ir.module import Module
-from ramet.ir.verify import verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class CompiledProgram:
     lowered: Module
     graphs: Mapping[str, Graph]
     captures: tuple[tuple[Callable[..., Any], Mapping[str, Any]], ...]
+    notes: tuple[Note, ...] = ()
+    reports: tuple[PassReport, ...] = ()
 
     def is_current(self) -> bool:
         """Do the captured values still hold? If not, compile again: Python reads them at every run."""
@@ -36,12 +39,15 @@ class CompiledProgram:
         raise LookupError(f"no function {name!r} is visible from the program")
 
 
-def compile_program(program: ProgramObject, verbs: Verbs) -> CompiledProgram:
-    """Raises CompileError with every place that does not compile."""
+def compile_program(
+    program: ProgramObject, verbs: Verbs, *, pipeline: Pipeline = DEFAULT, between: Between | None = None
+) -> CompiledProgram:
+    """Raises CompileError with every place that does not compile. `between` sees the module after each pass."""
     lowering = ProgramLowering(verbs)
     lowered = lowering.module(program)
-    verify(lowered)
-    return CompiledProgram(program, lowered, lowered, lowering.graphs, tuple(lowering.captures))
+    notes = Notes()
+    module, reports = pipeline.run(lowered, notes, between)
+    return CompiledProgram(program, module, lowered, lowering.graphs, tuple(lowering.captures), tuple(notes.entries), reports)
 
 
 def _resolve(function: Callable[..., Any], dotted: str) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ramet.errors import InvalidRequest
 from ramet.ir.builtins import BUILTINS
@@ -194,31 +195,47 @@ class _FunctionVerifier:
             raise self._fail(TypeMismatch, f"forks {op.count.type} ways", op)
 
     def _linearity(self, defined: dict[int, tuple[Value, int, int]]) -> None:
-        spent: dict[int, list[tuple[int, Op]]] = defaultdict(list)
-        for block in self._function.blocks:
-            for op in block.ops[:-1]:
-                for value in consumed_by(op):
-                    spent[value.id].append((block.id, op))
-            for value_id in self._spent_by_terminator(block):
-                spent[value_id].append((block.id, block.terminator))
+        """On no path is a value consumed twice. A jump consumes on its own edge: the arms of a branch do not see one another."""
         nexts = successors(self._function)
-        for value_id, uses in spent.items():
+        for value_id, uses in self._consumptions().items():
             home = defined[value_id][1]
-            for at, op in uses:
-                after = reachable(nexts, at, avoid=home)
-                if any(other in after for other, _ in uses) or sum(other == at for other, _ in uses) > 1:
-                    raise self._fail(LinearityError, f"%{value_id} is continued twice; only fork copies a conversation", op)
+            for position, use in enumerate(uses):
+                after = self._after(use, nexts, home)
+                twice = any(other is not use and other.block == use.block and None in (other.to, use.to) for other in uses[position:])
+                if twice or any(other.block in after for other in uses):
+                    raise self._fail(LinearityError, f"%{value_id} is continued twice; only fork copies a conversation", use.op)
 
-    def _spent_by_terminator(self, block: Block) -> set[int]:
-        """Two arms of a branch may both carry a state on; one arm may not carry it twice."""
-        spent: set[int] = set()
-        op = block.terminator
-        for held in [target.args for target in targets_of(op)] or [tuple(consumed_by(op))]:
-            linear = [value.id for value in held if value.type.linear]
-            if len(set(linear)) != len(linear):
-                raise self._fail(LinearityError, "one jump passes a conversation twice", op)
-            spent.update(linear)
-        return spent
+    def _consumptions(self) -> dict[int, list[_Consumption]]:
+        found: dict[int, list[_Consumption]] = defaultdict(list)
+        for block in self._function.blocks:
+            for op in block.ops:
+                targets = targets_of(op)
+                for value in consumed_by(op) if not targets else ():
+                    found[value.id].append(_Consumption(block.id, None, op))
+                for target in targets:
+                    for value in target.args:
+                        if value.type.linear:
+                            found[value.id].append(_Consumption(block.id, target.block, op))
+        for uses in found.values():
+            edges = [(use.block, use.to) for use in uses if use.to is not None]
+            if len(set(edges)) != len(edges):
+                raise self._fail(LinearityError, "one jump passes a conversation twice", uses[0].op)
+        return found
+
+    def _after(self, use: _Consumption, nexts: dict[int, list[int]], home: int) -> set[int]:
+        """Blocks that run after the consumption and still see the same value."""
+        if use.to is None:
+            return reachable(nexts, use.block, avoid=home)
+        return set() if use.to == home else {use.to} | reachable(nexts, use.to, avoid=home)
+
+
+@dataclass(frozen=True, slots=True)
+class _Consumption:
+    """In a block, or (with `to`) on one of the edges out of it."""
+
+    block: int
+    to: int | None
+    op: Op
 
 
 _STATE_MAKERS = frozenset({"Open", "SetVar", "Fork", "Join", "ProgramCall"})

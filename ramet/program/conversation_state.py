@@ -15,7 +15,7 @@ class ConversationState:
     """`written` are the variables set since this conversation began or was forked, in order; `sampling` and `logprobs` the defaults of
     its generations."""
 
-    conversation: Conversation = Conversation()
+    conversation: Conversation = field(default_factory=Conversation)
     variables: Mapping[str, Any] = field(default_factory=dict)
     meta: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     written: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ class ProgramFailed(UserError):
         self.location = location
         self.cause_type = type(cause).__name__
         if isinstance(cause, RametError):
-            self.status, self.kind, self.code = cause.status, cause.kind, cause.code or self.code  # type: ignore[misc]
+            self.status, self.kind, self.code = cause.status, cause.kind, cause.code or self.code
 
 
 def _text(cause: BaseException) -> str:

@@ -142,6 +142,7 @@ class _Run:
         self.num_host_calls = 0
         self.incomplete: dict[int, list[Any]] = {}  # lists that hold futures, by id
         self._tasks: list[asyncio.Future[Any]] = []
+        self._deferred: list[asyncio.Future[Any]] = []
         self._chat: ChatFormat | None = None
         self._dice: random.Random | None = None
 
@@ -153,9 +154,25 @@ class _Run:
         task = asyncio.ensure_future(self.guarded(work, loc))
         task.add_done_callback(_retrieve)
         self._tasks.append(task)
-        if len(self._tasks) > 4096:
+        if len(self._tasks) > 4096:  # a long run forgets what has ended well
             self._tasks = [each for each in self._tasks if not each.done() or each.cancelled() or each.exception() is not None]
         return task
+
+    def defer(self, work: Coroutine[Any, Any, T], loc: Location) -> asyncio.Future[T]:
+        """For what Python would have finished by now: the host is not called before it has."""
+        task = self.spawn(work, loc)
+        self._deferred.append(task)
+        return task
+
+    def expect(self, value: Any) -> None:
+        if isinstance(value, asyncio.Future):
+            self._deferred.append(value)
+
+    async def caught_up(self) -> None:
+        """The host must see the world as Python would show it: errors before the call come before the call."""
+        deferred, self._deferred = self._deferred, []
+        for task in deferred:
+            await task
 
     async def guarded(self, work: Awaitable[T], loc: Location) -> T:
         try:
@@ -388,6 +405,8 @@ class _Frame:
 
     def get_var(self, op: ops.GetVar) -> Awaitable[None] | None:
         result = self._chain([self._held(op.state), self._held(op.name)], State.variable, op.loc)
+        if op.deferred:
+            self.run_.expect(result)
         return self._finish(op.out, result, wait=not op.deferred)
 
     def _finish(self, out: Value, result: Any, *, wait: bool) -> Awaitable[None] | None:
@@ -478,7 +497,7 @@ class _Frame:
             self._set(op.out, None)
             return None
         if op.deferred and not all(map(_ready, held)):
-            self._set(op.out, self.run_.spawn(self._call(op, held), op.loc))
+            self._set(op.out, self.run_.defer(self._call(op, held), op.loc))
             return None
         if any(isinstance(value, asyncio.Future) for value in held) or self._incomplete(op.function, held):
             return self._call_now(op, held)
@@ -513,7 +532,7 @@ class _Frame:
     def index(self, op: ops.Index) -> Awaitable[None] | None:
         target, key = self._held(op.object), self._held(op.key)
         if op.deferred and not (_ready(target) and _ready(key)):
-            self._set(op.out, self.run_.spawn(self._index(op, target, key), op.loc))
+            self._set(op.out, self.run_.defer(self._index(op, target, key), op.loc))
             return None
         if isinstance(target, asyncio.Future) or isinstance(key, asyncio.Future) or id(target) in self.run_.incomplete:
             return self._index_now(op, target, key)
@@ -543,6 +562,7 @@ class _Frame:
         args = [await self._plain(value) for value in op.args]
         for value in args:
             measure(value)
+        await run.caught_up()
         split = len(args) - len(op.keys)
         call = HostCall(run.num_host_calls, op.function, tuple(args[:split]), dict(zip(op.keys, args[split:], strict=True)), op.loc)
         run.num_host_calls += 1
@@ -557,6 +577,7 @@ class _Frame:
         work = run.function(callee, self._held(op.state), args, self.depth + 1)
         if op.deferred:
             after, value = self._split(self._called(work), op.loc)
+            run.expect(value)
         else:
             after, value = await work
             if op.state.id in self.opened:  # a run of its own: Python waits for its end

@@ -1,0 +1,48 @@
+"""Tells the scheduler what the program knows: how long an answer can get, how much of the program waits for it (`path`), and which
+generations become ready together (`group`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ramet.compiler.analysis.dependence import depths, heights
+from ramet.compiler.pipeline import Notes
+from ramet.compiler.rewrite import each_function
+from ramet.ir.module import Function, Module
+from ramet.ir.ops import Const, Gen, Op, Select
+
+_DTYPE_LENGTHS = {"bool": 5}
+
+
+def batch_hints(module: Module, notes: Notes) -> Module:
+    return each_function(module, lambda function: _hint(function, notes))
+
+
+def _hint(function: Function, notes: Notes) -> Function:
+    before, after = depths(function), heights(function)
+    known = {op.out.id: op.value for op in function.ops() if isinstance(op, Const)}
+
+    def hinted(op: Op) -> Op:
+        if not isinstance(op, Gen | Select):
+            return op
+        hints = {"path": 1 + max(after.get(op.out.id, 0), after.get(op.value.id, 0)), "group": before[op.out.id]}
+        longest = _longest(op, known)
+        if longest is not None:
+            hints["max_tokens"] = longest
+        if hints != op.hints:
+            bound = f"at most {longest} tokens" if longest is not None else "length unknown"
+            notes.did(op.loc, f"{hints['path']} generations from the end, {bound}")
+        return replace(op, hints=hints)
+
+    new = function.with_blocks([block.with_ops([hinted(op) for op in block.ops]) for block in function.blocks])
+    return function if new == function else new
+
+
+def _longest(op: Gen | Select, known: dict[int, object]) -> int | None:
+    """A static bound. A token is at least one character, so a choice's length in characters bounds its tokens."""
+    if isinstance(op, Select):
+        choices = known.get(op.choices.id)
+        return max((len(str(choice)) for choice in choices), default=None) if isinstance(choices, list | tuple) else None
+    given = dict(zip(op.keys, (known.get(arg.id) for arg in op.args), strict=True))
+    bounds = [given.get("max_tokens"), _DTYPE_LENGTHS.get(str(given.get("dtype")))]
+    return min((bound for bound in bounds if isinstance(bound, int)), default=None)
