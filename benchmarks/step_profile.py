@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import ModelConfig
+from ramet.runtime.executor.computation import eager_forward
 from ramet.runtime.executor.kv_pool import allocate_pool
 from ramet.runtime.executor.step_runner import StepRunner
-from ramet.runtime.executor.torch_executor import eager_forward
 from ramet.runtime.executor.weights import LoadedModel, load_model
 from ramet.runtime.model_files import locate_model
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, Capacity, PlanRow, RowStart

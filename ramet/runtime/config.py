@@ -54,9 +54,8 @@ class ModelConfig:
     )
     quantization: str | None = option(
         None,
-        "quantise weights while loading",
-        works=("none",),
-        instead="serve a GGUF file, whose weights are dequantised while loading, or an unquantised checkpoint",
+        "4- or 8-bit weights on CPU; default: a GGUF file's own where the kernels cover the model; none: float32, exact",
+        choices=("none", "q4_1", "q8_0"),
     )
     kv_cache_dtype: str = option(
         "auto",

@@ -16,7 +16,6 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
-import ramet
 from ramet.log import get_logger
 from ramet.runtime.engine.channel import Address, Channel, MemoryChannel, ZmqChannel
 from ramet.runtime.engine.messages import Shutdown
@@ -111,7 +110,7 @@ class ThreadWorker:
 
 def _environment() -> dict[str, str]:
     """The worker must find the same `ramet` as we did, also where only our `sys.path` knows it (a checkout)."""
-    root = str(Path(ramet.__file__).parent.parent)
+    root = str(Path(__file__).parents[3])
     environment = dict(os.environ)
     if Path(root).name not in ("site-packages", "dist-packages"):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))

@@ -1,0 +1,136 @@
+"""A loaded model that only lacks its KV pool: torch operation by operation, or on a CPU the quantised step in one call.
+
+Which of the two is decided here, once, and said in the log. `--quantization none` is the exact one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ramet.errors import ConfigError, Unsupported
+from ramet.log import get_logger
+from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardBatch, KVPool
+from ramet.runtime.attention.torch_backend import TorchAttention
+from ramet.runtime.config import EngineConfig, ModelConfig
+from ramet.runtime.executor.quantized_weights import load_quantized, why_not
+from ramet.runtime.executor.step_runner import Forward
+from ramet.runtime.executor.weights import LoadedModel, load_model
+from ramet.runtime.kernels import cpu_library
+from ramet.runtime.model_files import ModelFiles
+from ramet.runtime.model_spec import ModelSpec
+from ramet.runtime.models.hf_config import model_spec
+from ramet.runtime.models.model_info import model_info
+from ramet.runtime.plan import ModelInfo
+
+_LOG = get_logger(__name__)
+
+DTYPES = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "float16": torch.float16,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+BITS = {"q4_1": 4, "q8_0": 8, None: None}
+"""--quantization → bits of every matrix; None: a GGUF file's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """`bind` makes the forward pass over a pool. `activation_bytes`: of one prompt token at the widest point of a layer."""
+
+    info: ModelInfo
+    kv_dtype: torch.dtype
+    activation_bytes: int
+    bind: Callable[[KVPool], Forward]
+
+
+def load_computation(config: EngineConfig, device: torch.device, files: ModelFiles) -> Computation:
+    """Load the weights. Raises what `load_model` raises, and `Unsupported` for a quantization that cannot be had."""
+    options = config.model
+    if device.type == "cpu" and _wants_quantized(options, files):
+        spec = model_spec(files, overrides=options.json_model_override_args, context_length=options.context_length)
+        return _quantized(config, files, spec)
+    if options.quantization not in (None, "none"):
+        raise Unsupported(f"quantization={options.quantization} runs on CPUs only so far; leave it out on {device.type}")
+    dtype = resolve_dtype(options, files, device)
+    loaded = load_model(options, device=device, dtype=dtype, files=files)
+    attention = create_attention(config.backend.attention_backend)
+    _LOG.info("Attention backend: %s; sampling backend: pytorch", type(attention).__name__)
+    kv_dtype = dtype if options.kv_cache_dtype == "auto" else DTYPES[options.kv_cache_dtype]
+    return Computation(loaded.info, kv_dtype, activation_bytes(loaded.spec, dtype), lambda pool: eager_forward(loaded, attention, pool))
+
+
+def _wants_quantized(options: ModelConfig, files: ModelFiles) -> bool:
+    """Asked for by name; or, left alone, a GGUF model that the step covers on a machine where it can be built."""
+    if options.quantization is not None:
+        return options.quantization != "none"
+    if files.format != "gguf" or options.load_format == "dummy" or options.dtype != "auto":
+        return False
+    reason = why_not(model_spec(files, overrides=options.json_model_override_args, context_length=options.context_length))
+    if reason is None:
+        try:
+            cpu_library.load()
+        except Unsupported as error:
+            reason = error.message
+    if reason is not None:
+        _LOG.info("The weights are dequantised to float32: %s", reason)
+    return reason is None
+
+
+def _quantized(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> Computation:
+    options = config.model
+    kv_dtype = torch.float16 if options.kv_cache_dtype == "auto" else DTYPES[options.kv_cache_dtype]
+    threads = torch.get_num_threads()
+    loaded = load_quantized(files, spec, bits=BITS[options.quantization], threads=threads, kv_dtype=kv_dtype)
+    info = model_info(
+        spec,
+        name=options.served_model_name or files.name,
+        num_parameters=loaded.num_parameters,
+        weight_bytes=loaded.num_bytes,
+        dtype="float32",
+        kv_dtype=str(kv_dtype).removeprefix("torch."),
+    )
+    _LOG.info("Quantised CPU kernels on %d of %d cores; --quantization none computes in float32", threads, os.cpu_count() or threads)
+    return Computation(info, kv_dtype, activation_bytes(spec, torch.float32), lambda pool: lambda batch: loaded.step.forward(batch, pool))
+
+
+def eager_forward(loaded: LoadedModel, attention: AttentionBackend, pool: KVPool) -> Forward:
+    """The model, operation by operation: works for every batch and on every device."""
+
+    def forward(batch: ForwardBatch) -> torch.Tensor:
+        attention.prepare(batch, pool)
+        logits: torch.Tensor = loaded.model(batch, attention)
+        return logits
+
+    return forward
+
+
+def create_attention(name: str) -> AttentionBackend:
+    """`auto` is torch: the only backend so far."""
+    if name not in ("auto", "torch"):
+        raise ConfigError(f"attention_backend={name!r} is not one of auto, torch", param="attention_backend")
+    return TorchAttention()
+
+
+def resolve_dtype(config: ModelConfig, files: ModelFiles, device: torch.device) -> torch.dtype:
+    """`auto`: float32 on CPU, where half-precision products are slow; else the checkpoint's type."""
+    if config.dtype != "auto":
+        return DTYPES[config.dtype]
+    if device.type == "cpu":
+        return torch.float32
+    spec = model_spec(files, overrides=config.json_model_override_args, context_length=config.context_length)
+    return DTYPES[spec.dtype]
+
+
+def activation_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """What one prompt token needs at the widest point of a layer: residual and normed input, q, k, v and their rotated copies, the
+    attention's output, or gate, up and their product; half as much again for what the allocator cannot use."""
+    heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    widest = 2 * spec.hidden_size + max(2 * heads + spec.num_heads * spec.head_dim, 3 * spec.intermediate_size)
+    return widest * dtype.itemsize * 3 // 2
