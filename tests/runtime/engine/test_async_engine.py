@@ -221,7 +221,7 @@ def test_how_tokens_are_cut_into_steps_changes_nothing(text, stops, cuts, interv
     request = Request(request_id="w", prompt_ids=(1,), sampling=sampling, seed=0, arrival_time=0.0)
     assembler = DeltaAssembler(request, "r", ByteTokenizer().token_bytes(), interval)
     deltas, at = [], 0
-    for cut in cuts:
+    for cut in [*cuts, len(ids)]:  # the last step brings what is left
         step, at = ids[at : at + cut], at + cut
         finish = Finish(FinishKind.LENGTH) if at >= len(ids) else None
         delta = assembler.push(RequestOutput("w", step, finish=finish))
