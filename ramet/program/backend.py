@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from ramet.errors import Unsupported
+
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -22,6 +24,15 @@ class ChatFormat:
     borders: Mapping[str, tuple[str, str]]
     bos: str = ""
     default_system: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation as a model reads it. `add_special_tokens`: whether the tokenizer puts its own special tokens (a BOS) around the
+    text: yes for plain text, no for turns, whose text begins with the BOS that the chat template writes."""
+
+    text: str
+    add_special_tokens: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +72,18 @@ class Conversation:
             inside = part.kind == "begin" or (inside and part.kind == "text")
         return found
 
+    @property
+    def has_turns(self) -> bool:
+        return any(part.kind != "text" for part in self.parts)
+
+    def prompt(self, chat: ChatFormat) -> Prompt:
+        """What a model is asked to continue; here, and only here, the BOS is written."""
+        if self.has_turns:
+            return Prompt(chat.bos + self.render(chat), add_special_tokens=False)
+        return Prompt(self.render(chat), add_special_tokens=True)
+
     def render(self, chat: ChatFormat) -> str:
-        """The prompt as text in the model's own format."""
+        """The transcript in the model's own format, without BOS. Raises `Unsupported` for a role that the template has no turns of."""
         pieces: list[str] = []
         roles = [part.value for part in self.parts if part.kind == "begin"]
         pending_default = bool(roles) and roles[0] != "system"
@@ -73,8 +94,15 @@ class Conversation:
             if pending_default:
                 pieces.append(chat.default_system)
                 pending_default = False
-            pieces.append(chat.borders[part.value][0 if part.kind == "begin" else 1])
+            pieces.append(_borders(chat, part.value)[0 if part.kind == "begin" else 1])
         return "".join(pieces)
+
+
+def _borders(chat: ChatFormat, role: str) -> tuple[str, str]:
+    if role not in chat.borders:
+        known = ", ".join(sorted(chat.borders)) or "none"
+        raise Unsupported(f"the model's chat template has no {role} turns; it knows: {known}", param=role)
+    return chat.borders[role]
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,7 @@ class Generation:
 
     request_id: str
     text: str | None = None
+    add_special_tokens: bool = True  # of a text: what the tokenizer itself puts around it, usually a BOS
     input_ids: tuple[int, ...] | None = None
     sampling: SamplingParams = SamplingParams()
     logprobs: LogprobParams | None = None

@@ -15,6 +15,7 @@ class GenerateRequest(Body):
     """Exactly one of `text` and `input_ids`; lists of them are a batch, over which other list-valued fields are distributed."""
 
     text: str | list[str] | None = None
+    add_special_tokens: bool = Field(True, description="of a text: let the tokenizer add its own special tokens, usually a BOS")
     input_ids: list[int] | list[list[int]] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
     return_logprob: bool | list[bool] | None = None

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ramet as sgl
-from ramet.lang.backends.boundary import scored_rows
+from ramet.program.boundary import scored_rows
 from ramet.lang.choices import decide, softmax
 from ramet.program.backend import ChoiceScore
 

@@ -7,9 +7,9 @@ from contextlib import aclosing
 from typing import Any, cast
 
 from ramet.errors import Unsupported
-from ramet.lang.backends.boundary import ScoredRows, scored_rows
 from ramet.lang.backends.http_client import HttpClient, error_for
 from ramet.program.backend import ChatFormat, ChoiceScore, Conversation, GenerateCall, GenerateChunk
+from ramet.program.boundary import ScoredRows, scored_rows
 
 PREFILL_ONLY = {"max_new_tokens": 0, "temperature": 0.0}
 NO_TEMPLATE = ChatFormat({})
@@ -29,7 +29,7 @@ class RuntimeEndpoint:
 
     async def generate(self, call: GenerateCall) -> AsyncIterator[GenerateChunk]:
         body = {
-            "text": await self._prompt(call.conversation),
+            **await self._prompt(call.conversation),
             "sampling_params": dict(call.sampling),
             "stream": True,
             "incremental": True,
@@ -47,7 +47,8 @@ class RuntimeEndpoint:
 
     async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
         prompt = await self._prompt(conversation)
-        tokens = (await self._http.post("/tokenize", {"prompt": [prompt, *(prompt + choice for choice in choices)]}))["tokens"]
+        text = prompt.pop("text")
+        tokens = (await self._http.post("/tokenize", {"prompt": [text, *(text + choice for choice in choices)], **prompt}))["tokens"]
         wanted = scored_rows(tokens[0], tokens[1:])
         alone = wanted.alone() if unconditional else None
         found = await self._logprobs([wanted, *([alone] if alone else [])])
@@ -67,7 +68,7 @@ class RuntimeEndpoint:
         return [[entry[0] for entry in reply["meta_info"]["input_token_logprobs"]] for reply in replies]
 
     async def prefill(self, conversation: Conversation) -> None:
-        await self._http.post("/generate", {"text": await self._prompt(conversation), "sampling_params": PREFILL_ONLY})
+        await self._http.post("/generate", {**await self._prompt(conversation), "sampling_params": PREFILL_ONLY})
 
     async def chat_format(self) -> ChatFormat:
         if self._chat is None:
@@ -87,20 +88,10 @@ class RuntimeEndpoint:
     async def close(self) -> None:
         await self._http.close()
 
-    async def _prompt(self, conversation: Conversation) -> str:
-        if any(part.kind != "text" for part in conversation.parts):
-            return render(conversation, await self.chat_format())
-        return conversation.render(NO_TEMPLATE)
-
-
-def render(conversation: Conversation, chat: ChatFormat) -> str:
-    """As `Conversation.render`, with a role that the template does not know refused by name."""
-    for part in conversation.parts:
-        if part.kind != "text" and part.value not in chat.borders:
-            raise Unsupported(
-                f"the model's chat template has no {part.value} turns; it knows {', '.join(sorted(chat.borders))}", param=part.value
-            )
-    return conversation.render(chat)
+    async def _prompt(self, conversation: Conversation) -> dict[str, Any]:
+        """The fields of a request that say what to continue."""
+        prompt = conversation.prompt(await self.chat_format() if conversation.has_turns else NO_TEMPLATE)
+        return {"text": prompt.text, "add_special_tokens": prompt.add_special_tokens}
 
 
 def chat_format_from(wire: Mapping[str, Any]) -> ChatFormat:

@@ -19,6 +19,7 @@ class NativeCall:
     """One call as its user writes it. A list of prompts is a batch; over it, every field that may be a list is distributed."""
 
     text: str | Sequence[str] | None = None
+    add_special_tokens: bool = True
     input_ids: Sequence[int] | Sequence[Sequence[int]] | None = None
     sampling_params: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     return_logprob: bool | Sequence[bool] | None = None
@@ -51,6 +52,7 @@ def expand(call: NativeCall) -> Expansion:
         one = Generation(
             request_id=rids[index],
             text=prompt if isinstance(prompt, str) else None,
+            add_special_tokens=call.add_special_tokens,
             input_ids=None if isinstance(prompt, str) else tuple(prompt),
             sampling=sampling,
             logprobs=_logprobs(call, index, size),

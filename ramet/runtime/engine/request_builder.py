@@ -60,7 +60,7 @@ class RequestBuilder:
         if (generation.text is None) == (generation.input_ids is None):
             raise InvalidRequest("give exactly one of text and input_ids", param="text")
         if generation.text is not None:
-            ids, param = tuple(self._tokenizer.encode(generation.text)), "text"
+            ids, param = tuple(self._tokenizer.encode(generation.text, add_special_tokens=generation.add_special_tokens)), "text"
         else:
             ids, param = generation.input_ids or (), "input_ids"
             self._check_ids(ids, param)
