@@ -98,6 +98,8 @@ async def run_program(
             state: State = await _get(final)
             await run.settle()
             value = await run.plain(value)
+            for held in (value, *state.variables.values()):
+                await run.complete(held)
             measure(value)
             return ProgramResult(value, state, state.conversation.render(await run.chat()), run.spent, run.timeline)
     except TimeoutError:
@@ -117,7 +119,14 @@ def _arguments(function: Function, arguments: Mapping[str, Any]) -> list[Any]:
 
 
 async def _get(value: Any) -> Any:
-    return await value if isinstance(value, asyncio.Future) else value
+    """The value itself. Who waits has a waiter of its own: cancelling it neither cancels the shared work nor recurses along the chain."""
+    if not isinstance(value, asyncio.Future):
+        return value
+    if not value.done():
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        value.add_done_callback(lambda _: waiter.done() or waiter.set_result(None))
+        await waiter
+    return value.result()
 
 
 def _ready(value: Any) -> bool:
@@ -172,7 +181,7 @@ class _Run:
         """The host must see the world as Python would show it: errors before the call come before the call."""
         deferred, self._deferred = self._deferred, []
         for task in deferred:
-            await task
+            await _get(task)
 
     async def guarded(self, work: Awaitable[T], loc: Location) -> T:
         try:
@@ -199,18 +208,21 @@ class _Run:
         if pending:
             await asyncio.gather(*pending, return_exceptions=True)
 
-    async def complete(self) -> None:
-        """Put the values in for the futures in lists."""
-        for held in list(self.incomplete.values()):
-            for position, item in enumerate(held):
-                if isinstance(item, asyncio.Future):
-                    held[position] = await item
-        self.incomplete.clear()
+    async def complete(self, value: Any) -> None:
+        """Put the values in for the futures in the lists that `value` is made of."""
+        stack = [value]
+        while stack and self.incomplete:
+            held = stack.pop()
+            if isinstance(held, list) and self.incomplete.pop(id(held), None) is not None:
+                for position, item in enumerate(held):
+                    if isinstance(item, asyncio.Future):
+                        held[position] = await _get(item)
+            stack.extend(held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ())
 
     async def plain(self, value: Any) -> Any:
         value = await _get(value)
-        if self.incomplete and isinstance(value, list | tuple | dict):
-            await self.complete()
+        if self.incomplete:
+            await self.complete(value)
         return value
 
     async def chat(self) -> ChatFormat:
@@ -316,7 +328,7 @@ class _Frame:
         task = self.run_.spawn(work, loc)
 
         async def part(which: int) -> Any:
-            return (await task)[which]
+            return (await _get(task))[which]
 
         return self.run_.spawn(part(0), loc), self.run_.spawn(part(1), loc)
 
@@ -395,7 +407,7 @@ class _Frame:
             after = tuple(pair[0] for pair in pairs)
 
             async def every() -> list[Any]:
-                return [await pair[1] for pair in pairs]
+                return [await _get(pair[1]) for pair in pairs]
 
             made = self.run_.spawn(every(), loc)
         self._set(out, after)
@@ -414,7 +426,7 @@ class _Frame:
         return self._await(out) if wait and isinstance(result, asyncio.Future) else None
 
     async def _await(self, out: Value) -> None:
-        self._set(out, await self._held(out))
+        self._set(out, await _get(self._held(out)))
 
     def set_var(self, op: ops.SetVar) -> None:
         def write(state: State, name: Any, value: Any) -> State:
@@ -521,7 +533,8 @@ class _Frame:
     async def _call(self, op: ops.Call, held: Sequence[Any]) -> Any:
         args = [await _get(value) for value in held]
         if self._incomplete(op.function, args):
-            await self.run_.complete()
+            for value in args:
+                await self.run_.complete(value)
         return self._compute(op, args)
 
     def _compute(self, op: ops.Call, args: Sequence[Any]) -> Any:

@@ -92,8 +92,9 @@ def _thread(function: Function) -> Function:
 
 
 def _plain_uses(op: Op, block: Block) -> list[Value]:
-    """Uses other than a lone jump's own passing on."""
-    return [] if len(block.ops) == 1 and isinstance(op, Br) else operands_of(op)
+    """Uses other than a lone jump's passing on of its own block's arguments."""
+    lone = len(block.ops) == 1 and isinstance(op, Br)
+    return [value for value in operands_of(op) if not (lone and value in block.args)]
 
 
 def _merge(function: Function) -> Function:
