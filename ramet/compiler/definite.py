@@ -25,6 +25,7 @@ def unbound_reads(graph: Graph, params: Names) -> frozenset[ast.Name]:
 def _assigned_before(graph: Graph, params: Names) -> dict[int, Names]:
     """Per node, the names assigned on every path to it."""
     predecessors = graph.predecessors()
+    writes = {node.id: frozenset[str]().union(*(_writes(part) for part in _parts(node))) for node in graph.nodes}
     before: dict[int, Names | None] = {node.id: None for node in graph.nodes}
     before[graph.nodes[0].id] = params
     after: dict[int, Names] = {}
@@ -35,7 +36,7 @@ def _assigned_before(graph: Graph, params: Names) -> dict[int, Names]:
             known = [after[each] for each in predecessors[node.id] if each in after]
             entry = before[node.id] if not known else frozenset.intersection(*known)
             assert entry is not None
-            leaving = entry.union(*(_writes(part) for part in _parts(node)))
+            leaving = entry | writes[node.id]
             changed |= after.get(node.id) != leaving
             before[node.id], after[node.id] = entry, leaving
     return {node: names or frozenset() for node, names in before.items()}

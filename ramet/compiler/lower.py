@@ -121,6 +121,11 @@ class FunctionLowering:
                 self._enter(item)
             case Leave(item):
                 self._open_contexts[item]()
+            case ast.stmt():
+                self._statement(step)
+
+    def _statement(self, step: ast.stmt) -> None:
+        match step:
             case ast.Expr():
                 self._expression(step.value)
             case ast.Assign():
@@ -131,10 +136,7 @@ class FunctionLowering:
             case ast.AugAssign():
                 self._augmented(step)
             case ast.Delete():
-                for target in step.targets:
-                    assert isinstance(target, ast.Subscript)
-                    evaluate = self._context.expressions.value
-                    self._context.call("del_item", [evaluate(target.value), evaluate(target.slice)], step)
+                self._delete(step)
             case ast.Assert():
                 self._assert(step)
             case ast.Raise():
@@ -143,6 +145,12 @@ class FunctionLowering:
                 pass
             case _:
                 raise Unfit(step, f"{type(step).__name__} does not compile", "use a host function, or simpler Python")
+
+    def _delete(self, step: ast.Delete) -> None:
+        evaluate = self._context.expressions.value
+        for target in step.targets:
+            assert isinstance(target, ast.Subscript)
+            self._context.call("del_item", [evaluate(target.value), evaluate(target.slice)], step)
 
     def _end(self, end: End, drafts: dict[int, Draft]) -> None:
         builder, context = self._builder, self._context

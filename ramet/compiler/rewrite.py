@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from ramet.ir.module import Function, Module
-from ramet.ir.ops import Const, map_operands, operands_of
+from ramet.ir.ops import Const, Op, map_operands, operands_of
 from ramet.ir.types import Type, Value
 
 Scalar = str | int | float | bool | None
@@ -17,6 +17,15 @@ def each_function(module: Module, change: Callable[[Function], Function]) -> Mod
     """The same module object if no function changed."""
     changed = tuple(change(function) for function in module.functions)
     return module if all(new is old for new, old in zip(changed, module.functions, strict=True)) else module.with_functions(changed)
+
+
+def map_ops(function: Function, change: Callable[[Op], Op]) -> Function:
+    """Each op replaced by `change(op)`; the same function object if that is every op itself."""
+    blocks = [block.with_ops([change(op) for op in block.ops]) for block in function.blocks]
+    same = all(
+        new is old for after, before in zip(blocks, function.blocks, strict=True) for new, old in zip(after.ops, before.ops, strict=True)
+    )
+    return function if same else function.with_blocks(blocks)
 
 
 def substitute(function: Function, replacements: Mapping[int, Value]) -> Function:

@@ -113,6 +113,8 @@ class SsaBuilder:
 
     def _new_argument(self, variable: str, draft: Draft) -> Value:
         first = self._read(variable, self._drafts[draft.predecessors[0]])
+        if variable in draft.variables:  # the way up led around a loop, back through this block
+            return draft.variables[variable]
         argument = _Argument(variable, self.values.new(first.type if first.type.linear else Type.JSON))
         draft.arguments.append(argument)
         draft.variables[variable] = argument.value

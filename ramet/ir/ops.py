@@ -397,19 +397,20 @@ def targets_of(op: Op) -> list[Target]:
 
 
 def map_operands(op: Op, change: Callable[[Value], Value]) -> Op:
-    """The same op with every operand, jump arguments included, replaced by `change(operand)`."""
+    """The same op with every operand, jump arguments included, replaced by `change(operand)`; `op` itself if that changes nothing."""
     layout = LAYOUTS[type(op)]
     news: dict[str, Any] = {}
     for field_name, role in layout.uses:
         held = getattr(op, field_name)
-        if role == "operands":
-            news[field_name] = tuple(change(value) for value in held)
-        elif held is not None:
-            news[field_name] = change(held)
+        new = tuple([change(value) for value in held]) if role == "operands" else held if held is None else change(held)
+        if new != held:
+            news[field_name] = new
     for field_name in layout.targets:
         held = getattr(op, field_name)
-        news[field_name] = Target(held.block, tuple(change(value) for value in held.args))
-    return replace(op, **news)
+        args = tuple([change(value) for value in held.args])
+        if args != held.args:
+            news[field_name] = Target(held.block, args)
+    return replace(op, **news) if news else op
 
 
 def map_results(op: Op, change: Callable[[Value], Value]) -> Op:
@@ -418,7 +419,10 @@ def map_results(op: Op, change: Callable[[Value], Value]) -> Op:
 
 
 def map_targets(op: Op, change: Callable[[Target], Target]) -> Op:
-    news: dict[str, Any] = {name: change(getattr(op, name)) for name in LAYOUTS[type(op)].targets}
+    names = LAYOUTS[type(op)].targets
+    if not names:
+        return op
+    news: dict[str, Any] = {name: change(getattr(op, name)) for name in names}
     return replace(op, **news)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from ramet.errors import InvalidRequest, Unsupported
 from ramet.ir import ops
 from ramet.ir.builtins import evaluate, measure
+from ramet.ir.host_object import HostObject
 from ramet.ir.module import Function, Module
 from ramet.ir.types import Location, Type, Value
 from ramet.program.answer_shape import LOGPROB_NAMES, SERVER_NAMES
@@ -98,9 +99,7 @@ async def run_program(
             state: State = await _get(final)
             await run.settle()
             value = await run.plain(value)
-            for held in (value, *state.variables.values()):
-                await run.complete(held)
-            measure(value)
+            await run.guarded(run.complete_all([value, *state.variables.values()]), run.at)
             return ProgramResult(value, state, state.conversation.render(await run.chat()), run.spent, run.timeline)
     except TimeoutError:
         raise ProgramFailed(module, run.at, BudgetExceeded(f"the run took more than {run.spent.budget.seconds:g} seconds")) from None
@@ -124,9 +123,14 @@ async def _get(value: Any) -> Any:
         return value
     if not value.done():
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        value.add_done_callback(lambda _: waiter.done() or waiter.set_result(None))
+        value.add_done_callback(lambda _: _wake(waiter))
         await waiter
     return value.result()
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _ready(value: Any) -> bool:
@@ -162,6 +166,7 @@ class _Run:
     def spawn(self, work: Coroutine[Any, Any, T], loc: Location) -> asyncio.Future[T]:
         task = asyncio.ensure_future(self.guarded(work, loc))
         task.add_done_callback(_retrieve)
+        task.add_done_callback(lambda _: work.close())  # a task that is cancelled before it begins never enters its work
         self._tasks.append(task)
         if len(self._tasks) > 4096:  # a long run forgets what has ended well
             self._tasks = [each for each in self._tasks if not each.done() or each.cancelled() or each.exception() is not None]
@@ -218,6 +223,12 @@ class _Run:
                     if isinstance(item, asyncio.Future):
                         held[position] = await _get(item)
             stack.extend(held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ())
+
+    async def complete_all(self, values: Sequence[Any]) -> None:
+        """At the end of a run: what leaves it is whole and of bounded size."""
+        for value in values:
+            await self.complete(value)
+            measure(value)
 
     async def plain(self, value: Any) -> Any:
         value = await _get(value)
@@ -657,6 +668,6 @@ def _travelled(value: Any, function: str) -> Any:
             stack.extend(node)
         elif isinstance(node, dict):
             stack.extend([*node.keys(), *node.values()])
-        elif node is not None and not isinstance(node, str | int | float | bool):
+        elif node is not None and not isinstance(node, str | int | float | bool | HostObject):
             raise InvalidRequest(f"{function}() returned a {type(node).__name__}; return text, numbers, lists and dicts")
     return value

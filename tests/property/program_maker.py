@@ -266,11 +266,15 @@ class ProgramMaker:
         own_lists = [name for name in self.lists if name != "items"]
         if own_lists:
             target = self.rng.choice(own_lists)
-            options += [lambda: f"{target}.append({self.any(1)})", lambda: f"{target} += [{self.text(1)}]", lambda: f"{target}[-1:] + [1]"]
+            options += [
+                lambda: f"{target}.append({self.pick(lambda: self.text(1), lambda: self.int(1))})",
+                lambda: f"{target} += [{self.text(1)}]",
+                lambda: f"{target}[-1:] + [1]",
+            ]
             other = self.rng.choice(own_lists)
             options += [lambda: f"{target} = {other}"]
         if self.dicts:
-            options += [lambda: f"{self.rng.choice(self.dicts)}[{self.text(2)}] = {self.any(1)}"]
+            options += [lambda: f"{self.rng.choice(self.dicts)}[{self.text(2)}] = {self.pick(lambda: self.text(1), lambda: self.int(1))}"]
         if len(self.ints) > 1:
             options += [lambda: f"{self.rng.choice(self.ints)} {self.rng.choice(['+=', '-='])} {self.int(1)}"]
         if len(self.texts) > 1:

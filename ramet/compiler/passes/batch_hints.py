@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ramet.compiler.analysis.dependence import depths, heights
 from ramet.compiler.pipeline import Notes
-from ramet.compiler.rewrite import each_function
+from ramet.compiler.rewrite import each_function, map_ops
 from ramet.ir.module import Function, Module
 from ramet.ir.ops import Const, Gen, Op, Select
 
@@ -29,13 +29,13 @@ def _hint(function: Function, notes: Notes) -> Function:
         longest = _longest(op, known)
         if longest is not None:
             hints["max_tokens"] = longest
-        if hints != op.hints:
-            bound = f"at most {longest} tokens" if longest is not None else "length unknown"
-            notes.did(op.loc, f"{hints['path']} generations from the end, {bound}")
+        if hints == op.hints:
+            return op
+        bound = f"at most {longest} tokens" if longest is not None else "length unknown"
+        notes.did(op.loc, f"{hints['path']} generations from the end, {bound}")
         return replace(op, hints=hints)
 
-    new = function.with_blocks([block.with_ops([hinted(op) for op in block.ops]) for block in function.blocks])
-    return function if new == function else new
+    return map_ops(function, hinted)
 
 
 def _longest(op: Gen | Select, known: dict[int, object]) -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from ramet.compiler.analysis.dependence import SharedMemory
 from ramet.compiler.analysis.effects import calls_host, is_pure
 from ramet.compiler.pipeline import Notes
-from ramet.compiler.rewrite import each_function
+from ramet.compiler.rewrite import each_function, map_ops
 from ramet.ir.module import Function, Module
 from ramet.ir.ops import Call, GetVar, Index, Op, ProgramCall
 
@@ -24,12 +24,12 @@ def parallelize(module: Module, notes: Notes) -> Module:
 
 def _defer(function: Function, on_host: set[str], notes: Notes) -> Function:
     memory = SharedMemory(function)
-    blocks = [block.with_ops([_deferred(op, memory, on_host, notes) for op in block.ops]) for block in function.blocks]
-    new = function.with_blocks(blocks)
-    return function if new == function else new
+    return map_ops(function, lambda op: _deferred(op, memory, on_host, notes))
 
 
 def _deferred(op: Op, memory: SharedMemory, on_host: set[str], notes: Notes) -> Op:
+    if getattr(op, "deferred", False):
+        return op
     if isinstance(op, GetVar) and not memory.written(op.out):
         notes.did(op.loc, "the read does not wait; what uses it does")
         return replace(op, deferred=True)
