@@ -240,7 +240,7 @@ class FunctionLowering:
 
     def _assign_fork(self, target: ast.expr, value: ast.expr) -> bool:
         """`forks = s.fork(n)`, `a, b = s.fork(2)`, `f = s.fork(1)[0]`, `c = s.copy()`."""
-        context, conversations = self._context, self._context.conversations
+        conversations = self._context.conversations
         picked = value.slice if isinstance(value, ast.Subscript) and isinstance(value.slice, ast.Constant) else None
         inner = value.value if picked is not None and isinstance(value, ast.Subscript) else value
         found = conversations.fork(inner)
@@ -257,11 +257,11 @@ class FunctionLowering:
             assert isinstance(target, ast.Name)
             conversations.open_group(target.id, place, size, value)
             return True
-        group = context.fresh("group")
+        group = self._context.fresh("group")
         conversations.open_group(group, place, size, value)
         for position, name in enumerate(names):
             assert isinstance(name, ast.Name)
-            index = context.const(picked.value if picked is not None else position, value)
+            index = self._context.const(picked.value if picked is not None else position, value)
             conversations.member(name.id, group, index, name)
         return True
 
@@ -290,7 +290,7 @@ class FunctionLowering:
             raise Unfit(node, f"the captured {node.id!r} cannot be changed by a program", f"copy it first: mine = dict({node.id})")
 
     def _augmented(self, step: ast.AugAssign) -> None:
-        context, conversations, target = self._context, self._context.conversations, step.target
+        conversations, target = self._context.conversations, step.target
         group = conversations.group(target) if isinstance(target, ast.Name) else None
         place = None if self._is_turn(target) else conversations.place(target)
         if (group is not None or place is not None) and not isinstance(step.op, ast.Add):

@@ -89,6 +89,7 @@ def _box(block: Block, x: float, y: float, width: float, height: float) -> list[
     for number, line in enumerate(_lines(block)):
         waits = number > 0 and isinstance(block.ops[number - 1], _WAITING)
         style, place = ' class="g"' if waits else "", f'x="{x + _PAD:.0f}" y="{y + _PAD + (number + 0.8) * _LINE:.0f}"'
+        style, place = ' class="g"' if waits else "", f'x="{x + _PAD:.0f}" y="{y + _PAD + (number + 0.8) * _LINE:.0f}"'
         drawn.append(f"<text{style} {place}>{escape(line)}</text>")
     return drawn
 

@@ -14,7 +14,7 @@ from typing import Any
 from re import _constants as c  # type: ignore[attr-defined]  # isort: skip
 from re import _parser as parser  # type: ignore[attr-defined]  # isort: skip
 
-MAX_STEPS = 200_000
+MAX_STEPS = 50_000
 MAX_PATTERN = 2_000
 Groups = dict[int, tuple[int, int]]
 Then = Callable[[int, Groups], "Found"]

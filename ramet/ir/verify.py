@@ -213,13 +213,11 @@ class _FunctionVerifier:
                 for value in consumed_by(op) if not targets else ():
                     found[value.id].append(_Consumption(block.id, None, op))
                 for target in targets:
-                    for value in target.args:
-                        if value.type.linear:
-                            found[value.id].append(_Consumption(block.id, target.block, op))
-        for uses in found.values():
-            edges = [(use.block, use.to) for use in uses if use.to is not None]
-            if len(set(edges)) != len(edges):
-                raise self._fail(LinearityError, "one jump passes a conversation twice", uses[0].op)
+                    linear = [value.id for value in target.args if value.type.linear]
+                    if len(set(linear)) != len(linear):
+                        raise self._fail(LinearityError, "one jump passes a conversation twice", op)
+                    for value_id in linear:
+                        found[value_id].append(_Consumption(block.id, target.block, op))
         return found
 
     def _after(self, use: _Consumption, nexts: dict[int, list[int]], home: int) -> set[int]:

@@ -156,6 +156,7 @@ class _Run:
         self.incomplete: dict[int, list[Any]] = {}  # lists that hold futures, by id
         self._tasks: list[asyncio.Future[Any]] = []
         self._deferred: list[asyncio.Future[Any]] = []
+        self.failure: BaseException | None = None
         self._chat: ChatFormat | None = None
         self._dice: random.Random | None = None
 
@@ -165,12 +166,17 @@ class _Run:
 
     def spawn(self, work: Coroutine[Any, Any, T], loc: Location) -> asyncio.Future[T]:
         task = asyncio.ensure_future(self.guarded(work, loc))
-        task.add_done_callback(_retrieve)
+        task.add_done_callback(self._ended)
         task.add_done_callback(lambda _: work.close())  # a task that is cancelled before it begins never enters its work
         self._tasks.append(task)
         if len(self._tasks) > 4096:  # a long run forgets what has ended well
             self._tasks = [each for each in self._tasks if not each.done() or each.cancelled() or each.exception() is not None]
         return task
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
+        """The first failure ends the run at its next op; retrieving it here keeps the loop from logging it as lost."""
+        if not task.cancelled() and task.exception() is not None and self.failure is None:
+            self.failure = task.exception()
 
     def defer(self, work: Coroutine[Any, Any, T], loc: Location) -> asyncio.Future[T]:
         """For what Python would have finished by now: the host is not called before it has."""
@@ -253,12 +259,6 @@ class _Run:
         return self._dice
 
 
-def _retrieve(task: asyncio.Future[Any]) -> None:
-    """A failure belongs to whoever waits for it, or to the end of the run; the loop need not log it as lost."""
-    if not task.cancelled():
-        task.exception()
-
-
 @dataclass(slots=True)
 class _Frame:
     """One call of a function: its values, and one method per op."""
@@ -287,6 +287,8 @@ class _Frame:
     async def _execute(self, op: ops.Op) -> None:
         run = self.run_
         run.at = op.loc
+        if run.failure is not None:
+            raise run.failure
         try:
             run.spent.step()
             if not run.spent.steps & 255:
@@ -384,7 +386,6 @@ class _Frame:
         self, loc: Location, name: Any, state: State, arguments: Mapping[str, Any], hints: Mapping[str, int]
     ) -> tuple[Any, Any]:
         run = self.run_
-        run.spent.generation()
         with run.timeline.span("gen", loc, {"name": name}) as span:
             show = lambda text: run.timeline.text(loc, name, text)  # noqa: E731
             after, value, tokens = await generate(run.backend, state, name, arguments, run.run_id, hints, show)
@@ -400,7 +401,6 @@ class _Frame:
             run = self.run_
             before, called, choices = await _get(state), await run.plain(name), await run.plain(options)
             arguments = {key: await run.plain(value) for key, value in zip(op.keys, args, strict=True)}
-            run.spent.generation()
             with run.timeline.span("select", op.loc, {"name": called}):
                 after, value, _ = await select(run.backend, before, called, choices, op.method, arguments, run.draw)
             run.timeline.text(op.loc, called, value)
@@ -411,6 +411,8 @@ class _Frame:
     def _generate(
         self, state: Value, out: Value, value: Value, work: Callable[[Any], Coroutine[Any, Any, tuple[Any, Any]]], loc: Location
     ) -> None:
+        for _ in range(len(self._held(state)) if state.type is Type.GROUP else 1):
+            self.run_.spent.generation()
         if state.type is Type.STATE:
             after, made = self._split(work(self._held(state)), loc)
         else:
@@ -598,19 +600,19 @@ class _Frame:
     async def program_call(self, op: ops.ProgramCall) -> None:
         run, callee = self.run_, self.run_.functions[op.function]
         args = [self._held(value) for value in op.args]
-        work = run.function(callee, self._held(op.state), args, self.depth + 1)
         if op.deferred:
-            after, value = self._split(self._called(work), op.loc)
+            run.spent.nested(self.depth + 1)
+            after, value = self._split(self._called(callee, self._held(op.state), args), op.loc)
             run.expect(value)
         else:
-            after, value = await work
+            after, value = await run.function(callee, self._held(op.state), args, self.depth + 1)
             if op.state.id in self.opened:  # a run of its own: Python waits for its end
                 after = await _get(after)
         self._set(op.out, after)
         self._set(op.value, value)
 
-    async def _called(self, work: Coroutine[Any, Any, tuple[Any, Any]]) -> tuple[Any, Any]:
-        after, value = await work
+    async def _called(self, callee: Function, state: Any, args: Sequence[Any]) -> tuple[Any, Any]:
+        after, value = await self.run_.function(callee, state, args, self.depth + 1)
         return await _get(after), await _get(value)
 
     # what passes insert

@@ -21,7 +21,7 @@ from ramet.ir.types import Type
 
 # Builtins that cannot fail whatever plain values they get (limits aside).
 _TOTAL = frozenset({"str", "repr", "not", "truth", "is", "is_not", "eq", "ne", "bool"})
-_TOTAL_ON_TEXT = frozenset({"concat", "format", "len", "iterate", "list", "tuple", "reversed"})
+_TOTAL_ON_SEQUENCES = frozenset({"len", "iterate", "list", "tuple", "reversed"})
 _TOTAL_ON_NUMBERS = frozenset({"add", "sub", "lt", "le", "gt", "ge", "neg", "pos"})
 CONTAINERS = (Type.JSON, Type.LIST, Type.DICT)
 
@@ -39,12 +39,12 @@ def removable(op: Op) -> bool:
 
 def _is_total(op: Call) -> bool:
     kinds = [arg.type for arg in op.args]
-    if op.function in _TOTAL or op.function == "undefined":
+    if op.function in _TOTAL or op.function == "undefined" or (op.function == "format" and len(kinds) == 1):
         return True
-    if op.function in _TOTAL_ON_TEXT:
-        return (len(kinds) == 1 and kinds[0] in (Type.TEXT, Type.LIST)) or (
-            op.function == "concat" and all(kind is Type.TEXT for kind in kinds)
-        )
+    if op.function in _TOTAL_ON_SEQUENCES:
+        return len(kinds) == 1 and kinds[0] in (Type.TEXT, Type.LIST)
+    if op.function in ("concat", "add") and all(kind is Type.TEXT for kind in kinds):
+        return True
     return op.function in _TOTAL_ON_NUMBERS and all(kind is Type.INT for kind in kinds)
 
 

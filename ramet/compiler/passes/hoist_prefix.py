@@ -8,7 +8,7 @@ from dataclasses import replace
 from ramet.compiler.pipeline import Notes
 from ramet.compiler.rewrite import each_function, scalars, use_counts
 from ramet.ir.module import Block, Function, Module, ValueNames
-from ramet.ir.ops import Append, Fork, Op, operands_of, results_of
+from ramet.ir.ops import Append, Const, Fork, Op, results_of
 from ramet.ir.types import Type, Value
 
 
@@ -56,15 +56,17 @@ def _fork_prefixes(block: Block, uses: dict[int, int], notes: Notes) -> Block:
         if not isinstance(op, Fork) or uses[op.group.id] != 1:
             continue
         found = next((each for each in ops if isinstance(each, Append) and each.state == op.group), None)
-        if found is None or not _known_before(block, position, found):
+        constants = [each for each in block.ops[position:] if isinstance(each, Const) and found is not None and each.out in found.texts]
+        if found is None or not _known_before(block, position, found, {each.out for each in constants}):
             continue
         hoisted = replace(op, texts=op.texts + found.texts, shape=op.shape + found.shape, group=found.out, prefetch=True)
-        ops = [hoisted if each is op else each for each in ops if each is not found]
+        kept = [each for each in ops if each is not found and not any(each is constant for constant in constants)]
+        ops = [new for each in kept for new in ([*constants, hoisted] if each is op else [each])]
         notes.did(found.loc, "every branch begins with this: it is prefilled once, before the fork")
     return block if len(ops) == len(block.ops) else block.with_ops(ops)
 
 
-def _known_before(block: Block, position: int, append: Append) -> bool:
-    """Are the texts computed before the fork? (Nothing between may need the group: it has one use.)"""
+def _known_before(block: Block, position: int, append: Append, constants: set[Value]) -> bool:
+    """Are the texts computed before the fork, or constants? (Nothing between may need the group: it has one use.)"""
     later: set[Value] = {value for op in block.ops[position:] for value in results_of(op)}
-    return not any(text in later for text in append.texts) and append.state in operands_of(append)
+    return not any(text in later - constants for text in append.texts)

@@ -1,0 +1,5 @@
+@function
+def main(s, topic):
+    unused = f"{topic}!" + "x"
+    kept = int(topic)
+    s += topic
