@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 # The parser is the only source of the language's exact syntax; its module has been private by name since 3.11.
-from re import _constants as c  # type: ignore[attr-defined]  # isort: skip
-from re import _parser as parser  # type: ignore[attr-defined]  # isort: skip
+from re import _constants as c  # isort: skip
+from re import _parser as parser  # isort: skip
 
 MAX_STEPS = 50_000
 MAX_PATTERN = 2_000
@@ -34,14 +34,11 @@ def find(pattern: str, text: str, mode: str) -> Match | None:
 
 def find_all(pattern: str, text: str) -> list[tuple[tuple[int, int], Match]]:
     """Non-overlapping matches, left to right, with their spans."""
-    matcher, place, found = Matcher(pattern, text), 0, []
-    while place <= len(text):
-        hit = matcher.find(place, "search")
-        if hit is None:
-            break
+    matcher, place, barred, found = Matcher(pattern, text), 0, -1, []
+    while (hit := matcher.find(place, "search", barred)) is not None:
         found.append(hit)
-        start, end = hit[0]
-        place = end + 1 if end == start else end
+        start, place = hit[0]
+        barred = place if start == place else -1  # after an empty match, one that is not empty may begin at the same place
     return found
 
 
@@ -57,9 +54,12 @@ class Matcher:
         self._dot_all = bool(flags & re.DOTALL)
         self._multiline = bool(flags & re.MULTILINE)
 
-    def find(self, start: int, mode: str) -> tuple[tuple[int, int], Match] | None:
+    def find(self, start: int, mode: str, barred: int = -1) -> tuple[tuple[int, int], Match] | None:
+        """No empty match is accepted at `barred`."""
+
         def accept(place: int, groups: Groups) -> Found:
-            return None if mode == "fullmatch" and place != len(self._text) else (place, groups)
+            refused = (mode == "fullmatch" and place != len(self._text)) or place == begin == barred
+            return None if refused else (place, groups)
 
         for begin in range(start, len(self._text) + 1) if mode == "search" else [start]:
             try:

@@ -85,12 +85,13 @@ async def run_program(
     emit: Callable[[Event], None] | None = None,
     run_id: str = "",
     kv: KvHints | None = None,
+    timeline: Timeline | None = None,
 ) -> ProgramResult:
     """Run `module`, which must be verified. `sampling` and `logprobs` are the run's defaults, with the server's names.
 
     Raises ProgramFailed with the user's line; cancelling the caller aborts every generation.
     """
-    run = _Run(module, backend, host or NoHost(), Spent(budget or Budget()), Timeline(emit), run_id, kv)
+    run = _Run(module, backend, host or NoHost(), Spent(budget or Budget()), timeline or Timeline(emit), run_id, kv)
     values = _arguments(module.main, arguments)
     start = State(sampling=dict(sampling or {}), logprobs=dict(logprobs or {}))
     try:

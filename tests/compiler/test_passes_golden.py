@@ -1,4 +1,4 @@
-"""Each pass on a program made for it: the file holds the source, the module before and the module after. Set RAMET_WRITE_GOLDEN=1 to
+"""Each pass on a program made for it: a folder holds the source, the module before and the module after. Set RAMET_WRITE_GOLDEN=1 to
 rewrite the files; then read the difference."""
 
 from __future__ import annotations
@@ -17,25 +17,6 @@ from ramet.ir.printer import print_module
 from tests.compiler.language import compiled, define
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-TOOL = "def tool(x):\n    return x\n\n"
-JUDGE = '@function\ndef judge(s, topic):\n    s += topic + sgl.gen("score", temperature=0)\n    return s["score"]\n\n'
-
-PROGRAMS = {
-    "constant_fold": '@function\ndef main(s):\n    n = 2 + 3 * 4\n    if n > 10:\n        s += f"n is {n}, " + "twice" * 2\n    else:\n        s += "small"\n',
-    "simplify_cfg": '@function\ndef main(s, flag):\n    if flag:\n        if True:\n            s += "a"\n    else:\n        pass\n    return 1\n',
-    "dead_code": '@function\ndef main(s, topic):\n    unused = f"{topic}!" + "x"\n    kept = int(topic)\n    s += topic\n',
-    "inline": JUDGE + "@function\ndef main(s, topic):\n    s += judge.run(topic).value\n",
-    "common_subexpression": JUDGE
-    + '@function\ndef main(s, a: str):\n    s += str(a) + sgl.gen("x")\n    s += str(a) + s["x"]\n    return [judge.run(str(a)).value, judge.run(str(a)).value]\n',
-    "merge_text": '@function\ndef main(s, topic):\n    s += sgl.system("Be brief.")\n    s += sgl.user("About " + topic)\n    s += sgl.assistant(sgl.gen("x"))\n',
-    "hoist_prefix": '@function\ndef main(s, topic, width):\n    s += "A constant beginning, then "\n    forks = s.fork(width)\n    forks += "Every branch begins so."\n    forks += sgl.gen("x")\n    return forks["x"]\n',
-    "parallelize": JUDGE
-    + "@function\ndef main(s, topics):\n    found = []\n    for topic in topics:\n        found.append(judge.run(topic).value)\n    return found\n",
-    "batch_hints": '@function\ndef main(s):\n    s += sgl.gen("a", max_tokens=7)\n    s += sgl.select("b", choices=["yes", "no"])\n    s += sgl.gen("c", dtype=bool)\n',
-    "kv_liveness": TOOL
-    + '@function\ndef main(s):\n    s += "Look it up: " + sgl.gen("query")\n    forks = s.fork(2)\n    forks += sgl.gen("x")\n    s += tool(forks["x"])\n    s += sgl.gen("answer")\n',
-    "precompile_constraints": '@function\ndef main(s, pattern):\n    s += sgl.gen("a", regex="[0-9]+") + sgl.gen("b", dtype=int) + sgl.gen("c", regex=pattern)\n',
-}
 # What each pass must show, in numbers: ops of a class before and after.
 FIGURES: dict[str, tuple[type[Op] | tuple[type[Op], ...], int, int]] = {
     "constant_fold": (CondBr, 1, 0),
@@ -50,7 +31,7 @@ FIGURES: dict[str, tuple[type[Op] | tuple[type[Op], ...], int, int]] = {
 
 def ready(name: str) -> Module:
     """The lowered module; for passes that build on others, after those."""
-    program = compiled(define(PROGRAMS[name]))
+    program = compiled(define((GOLDEN / "passes" / name / "program.txt").read_text()))
     before = {"hoist_prefix": ["merge_text"], "precompile_constraints": [], "batch_hints": ["constant_fold"]}.get(name, [])
     module = program.lowered
     for each in before:
@@ -72,7 +53,6 @@ def test_golden(name: str) -> None:
     after, _ = Pipeline((next(each for each in DEFAULT.passes if each.name == name),)).run(before, notes)
     remarks = "\n".join(f"; {'+' if note.done else '-'} line {note.location.line}: {note.what}" for note in notes.entries)
     folder = GOLDEN / "passes" / name
-    check(folder / "program.py", PROGRAMS[name])
     check(folder / "before.ir", print_module(before, locations=False))
     check(folder / "after.ir", print_module(after, locations=False) + remarks + "\n")
     assert after != before, "the program must give the pass something to do"
@@ -100,7 +80,8 @@ def test_a_second_time_a_pass_finds_nothing(name: str) -> None:
 
 
 def test_merging_generations_says_why_when_it_may_not() -> None:
-    source = JUDGE.replace(", temperature=0", "") + "@function\ndef main(s, a):\n    return [judge.run(a).value, judge.run(a).value]\n"
+    judge = '@function\ndef judge(s, topic):\n    s += topic + sgl.gen("score")\n    return s["score"]\n'
+    source = judge + "@function\ndef main(s, a):\n    return [judge.run(a).value, judge.run(a).value]\n"
     notes = Notes()
     module = DEFAULT.only("common_subexpression").run(compiled(define(source)).lowered, notes)[0]
     assert sum(isinstance(op, ProgramCall) for op in module.main.ops()) == 2
@@ -143,21 +124,11 @@ def test_what_does_not_compile_is_shown_with_advice(name: str) -> None:
     check(GOLDEN / "errors" / f"{name}.txt", f"{REFUSED[name]}\n---\n{text}\n")
 
 
-LOWERED = {
-    "triage": '@function\ndef main(s, ticket):\n    s += sgl.user(ticket)\n    s += sgl.assistant(sgl.gen("kind", regex="bug|feature"))\n    if s["kind"] == "bug":\n        s += sgl.assistant(sgl.gen("severity", regex="[1-5]"))\n    return s["kind"]\n',
-    "ambient": '@function\ndef main(user_input):\n    history = sgl.user("Welcome.")\n    history += sgl.assistant("Hello!")\n    history += sgl.user(user_input)\n    response = sgl.assistant()\n    return response\n',
-    "forks": '@function\ndef main(s, n_branches):\n    forks = s.fork(n_branches)\n    for i, f in enumerate(forks):\n        f += sgl.user(f"Idea {i}") + sgl.assistant(sgl.gen("idea"))\n    forks.join()\n    return s["idea"]\n',
-    "loops": "@function\ndef main(s, items):\n    total = 0\n    for a, b in items:\n        if not a:\n            continue\n        total += b\n    while total > 3 and items:\n        total -= 3\n        if total == 2:\n            break\n    return [x for x in items if x]\n",
-}
-
-
-@pytest.mark.parametrize("name", LOWERED)
+@pytest.mark.parametrize("name", ["triage", "ambient", "forks", "loops"])
 def test_lowering(name: str) -> None:
-    program = compiled(define(LOWERED[name]))
-    check(
-        GOLDEN / "lower" / f"{name}.ir",
-        f"{''.join(f'; {line}' + chr(10) for line in LOWERED[name].splitlines())}\n{print_module(program.lowered, locations=False)}",
-    )
+    folder = GOLDEN / "lower"
+    program = compiled(define((folder / f"{name}.txt").read_text()))
+    check(folder / f"{name}.ir", print_module(program.lowered, locations=False))
 
 
 def test_forks_move_their_common_beginning_before_the_fork() -> None:

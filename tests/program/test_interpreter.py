@@ -112,7 +112,7 @@ HOSTILE = {
         "tokens",
     ),
     "forks": (
-        "@function\ndef main(s):\n    for i in range(100):\n        f = s.fork(50)\n",
+        "@function\ndef main(s):\n    for i in range(100):\n        f = s.fork(501)\n",
         Budget(forks=500, steps=10_000),
         "forks alive",
     ),

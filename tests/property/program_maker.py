@@ -54,7 +54,7 @@ class ProgramMaker:
         self.emit("@function")
         self.emit(f"def {name}({'' if self.ambient else 's, '}topic, size, items):")
         with self.inside():
-            self.block(self.rng.randint(2, 4) if nested else self.rng.randint(3, 7))
+            self.block(self.rng.randint(1, 3) if nested else self.rng.randint(2, 6))
             self.emit(f"return {self.any()}")
         if nested:
             self.subs.append(name)

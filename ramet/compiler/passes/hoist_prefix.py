@@ -60,8 +60,9 @@ def _fork_prefixes(block: Block, uses: dict[int, int], notes: Notes) -> Block:
         if found is None or not _known_before(block, position, found, {each.out for each in constants}):
             continue
         hoisted = replace(op, texts=op.texts + found.texts, shape=op.shape + found.shape, group=found.out, prefetch=True)
+        moved: list[Op] = [*constants, hoisted]
         kept = [each for each in ops if each is not found and not any(each is constant for constant in constants)]
-        ops = [new for each in kept for new in ([*constants, hoisted] if each is op else [each])]
+        ops = [new for each in kept for new in (moved if each is op else [each])]
         notes.did(found.loc, "every branch begins with this: it is prefilled once, before the fork")
     return block if len(ops) == len(block.ops) else block.with_ops(ops)
 

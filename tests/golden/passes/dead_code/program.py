@@ -1,5 +1,0 @@
-@function
-def main(s, topic):
-    unused = f"{topic}!" + "x"
-    kept = int(topic)
-    s += topic

@@ -1,8 +1,0 @@
-@function
-def main(s, flag):
-    if flag:
-        if True:
-            s += "a"
-    else:
-        pass
-    return 1
