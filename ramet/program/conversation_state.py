@@ -22,6 +22,7 @@ class ConversationState:
     forked_at: int = 0
     sampling: Mapping[str, Any] = field(default_factory=dict)
     logprobs: Mapping[str, Any] = field(default_factory=dict)
+    watched: bool = False  # the run's own conversation, which somebody follows
 
     def with_pieces(self, shape: Sequence[str], texts: Sequence[Any]) -> ConversationState:
         pending = iter(texts)
@@ -45,7 +46,7 @@ class ConversationState:
         return replace(self, variables={**self.variables, name: value}, meta=metas, written=written)
 
     def branch(self) -> ConversationState:
-        return replace(self, written=(), forked_at=len(self.conversation.parts))
+        return replace(self, written=(), forked_at=len(self.conversation.parts), watched=False)
 
     def joined(self, members: Sequence[ConversationState], mode: str) -> ConversationState:
         if mode == "concate_and_append":

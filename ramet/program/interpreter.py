@@ -20,7 +20,7 @@ from ramet.ir.host_object import HostObject
 from ramet.ir.module import Function, Module
 from ramet.ir.types import Location, Type, Value
 from ramet.program.answer_shape import LOGPROB_NAMES, SERVER_NAMES
-from ramet.program.backend import Backend, ChatFormat, Conversation
+from ramet.program.backend import Backend, ChatFormat, Conversation, Part
 from ramet.program.budget import Budget, BudgetExceeded, Spent
 from ramet.program.conversation_state import ConversationState
 from ramet.program.failure import ProgramFailed
@@ -57,6 +57,20 @@ class KvHints(Protocol):
     async def free(self, conversation: Conversation, run_id: str) -> None: ...
 
 
+class Watch(Protocol):
+    """Follows the run's own conversation, in its order, while the run goes on."""
+
+    def said(self, parts: Sequence[Part]) -> None:
+        """These parts are in the conversation now; a generation under way is complete with them."""
+        ...
+
+    def saying(self, name: str | None, text: str) -> None:
+        """More text of the generation under way."""
+        ...
+
+    def wrote(self, name: str, value: Any, meta: Mapping[str, Any] | None) -> None: ...
+
+
 class NoHost:
     async def call(self, call: HostCall) -> Any:
         raise Unsupported(f"{call.function}() is a host call, and nobody here runs host calls")
@@ -81,19 +95,30 @@ async def run_program(
     host: HostCalls | None = None,
     sampling: Mapping[str, Any] | None = None,
     logprobs: Mapping[str, Any] | None = None,
-    budget: Budget | None = None,
+    budget: Budget | Spent | None = None,
     emit: Callable[[Event], None] | None = None,
     run_id: str = "",
     kv: KvHints | None = None,
     timeline: Timeline | None = None,
+    watch: Watch | None = None,
 ) -> ProgramResult:
-    """Run `module`, which must be verified. `sampling` and `logprobs` are the run's defaults, with the server's names.
+    """Run `module`, which must be verified. `sampling` and `logprobs` are the run's defaults, with the server's names. Give `budget` as
+    `Spent` to read the counts while the run goes on; `watch` follows the run's own conversation.
 
     Raises ProgramFailed with the user's line; cancelling the caller aborts every generation.
     """
-    run = _Run(module, backend, host or NoHost(), Spent(budget or Budget()), timeline or Timeline(emit), run_id, kv)
+    run = _Run(
+        module,
+        backend,
+        host or NoHost(),
+        budget if isinstance(budget, Spent) else Spent(budget or Budget()),
+        timeline or Timeline(emit),
+        run_id,
+        kv,
+    )
+    run.watch = watch
     values = _arguments(module.main, arguments)
-    start = State(sampling=dict(sampling or {}), logprobs=dict(logprobs or {}))
+    start = State(sampling=dict(sampling or {}), logprobs=dict(logprobs or {}), watched=watch is not None)
     try:
         async with asyncio.timeout(run.spent.remaining_seconds()):
             final, value = await run.function(module.main, start, values, 0)
@@ -158,12 +183,23 @@ class _Run:
         self._tasks: list[asyncio.Future[Any]] = []
         self._deferred: list[asyncio.Future[Any]] = []
         self.failure: BaseException | None = None
+        self.watch: Watch | None = None
         self._chat: ChatFormat | None = None
         self._dice: random.Random | None = None
 
     async def function(self, function: Function, state: Any, args: Sequence[Any], depth: int) -> tuple[Any, Any]:
         self.spent.nested(depth)
         return await _Frame(self, function, depth).run(state, args)
+
+    def follow(self, before: State, after: State) -> State:
+        """Tell who watches what became of the conversation."""
+        if self.watch is not None and before.watched:
+            if parts := after.conversation.parts[len(before.conversation.parts) :]:
+                self.watch.said(parts)
+            for name, value in after.variables.items():
+                if name not in before.variables or before.variables[name] is not value:
+                    self.watch.wrote(name, value, after.meta.get(name))
+        return after
 
     def spawn(self, work: Coroutine[Any, Any, T], loc: Location) -> asyncio.Future[T]:
         task = asyncio.ensure_future(self.guarded(work, loc))
@@ -364,7 +400,7 @@ class _Frame:
         def add(state: State, *said: Any) -> State:
             for text in said:
                 self.run_.spent.made(text)
-            return state.with_pieces(op.shape, said)
+            return self.run_.follow(state, state.with_pieces(op.shape, said))
 
         self._set(op.out, self._on_each(op.state, lambda state: self._chain([state, *texts], add, op.loc)))
 
@@ -388,11 +424,16 @@ class _Frame:
     ) -> tuple[Any, Any]:
         run = self.run_
         with run.timeline.span("gen", loc, {"name": name}) as span:
-            show = lambda text: run.timeline.text(loc, name, text)  # noqa: E731
+
+            def show(text: str) -> None:
+                run.timeline.text(loc, name, text)
+                if run.watch is not None and state.watched:
+                    run.watch.saying(name, text)
+
             after, value, tokens = await generate(run.backend, state, name, arguments, run.run_id, hints, show)
             span["tokens"] = tokens
         run.spent.generated(tokens)
-        return after, value
+        return run.follow(state, after), value
 
     def select(self, op: ops.Select) -> None:
         name = None if op.name is None else self._held(op.name)
@@ -405,7 +446,7 @@ class _Frame:
             with run.timeline.span("select", op.loc, {"name": called}):
                 after, value, _ = await select(run.backend, before, called, choices, op.method, arguments, run.draw)
             run.timeline.text(op.loc, called, value)
-            return after, value
+            return run.follow(before, after), value
 
         self._generate(op.state, op.out, op.value, work, op.loc)
 
@@ -446,7 +487,7 @@ class _Frame:
         def write(state: State, name: Any, value: Any) -> State:
             if not isinstance(name, str):
                 raise InvalidRequest(f"a variable's name is text, not {name!r:.60}")
-            return state.with_variable(name, value)
+            return self.run_.follow(state, state.with_variable(name, value))
 
         self._set(op.out, self._chain([self._held(op.state), self._held(op.name), self._held(op.value)], write, op.loc))
 
@@ -511,7 +552,12 @@ class _Frame:
     def join(self, op: ops.Join) -> None:
         members = self._held(op.group)
         self.run_.spent.joined(len(members))
-        self._set(op.out, self._chain([self._held(op.state), *members], lambda state, *ended: state.joined(ended, op.mode), op.loc))
+        self._set(
+            op.out,
+            self._chain(
+                [self._held(op.state), *members], lambda state, *ended: self.run_.follow(state, state.joined(ended, op.mode)), op.loc
+            ),
+        )
 
     # plain values
 

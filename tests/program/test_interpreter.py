@@ -215,3 +215,33 @@ async def test_events_tell_what_happens() -> None:
     kinds = [event.kind for event in events]
     assert kinds.count("done") == 2
     assert {"text", "branch", "started", "done"} <= set(kinds)
+
+
+async def test_a_watch_follows_the_runs_own_conversation_in_order() -> None:
+    class Watching:
+        def __init__(self) -> None:
+            self.text, self.variables = "", {}
+
+        def said(self, parts: Any) -> None:
+            self.text += "".join(part.value for part in parts if part.kind == "text")
+
+        def saying(self, name: str | None, text: str) -> None:
+            assert text
+
+        def wrote(self, name: str, value: Any, meta: Any) -> None:
+            self.variables[name] = value
+
+    source = """
+@function
+def main(s, topic):
+    s += "About " + topic + sgl.gen("a")
+    forks = s.fork(2)
+    forks += "aside" + sgl.gen("b")
+    forks.join()
+    s["note"] = len(s["b"])
+    s += sgl.select("c", choices=["yes", "no"])
+"""
+    program, watch = compiled(define(source)), Watching()
+    result = await run_program(program.module, {"topic": "x"}, HashBackend(), watch=watch)
+    assert watch.text == result.text
+    assert watch.variables == dict(result.state.variables)
