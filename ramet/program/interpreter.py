@@ -8,72 +8,28 @@ wait, so forks run concurrently as soon as they exist. Reading a variable waits,
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from ramet.errors import InvalidRequest, Unsupported
+from ramet.errors import InvalidRequest
 from ramet.ir import ops
 from ramet.ir.builtins import evaluate, measure
-from ramet.ir.host_object import HostObject
 from ramet.ir.module import Function, Module
 from ramet.ir.types import Location, Type, Value
 from ramet.program.answer_shape import LOGPROB_NAMES, SERVER_NAMES
-from ramet.program.backend import Backend, ChatFormat, Conversation, Part
+from ramet.program.backend import Backend, Conversation
 from ramet.program.budget import Budget, BudgetExceeded, Spent
 from ramet.program.conversation_state import ConversationState
 from ramet.program.failure import ProgramFailed
 from ramet.program.generation_step import generate, select
+from ramet.program.plain_data import fresh, item, travelled
+from ramet.program.running import HostCall, HostCalls, KvHints, NoHost, Running, Watch, get, is_ready, known
 from ramet.program.timeline import Event, Timeline
 
-T = TypeVar("T")
+__all__ = ["HostCall", "HostCalls", "KvHints", "ProgramResult", "Watch", "run_program"]
+
 State = ConversationState
-PLAIN_FORMAT = ChatFormat({role: (f"{role.upper()}:", "\n") for role in ("system", "user", "assistant", "tool")})
-
-
-@dataclass(frozen=True, slots=True)
-class HostCall:
-    """A call of the client's own Python: `number` counts the calls of a run from 0."""
-
-    number: int
-    function: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    location: Location
-
-
-class HostCalls(Protocol):
-    async def call(self, call: HostCall) -> Any:
-        """Returns the function's result, a plain value; raises what it raised. Cancelled when the run is."""
-        ...
-
-
-class KvHints(Protocol):
-    """Where an engine can act on what the compiler knows of KV lifetimes."""
-
-    async def pin(self, conversation: Conversation, run_id: str) -> None: ...
-
-    async def free(self, conversation: Conversation, run_id: str) -> None: ...
-
-
-class Watch(Protocol):
-    """Follows the run's own conversation, in its order, while the run goes on."""
-
-    def said(self, parts: Sequence[Part]) -> None:
-        """These parts are in the conversation now; a generation under way is complete with them."""
-        ...
-
-    def saying(self, name: str | None, text: str) -> None:
-        """More text of the generation under way."""
-        ...
-
-    def wrote(self, name: str, value: Any, meta: Mapping[str, Any] | None) -> None: ...
-
-
-class NoHost:
-    async def call(self, call: HostCall) -> Any:
-        raise Unsupported(f"{call.function}() is a host call, and nobody here runs host calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +63,7 @@ async def run_program(
 
     Raises ProgramFailed with the user's line; cancelling the caller aborts every generation.
     """
-    run = _Run(
+    run = Running(
         module,
         backend,
         host or NoHost(),
@@ -117,12 +73,13 @@ async def run_program(
         kv,
     )
     run.watch = watch
+    run.call = lambda function, state, args, depth: _Frame(run, function, depth).run(state, args)
     values = _arguments(module.main, arguments)
     start = State(sampling=dict(sampling or {}), logprobs=dict(logprobs or {}), watched=watch is not None)
     try:
         async with asyncio.timeout(run.spent.remaining_seconds()):
             final, value = await run.function(module.main, start, values, 0)
-            state: State = await _get(final)
+            state: State = await get(final)
             await run.settle()
             value = await run.plain(value)
             await run.guarded(run.complete_all([value, *state.variables.values()]), run.at)
@@ -143,164 +100,11 @@ def _arguments(function: Function, arguments: Mapping[str, Any]) -> list[Any]:
     return [arguments[name] for name in function.params]
 
 
-async def _get(value: Any) -> Any:
-    """The value itself. Who waits has a waiter of its own: cancelling it neither cancels the shared work nor recurses along the chain."""
-    if not isinstance(value, asyncio.Future):
-        return value
-    if not value.done():
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        value.add_done_callback(lambda _: _wake(waiter))
-        await waiter
-    return value.result()
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-def _ready(value: Any) -> bool:
-    return not isinstance(value, asyncio.Future) or (value.done() and not value.cancelled() and value.exception() is None)
-
-
-def _known(value: Any) -> Any:
-    return value.result() if isinstance(value, asyncio.Future) else value
-
-
-class _Run:
-    """What all frames of one run share: backend, budget, and everything that is under way."""
-
-    def __init__(
-        self, module: Module, backend: Backend, host: HostCalls, spent: Spent, timeline: Timeline, run_id: str, kv: KvHints | None
-    ) -> None:
-        self.module, self.backend, self.host, self.spent, self.timeline = module, backend, host, spent, timeline
-        self.run_id, self.kv = run_id, kv
-        self.at = Location()
-        self.functions = {function.name: function for function in module.functions}
-        self.blocks = {function.name: {block.id: block for block in function.blocks} for function in module.functions}
-        self.num_host_calls = 0
-        self.incomplete: dict[int, list[Any]] = {}  # lists that hold futures, by id
-        self._tasks: list[asyncio.Future[Any]] = []
-        self._deferred: list[asyncio.Future[Any]] = []
-        self.failure: BaseException | None = None
-        self.watch: Watch | None = None
-        self._chat: ChatFormat | None = None
-        self._dice: random.Random | None = None
-
-    async def function(self, function: Function, state: Any, args: Sequence[Any], depth: int) -> tuple[Any, Any]:
-        self.spent.nested(depth)
-        return await _Frame(self, function, depth).run(state, args)
-
-    def follow(self, before: State, after: State) -> State:
-        """Tell who watches what became of the conversation."""
-        if self.watch is not None and before.watched:
-            if parts := after.conversation.parts[len(before.conversation.parts) :]:
-                self.watch.said(parts)
-            for name, value in after.variables.items():
-                if name not in before.variables or before.variables[name] is not value:
-                    self.watch.wrote(name, value, after.meta.get(name))
-        return after
-
-    def spawn(self, work: Coroutine[Any, Any, T], loc: Location) -> asyncio.Future[T]:
-        task = asyncio.ensure_future(self.guarded(work, loc))
-        task.add_done_callback(self._ended)
-        task.add_done_callback(lambda _: work.close())  # a task that is cancelled before it begins never enters its work
-        self._tasks.append(task)
-        if len(self._tasks) > 4096:  # a long run forgets what has ended well
-            self._tasks = [each for each in self._tasks if not each.done() or each.cancelled() or each.exception() is not None]
-        return task
-
-    def _ended(self, task: asyncio.Future[Any]) -> None:
-        """The first failure ends the run at its next op; retrieving it here keeps the loop from logging it as lost."""
-        if not task.cancelled() and task.exception() is not None and self.failure is None:
-            self.failure = task.exception()
-
-    def defer(self, work: Coroutine[Any, Any, T], loc: Location) -> asyncio.Future[T]:
-        """For what Python would have finished by now: the host is not called before it has."""
-        task = self.spawn(work, loc)
-        self._deferred.append(task)
-        return task
-
-    def expect(self, value: Any) -> None:
-        if isinstance(value, asyncio.Future):
-            self._deferred.append(value)
-
-    async def caught_up(self) -> None:
-        """The host must see the world as Python would show it: errors before the call come before the call."""
-        deferred, self._deferred = self._deferred, []
-        for task in deferred:
-            await _get(task)
-
-    async def guarded(self, work: Awaitable[T], loc: Location) -> T:
-        try:
-            return await work
-        except (ProgramFailed, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            raise ProgramFailed(self.module, loc, error) from error
-
-    async def settle(self) -> None:
-        """Wait for all that is under way; raise the first failure in program order."""
-        while pending := [task for task in self._tasks if not task.done()]:
-            await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
-            if any(task.done() and not task.cancelled() and task.exception() is not None for task in self._tasks):
-                break
-        for task in self._tasks:
-            if task.done():
-                task.result()
-
-    async def cancel(self) -> None:
-        pending = [task for task in self._tasks if not task.done()]
-        for task in pending:
-            task.cancel()
-        if pending:
-            await asyncio.gather(*pending, return_exceptions=True)
-
-    async def complete(self, value: Any) -> None:
-        """Put the values in for the futures in the lists that `value` is made of."""
-        stack = [value]
-        while stack and self.incomplete:
-            held = stack.pop()
-            if isinstance(held, list) and self.incomplete.pop(id(held), None) is not None:
-                for position, item in enumerate(held):
-                    if isinstance(item, asyncio.Future):
-                        held[position] = await _get(item)
-            stack.extend(held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ())
-
-    async def complete_all(self, values: Sequence[Any]) -> None:
-        """At the end of a run: what leaves it is whole and of bounded size."""
-        for value in values:
-            await self.complete(value)
-            measure(value)
-
-    async def plain(self, value: Any) -> Any:
-        value = await _get(value)
-        if self.incomplete:
-            await self.complete(value)
-        return value
-
-    async def chat(self) -> ChatFormat:
-        if self._chat is None:
-            try:
-                self._chat = await self.backend.chat_format()
-            except Unsupported:
-                self._chat = PLAIN_FORMAT
-        return self._chat
-
-    def draw(self, seed: Any) -> random.Random:
-        """The dice of selects: one stream per run unless a select has its own seed."""
-        if seed is not None:
-            return random.Random(seed)
-        if self._dice is None:
-            self._dice = random.Random(self.run_id or None)
-        return self._dice
-
-
 @dataclass(slots=True)
 class _Frame:
     """One call of a function: its values, and one method per op."""
 
-    run_: _Run
+    run_: Running
     function: Function
     depth: int
     values: dict[int, Any] = field(default_factory=dict)
@@ -365,11 +169,11 @@ class _Frame:
 
     def _chain(self, inputs: Sequence[Any], compute: Callable[..., Any], loc: Location) -> Any:
         """`compute(*inputs)`, now if every input is there, else as a future."""
-        if all(map(_ready, inputs)):
-            return compute(*map(_known, inputs))
+        if all(map(is_ready, inputs)):
+            return compute(*map(known, inputs))
 
         async def later() -> Any:
-            return compute(*[await _get(each) for each in inputs])
+            return compute(*[await get(each) for each in inputs])
 
         return self.run_.spawn(later(), loc)
 
@@ -378,14 +182,14 @@ class _Frame:
         task = self.run_.spawn(work, loc)
 
         async def part(which: int) -> Any:
-            return (await _get(task))[which]
+            return (await get(task))[which]
 
         return self.run_.spawn(part(0), loc), self.run_.spawn(part(1), loc)
 
     # constants and conversations
 
     def const(self, op: ops.Const) -> None:
-        self._set(op.out, _fresh(op.value))
+        self._set(op.out, fresh(op.value))
 
     async def open(self, op: ops.Open) -> None:
         given = {key: value for key, value in (await self._named(op.keys, op.args)).items() if value is not None}
@@ -413,7 +217,7 @@ class _Frame:
         args = [self._held(value) for value in op.args]
 
         async def work(state: Any) -> tuple[Any, Any]:
-            before, called = await _get(state), await self.run_.plain(name)
+            before, called = await get(state), await self.run_.plain(name)
             arguments = {key: await self.run_.plain(value) for key, value in zip(op.keys, args, strict=True)}
             return await self._generation(op.loc, called, before, arguments, op.hints)
 
@@ -441,7 +245,7 @@ class _Frame:
 
         async def work(state: Any) -> tuple[Any, Any]:
             run = self.run_
-            before, called, choices = await _get(state), await run.plain(name), await run.plain(options)
+            before, called, choices = await get(state), await run.plain(name), await run.plain(options)
             arguments = {key: await run.plain(value) for key, value in zip(op.keys, args, strict=True)}
             with run.timeline.span("select", op.loc, {"name": called}):
                 after, value, _ = await select(run.backend, before, called, choices, op.method, arguments, run.draw)
@@ -462,7 +266,7 @@ class _Frame:
             after = tuple(pair[0] for pair in pairs)
 
             async def every() -> list[Any]:
-                return [await _get(pair[1]) for pair in pairs]
+                return [await get(pair[1]) for pair in pairs]
 
             made = self.run_.spawn(every(), loc)
         self._set(out, after)
@@ -481,7 +285,7 @@ class _Frame:
         return self._await(out) if wait and isinstance(result, asyncio.Future) else None
 
     async def _await(self, out: Value) -> None:
-        self._set(out, await _get(self._held(out)))
+        self._set(out, await get(self._held(out)))
 
     def set_var(self, op: ops.SetVar) -> None:
         def write(state: State, name: Any, value: Any) -> State:
@@ -505,8 +309,8 @@ class _Frame:
         self._set(op.out, await self._look(op, state, arg))
 
     async def _look(self, op: ops.Inspect, held: Any, argument: Any) -> Any:
-        state: State = await _get(held)
-        arg = await _get(argument)
+        state: State = await get(held)
+        arg = await get(argument)
         if op.what == "messages":
             return state.conversation.messages()
         if op.what == "has":
@@ -536,7 +340,7 @@ class _Frame:
         self._set(op.group, (member,) * count)
 
     async def _prefilled(self, held: Any, loc: Location) -> State:
-        state: State = await _get(held)
+        state: State = await get(held)
         with self.run_.timeline.span("prefetch", loc, {}):
             await self.run_.backend.prefill(state.conversation)
         return state
@@ -563,12 +367,12 @@ class _Frame:
 
     def call(self, op: ops.Call) -> Awaitable[None] | None:
         held = [self._held(value) for value in op.args]
-        if op.function == ".append" and op.deferred and len(held) == 2 and not _ready(held[1]) and isinstance(held[0], list):
+        if op.function == ".append" and op.deferred and len(held) == 2 and not is_ready(held[1]) and isinstance(held[0], list):
             self.run_.incomplete[id(held[0])] = held[0]
             evaluate(op.function, held)
             self._set(op.out, None)
             return None
-        if op.deferred and not all(map(_ready, held)):
+        if op.deferred and not all(map(is_ready, held)):
             self._set(op.out, self.run_.defer(self._call(op, held), op.loc))
             return None
         if any(isinstance(value, asyncio.Future) for value in held) or self._incomplete(op.function, held):
@@ -591,7 +395,7 @@ class _Frame:
         self._set(op.out, await self._call(op, held))
 
     async def _call(self, op: ops.Call, held: Sequence[Any]) -> Any:
-        args = [await _get(value) for value in held]
+        args = [await get(value) for value in held]
         if self._incomplete(op.function, args):
             for value in args:
                 await self.run_.complete(value)
@@ -604,27 +408,27 @@ class _Frame:
 
     def index(self, op: ops.Index) -> Awaitable[None] | None:
         target, key = self._held(op.object), self._held(op.key)
-        if op.deferred and not (_ready(target) and _ready(key)):
+        if op.deferred and not (is_ready(target) and is_ready(key)):
             self._set(op.out, self.run_.defer(self._index(op, target, key), op.loc))
             return None
         if isinstance(target, asyncio.Future) or isinstance(key, asyncio.Future) or id(target) in self.run_.incomplete:
             return self._index_now(op, target, key)
-        self._set(op.out, _item(target, key))
+        self._set(op.out, item(target, key))
         return None
 
     async def _index_now(self, op: ops.Index, target: Any, key: Any) -> None:
         self._set(op.out, await self._index(op, target, key))
 
     async def _index(self, op: ops.Index, target: Any, key: Any) -> Any:
-        return _item(await self.run_.plain(target), await self.run_.plain(key))
+        return item(await self.run_.plain(target), await self.run_.plain(key))
 
     async def make_list(self, op: ops.MakeList) -> None:
-        items = [await _get(self._held(item)) for item in op.items]
+        items = [await get(self._held(item)) for item in op.items]
         self.run_.spent.made(items)
         self._set(op.out, items)
 
     async def make_dict(self, op: ops.MakeDict) -> None:
-        items = [await _get(self._held(item)) for item in op.items]
+        items = [await get(self._held(item)) for item in op.items]
         self.run_.spent.made(items)
         self._set(op.out, dict(zip(items[::2], items[1::2], strict=True)))
 
@@ -641,7 +445,7 @@ class _Frame:
         run.num_host_calls += 1
         with run.timeline.span("host_call", op.loc, {"function": op.function}):
             result = await run.host.call(call)
-        self._set(op.out, _travelled(result, op.function))
+        self._set(op.out, travelled(result, op.function))
         run.spent.made(result)
 
     async def program_call(self, op: ops.ProgramCall) -> None:
@@ -654,13 +458,13 @@ class _Frame:
         else:
             after, value = await run.function(callee, self._held(op.state), args, self.depth + 1)
             if op.state.id in self.opened:  # a run of its own: Python waits for its end
-                after = await _get(after)
+                after = await get(after)
         self._set(op.out, after)
         self._set(op.value, value)
 
     async def _called(self, callee: Function, state: Any, args: Sequence[Any]) -> tuple[Any, Any]:
         after, value = await self.run_.function(callee, state, args, self.depth + 1)
-        return await _get(after), await _get(value)
+        return await get(after), await get(value)
 
     # what passes insert
 
@@ -681,7 +485,7 @@ class _Frame:
 
     def _background(self, state: Value, loc: Location, what: str, act: Callable[[Conversation], Awaitable[None]]) -> None:
         async def work(member: Any) -> None:
-            ready: State = await _get(member)
+            ready: State = await get(member)
             with self.run_.timeline.span(what, loc, {}):
                 await act(ready.conversation)
 
@@ -692,31 +496,3 @@ class _Frame:
 _METHODS: Mapping[type[ops.Op], Callable[[_Frame, Any], Awaitable[None] | None]] = {
     cls: getattr(_Frame, name) for name, cls in ops.OPS.items() if hasattr(_Frame, name)
 }
-
-
-def _fresh(value: Any) -> Any:
-    """A literal list or dict is a new object at each evaluation."""
-    if isinstance(value, list | tuple):
-        return [_fresh(each) for each in value]
-    return {key: _fresh(each) for key, each in value.items()} if isinstance(value, dict) else value
-
-
-def _item(target: Any, key: Any) -> Any:
-    if not isinstance(target, str | list | tuple | dict | range):
-        raise TypeError(f"'{type(target).__name__}' object is not subscriptable")
-    return target[key]
-
-
-def _travelled(value: Any, function: str) -> Any:
-    """What a host call gives back must be plain, as if it had come over the wire."""
-    measure(value)
-    stack = [value]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, list | tuple):
-            stack.extend(node)
-        elif isinstance(node, dict):
-            stack.extend([*node.keys(), *node.values()])
-        elif node is not None and not isinstance(node, str | int | float | bool | HostObject):
-            raise InvalidRequest(f"{function}() returned a {type(node).__name__}; return text, numbers, lists and dicts")
-    return value

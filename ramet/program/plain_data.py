@@ -1,0 +1,37 @@
+"""Plain values at the borders of a run: literals, items, and what a host gives back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ramet.errors import InvalidRequest
+from ramet.ir.builtins import measure
+from ramet.ir.host_object import HostObject
+
+
+def fresh(value: Any) -> Any:
+    """A literal list or dict is a new object at each evaluation."""
+    if isinstance(value, list | tuple):
+        return [fresh(each) for each in value]
+    return {key: fresh(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def item(target: Any, key: Any) -> Any:
+    if not isinstance(target, str | list | tuple | dict | range):
+        raise TypeError(f"'{type(target).__name__}' object is not subscriptable")
+    return target[key]
+
+
+def travelled(value: Any, function: str) -> Any:
+    """What a host call gives back must be plain, as if it had come over the wire."""
+    measure(value)
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list | tuple):
+            stack.extend(node)
+        elif isinstance(node, dict):
+            stack.extend([*node.keys(), *node.values()])
+        elif node is not None and not isinstance(node, str | int | float | bool | HostObject):
+            raise InvalidRequest(f"{function}() returned a {type(node).__name__}; return text, numbers, lists and dicts")
+    return value
