@@ -184,11 +184,15 @@ class ApiConfig:
         choices=("model", "openai"),
     )
     enable_cache_report: bool = option(True, "cached prompt tokens in usage (always on here; accepted for SGLang's sake)")
-    reasoning_parser: str | None = option(
-        None, "split reasoning from the answer", instead="parsers are not built yet; the reasoning stays in the reply's text"
+    reasoning_parser: str = option(
+        "none",
+        "tell the model's reasoning from its answer in chat replies; auto: where the chat template opens <think>",
+        choices=("none", "auto", "think", "qwen3", "qwen3-thinking", "deepseek-r1", "glm45", "kimi"),
     )
-    tool_call_parser: str | None = option(
-        None, "format of the model's tool calls", instead="parsers are not built yet; tool calls stay in the reply's text"
+    tool_call_parser: str = option(
+        "auto",
+        "how the model writes tool calls; auto: as its chat template does; none: calls stay in the reply's text",
+        choices=("auto", "none", "qwen", "qwen25", "hermes", "llama3", "mistral", "deepseekv3", "pythonic"),
     )
 
 

@@ -16,7 +16,8 @@ from ramet.server.auth import BearerAuth, BodyLimit
 from ramet.server.control import engine_stats
 from ramet.server.error_responses import install_error_handlers
 from ramet.server.metrics import Metrics
-from ramet.server.openai import chat, completions, model_list
+from ramet.server.openai import chat, completions, model_list, parse_routes
+from ramet.server.openai.chat_dialect import ChatDialect
 from ramet.server.server_context import Context, ServerContext
 from ramet.version import __version__
 
@@ -28,7 +29,8 @@ def build_app(engine: GenerationEngine, config: ServerConfig) -> FastAPI:
     app = FastAPI(title="Ramet", version=__version__, description=DESCRIPTION)
     name = config.engine.model.served_model_name or engine.model.name
     app.state.context = ServerContext(engine, config, Metrics(name), started=int(time.time()))
-    for router in (native.router, chat.router, completions.router, model_list.router, control.router):
+    app.state.chat_dialect = ChatDialect.of(engine, config.engine.api)
+    for router in (native.router, chat.router, completions.router, model_list.router, parse_routes.router, control.router):
         app.include_router(router)
     if config.engine.log.enable_metrics:
         app.add_api_route("/metrics", _metrics, methods=["GET"], tags=["control"])

@@ -44,7 +44,8 @@ def error_response(error: RametError) -> JSONResponse:
 def invalid_request_of(errors: Sequence[Any]) -> InvalidRequest:
     """Pydantic's list of complaints as one error that names the first field and counts the others."""
     first = errors[0]
-    path = ".".join(str(step) for step in first["loc"] if step not in ("body", "query"))
+    steps = [step for step in first["loc"] if step not in ("body", "query")]
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
     reason = "this field is not known" if first["type"] == "extra_forbidden" else str(first["msg"]).removeprefix("Value error, ")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return InvalidRequest(f"{path}: {reason}{more}" if path else f"{reason}{more}", param=path or None)

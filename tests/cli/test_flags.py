@@ -68,7 +68,7 @@ def test_defaults_are_the_dataclasses() -> None:
         (["--quantization", "fp8"], "quantization='fp8' is not available"),
         (["--kv-cache-dtype", "fp8_e4m3"], "not available"),
         (["--speculative-algorithm", "EAGLE"], "speculative decoding is not built"),
-        (["--tool-call-parser", "qwen"], "tool_call_parser"),
+        (["--tool-call-parser", "qwenn"], "pythonic"),
         (["--mem", "0.5"], "unknown argument"),
         (["stray"], "unknown argument 'stray'"),
     ],

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from ramet.errors import InvalidRequest, Unsupported
 from ramet.runtime.request import Delta, LogprobParams
 from ramet.server.fanout import collect, fan_out
-from ramet.server.openai.prepare import Call, check_common, prepare_call
+from ramet.server.openai.prepare import Call, check_common, constraint_of, prepare_call
 from ramet.server.openai.reply_schema import ERROR_REPLIES, CompletionReply
 from ramet.server.openai.schema import CompletionRequest
 from ramet.server.openai.token_logprobs import completion_logprobs
@@ -37,6 +37,7 @@ async def create_completion(body: CompletionRequest, context: Context, request: 
         prefix="cmpl",
         max_new_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         logprobs=_logprobs_of(body),
+        constraint=constraint_of(body),
     )
     echoes = [context.engine.tokenizer.decode(prompt) for prompt in prompts] if body.echo else None
     if body.stream:

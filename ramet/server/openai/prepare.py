@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,8 +32,6 @@ SAME_NAME = (
     "spaces_between_special_tokens",
     "seed",
     "timeout_s",
-    "regex",
-    "ebnf",
 )
 ANY_OBJECT = '{"type":"object"}'
 
@@ -60,8 +58,9 @@ async def prepare_call(
     prefix: str,
     max_new_tokens: int | None,
     logprobs: LogprobParams | None,
+    constraint: Mapping[str, Any],
 ) -> Call:
-    """`max_new_tokens` None: as many as the context holds."""
+    """`max_new_tokens` None: as many as the context holds. `constraint`: sampling parameters that the body does not say as they are."""
     n = body.n or 1
     unique = uuid.uuid4().hex
     rid = body.rid or f"{prefix}-{unique}"
@@ -69,7 +68,7 @@ async def prepare_call(
     limit = await context.token_limit() if max_new_tokens is None else 0
     for prompt in prompts:
         room = max(1, limit - len(prompt))
-        sampling = sampling_of(context, body, room if max_new_tokens is None else max_new_tokens)
+        sampling = sampling_of(context, body, room if max_new_tokens is None else max_new_tokens, constraint)
         generations += [_choice(body, prompt, sampling, logprobs, rid, len(generations) + i, i) for i in range(n)]
     if len(generations) == 1:
         generations = [replace(generations[0], request_id=rid)]
@@ -95,7 +94,7 @@ def check_common(context: ServerContext, body: SamplingFields) -> None:
         raise InvalidRequest("stream_options needs stream=true", param="stream_options")
 
 
-def sampling_of(context: ServerContext, body: SamplingFields, max_new_tokens: int) -> SamplingParams:
+def sampling_of(context: ServerContext, body: SamplingFields, max_new_tokens: int, constraint: Mapping[str, Any]) -> SamplingParams:
     values: dict[str, Any] = {}
     if context.config.engine.api.sampling_defaults == "model":
         values |= context.engine.generation_defaults
@@ -105,13 +104,14 @@ def sampling_of(context: ServerContext, body: SamplingFields, max_new_tokens: in
         values["min_new_tokens"] = body.min_tokens
     if body.logit_bias:
         values["logit_bias"] = body.logit_bias
-    values |= _constraint(body)
+    values |= constraint
     return parse_sampling_params(values)
 
 
-def _constraint(body: SamplingFields) -> dict[str, str]:
-    """json_schema and structural_tag, from the extensions or from response_format."""
-    found: dict[str, str] = {}
+def constraint_of(body: SamplingFields) -> dict[str, str]:
+    """What the answer must follow: regex, ebnf, json_schema or structural_tag, from the extensions or from response_format. A schema is
+    enforced whether it says `strict` or not."""
+    found = {name: source for name in ("regex", "ebnf") if (source := getattr(body, name)) is not None}
     if body.json_schema is not None:
         found["json_schema"] = _as_text(body.json_schema)
     if body.structural_tag is not None:
@@ -122,6 +122,8 @@ def _constraint(body: SamplingFields) -> dict[str, str]:
         if wanted and given:
             raise InvalidRequest(f"give either response_format or {given[0]}, not both", param="response_format")
         found |= wanted
+    if len(found) > 1:
+        raise InvalidRequest(f"{' and '.join(found)} are given; a reply follows one of them at most", param=list(found)[1])
     return found
 
 

@@ -111,6 +111,8 @@ class ChatRequest(SamplingFields):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    separate_reasoning: bool = Field(True, description="with a reasoning parser: thoughts as reasoning_content, not in the content")
+    stream_reasoning: bool = Field(True, description="false: thoughts come in one piece, when they are complete")
     add_generation_prompt: bool = True
     continue_final_message: bool = False
 

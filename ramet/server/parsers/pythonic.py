@@ -61,6 +61,14 @@ def json_arguments(source: str) -> str:
         raise Mismatch from error
 
 
+def python_arguments(source: str) -> str:
+    """The inverse: a JSON object as `a=1, b='x'`. Raises `ValueError` where it is none."""
+    values = json.loads(source)
+    if not isinstance(values, dict):
+        raise ValueError("not an object")
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
 def _value(node: ast.expr) -> Any:
     """What a literal stands for, with JSON's names for true, false and null among them."""
     match node:

@@ -1,0 +1,208 @@
+"""One grammar for a whole reply: thoughts, then calls in the model's own format, or free text, or a constrained answer.
+
+Written in Lark, a rule per line, so that a complaint about a line is a complaint about one tool.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ramet.errors import GrammarError, Unsupported
+from ramet.grammar.regex_dialect import translate
+from ramet.runtime.sampling_params import GRAMMAR_FIELDS
+from ramet.server.openai.chat_dialect import ChatDialect
+from ramet.server.openai.tool_use import CallableTool, ToolUse
+from ramet.server.parsers.think_tags import ThinkTags
+from ramet.server.parsers.tool_format import Wire
+
+COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+AS_TEMPLATES_WRITE = COMPACT | {"item_separator": ", ", "key_separator": ": "}
+"""Arguments as templates write them back into later prompts, so that those find the reply in the cache."""
+ANY_JSON = "$$ANY$$"
+TEXT = r"R_TEXT: /(.|\n)*/"
+LARK_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|\[(?:\\.|[^\]\\])*\]|[^/\\])+/|//[^\n]*|\bstart\b')
+PROPERTY_KEYWORDS = {"type", "properties", "required", "additionalProperties", "title", "description", "$defs", "definitions", "$schema"}
+
+Rules = list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyConstraint:
+    """`sampling`: at most one of json_schema, regex, ebnf, structural_tag, with its source. `tools_by_line`: of an ebnf, which tool a
+    line is about."""
+
+    sampling: Mapping[str, str] = field(default_factory=dict)
+    tools_by_line: Mapping[int, CallableTool] = field(default_factory=dict)
+
+
+def reply_constraint(dialect: ChatDialect, use: ToolUse, thinking: bool | None, answer: Mapping[str, str]) -> ReplyConstraint:
+    """`answer`: what the request wants its answer to follow, as in `ReplyConstraint.sampling`. `thinking`: where the reply begins
+    (`ThinkTags.state_after`)."""
+    may_think = dialect.thoughts is not None and thinking is not False
+    may_call = dialect.tools is not None and (use.is_constrained or (use.mode == "auto" and bool(answer)))
+    if not may_call and not (may_think and answer):
+        return ReplyConstraint(answer)
+    rules = Grammar(dialect.special_ids)
+    answers = [] if use.mode == "required" else answer_rules(answer)
+    if may_call and dialect.tools is not None:
+        rules.add_calls(dialect.tools.wire, use, answers)
+    else:
+        rules.lines += ["r_body: r_answer", *answers]
+    rules.add_start(dialect.thoughts if may_think else None, bool(thinking))
+    return ReplyConstraint({"ebnf": "\n".join(rules.lines) + "\n"}, rules.tools_by_line)
+
+
+class Grammar:
+    """Lines of Lark under construction."""
+
+    def __init__(self, special_ids: Mapping[str, int]) -> None:
+        self._special_ids = special_ids
+        self.lines: Rules = []
+        self.tools_by_line: dict[int, CallableTool] = {}
+
+    def literal(self, text: str) -> str:
+        """`text`, its special markers as the tokens they are."""
+        if not text:
+            return '""'
+        pattern = "|".join(re.escape(marker) for marker in self._special_ids) or r"(?!)"
+        parts: list[str] = []
+        for piece in re.split(f"({pattern})", text):
+            if piece in self._special_ids:
+                parts.append(f"<[{self._special_ids[piece]}]>")
+            elif piece:
+                parts.append(json.dumps(piece, ensure_ascii=False))
+        return " ".join(parts)
+
+    def add_start(self, thoughts: ThinkTags | None, inside: bool) -> None:
+        """Thoughts end with their tag; what follows is the body."""
+        if thoughts is None:
+            start = "start: r_body"
+        else:
+            start = "start: r_think r_body" if inside else f"start: ({self.literal(thoughts.begin)} r_think)? r_body"
+            self.lines += self._up_to("r_think", thoughts.end, gap=r" /\n{0,2}/")
+        if any("R_TEXT" in line for line in self.lines):
+            self.lines.append(TEXT)
+        self.lines.append(start)
+
+    def add_calls(self, wire: Wire, use: ToolUse, answers: Rules) -> None:
+        """The body: calls, or where they need not be, an answer or free text without calls."""
+        for index, tool in enumerate(use.tools):
+            self._add_arguments(index, tool, wire)
+        more = f" ({self.literal(wire.separator)} r_call)*" if use.parallel else ""
+        closing = f" {self.literal(wire.closing)}" if wire.closing else ""
+        self._add_alternatives("r_call", wire.head, wire, len(use.tools))
+        if use.mode == "required" or answers:
+            opening = f"{self.literal(wire.opening)} " if wire.opening else ""
+            self.lines += [f"r_calls: {opening}r_call{more}{closing}"]
+            self.lines += ["r_body: r_calls" + (" | r_answer" if answers else ""), *answers]
+        elif wire.trigger:
+            rest, head = _behind_trigger(wire)
+            self._add_alternatives("r_first", head, wire, len(use.tools))
+            opening = f"{self.literal(rest)} " if rest else ""
+            self.lines += self._up_to("r_before", wire.trigger)
+            self.lines += [f"r_body: R_TEXT | r_before {opening}r_first{more}{closing}"]
+        else:
+            opening = f"{self.literal(wire.opening)} " if wire.opening else ""
+            self.lines += [f"r_body: R_PLAIN | {opening}r_call{more}{closing}", _plain(wire, use)]
+
+    def _add_alternatives(self, rule: str, head: str, wire: Wire, num_tools: int) -> None:
+        """`rule`: any one call, begun with `head`."""
+        opening = f"{self.literal(head)} " if head else ""
+        options = " | ".join(f"r_tool_{index}" for index in range(num_tools))
+        self.lines += [f"{rule}: {opening}({options}) {self.literal(wire.tail)}"]
+
+    def _add_arguments(self, index: int, tool: CallableTool, wire: Wire) -> None:
+        """From a call's name to the end of its arguments."""
+        first = len(self.lines)
+        name = self.literal(tool.name + wire.body)
+        if wire.python_arguments:
+            self.lines += [f"r_tool_{index}: {name} r_given_{index}_0", *keyword_rules(index, tool)]
+        else:
+            self.lines += [f"r_tool_{index}: {name} %json {_styled(tool.schema, AS_TEMPLATES_WRITE)}"]
+        self.tools_by_line |= dict.fromkeys(range(first + 1, len(self.lines) + 1), tool)
+
+    def _up_to(self, rule: str, marker: str, gap: str = "") -> Rules:
+        """`rule`: any text up to the first `marker`, with it, and then `gap`."""
+        if marker in self._special_ids:
+            return [f"{rule}: R_TEXT? {self.literal(marker)}{gap}"]
+        return [f"{rule}: {rule}_text{gap}", f"{rule}_text[lazy]: R_TEXT {self.literal(marker)}"]
+
+
+def answer_rules(answer: Mapping[str, str]) -> Rules:
+    """The rule r_answer and what belongs to it; none where the answer is free."""
+    for kind in GRAMMAR_FIELDS:
+        if kind not in answer:
+            continue
+        source = answer[kind]
+        if kind == "json_schema":
+            return [f"r_answer: %json {_styled(_schema_of(source), COMPACT)}"]
+        if kind == "regex":
+            return [f"r_answer: /{_as_lark_regex(translate(source).text)}/"]
+        if kind == "ebnf" and "::=" not in source:
+            return LARK_TOKEN.sub(lambda found: "r_answer" if found[0] == "start" else found[0], source).splitlines()
+        what = "an ebnf in GBNF (write it in Lark)" if kind == "ebnf" else "a structural_tag"
+        raise Unsupported(f"{kind}: {what} cannot be combined with tools, nor with thoughts before the answer", param=kind)
+    return []
+
+
+def keyword_rules(index: int, tool: CallableTool) -> Rules:
+    """Arguments as `key=value, …` in the order of the schema's properties; what is required must be there. r_given_I_N: from property N
+    on, nothing before it; r_more_I_N: something before it."""
+    schema = tool.schema
+    unknown = sorted(schema.keys() - PROPERTY_KEYWORDS)
+    if unknown:
+        raise Unsupported(f"{tool.place}/{unknown[0]}: not enforceable where arguments are Python keywords", param=tool.place)
+    properties: Mapping[str, Any] = schema.get("properties", {})
+    definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    rules: Rules = []
+    for n, (name, value) in enumerate(properties.items()):
+        keyword = f"{json.dumps(name + '=', ensure_ascii=False)} r_value_{index}_{n}"
+        value_schema = value | definitions if isinstance(value, dict) else value
+        rules += [f"r_value_{index}_{n}: %json {_styled(value_schema, AS_TEMPLATES_WRITE)}"]
+        left_out = name not in schema.get("required", ())
+        given = f"{keyword} r_more_{index}_{n + 1}"
+        rules += [f"r_given_{index}_{n}: {given}" + (f" | r_given_{index}_{n + 1}" if left_out else "")]
+        rules += [f'r_more_{index}_{n}: ", " {given}' + (f" | r_more_{index}_{n + 1}" if left_out else "")]
+    return [*rules, f'r_given_{index}_{len(properties)}: ""', f'r_more_{index}_{len(properties)}: ""']
+
+
+def _behind_trigger(wire: Wire) -> tuple[str, str]:
+    """What is left of opening and head of the first call, once its trigger is written."""
+    if wire.opening:
+        return wire.opening.removeprefix(wire.trigger), wire.head
+    return "", wire.head.removeprefix(wire.trigger)
+
+
+def _plain(wire: Wire, use: ToolUse) -> str:
+    """Text in which the parser finds no call, for formats without a trigger."""
+    if wire.opening:
+        names = "|".join(re.escape(name).replace("/", r"\/") for name in sorted(use.names))
+        return rf"R_PLAIN: /(.|\n)*/ & ~/(.|\n)*\[\s*({names})\((.|\n)*/"
+    return r"R_PLAIN: /\s*([^\s{](.|\n)*)?/"
+
+
+def _styled(schema: Any, style: Mapping[str, Any]) -> str:
+    """A schema with its layout of JSON, on one line."""
+    return json.dumps({"x-guidance": style} | schema if isinstance(schema, dict) else schema, ensure_ascii=False)
+
+
+def _schema_of(source: str) -> Any:
+    if source.strip() == ANY_JSON:
+        return {}
+    try:
+        schema = json.loads(source)
+    except ValueError as error:
+        raise GrammarError(f"json_schema is not JSON: {error}", param="json_schema") from error
+    if not isinstance(schema, dict):
+        raise GrammarError("json_schema must be a JSON object", where="#", param="json_schema")
+    return schema
+
+
+def _as_lark_regex(regex: str) -> str:
+    """Slashes and line ends inside of a /regex/."""
+    escaped = re.sub(r"\\.|/", lambda found: r"\/" if found[0] == "/" else found[0], regex, flags=re.DOTALL)
+    return escaped.replace("\n", r"\n").replace("\r", r"\r")
