@@ -100,6 +100,7 @@ class ScheduleConfig:
     chunked_prefill_size: int | None = option(None, "longest piece of one prompt per step; -1: never split", low=-1)
     schedule_policy: str = option("lpm", "order of the waiting queue", choices=("fcfs", "lpm", "dfs-weight", "random", "lof", "priority"))
     disable_overlap_schedule: bool = option(False, "plan a step only after the one before it (the slow twin)")
+    disable_jump_forward: bool = option(False, "decode also the tokens that a grammar forces, one by one (the slow twin)")
     stream_interval: int = option(1, "tokens between two streamed chunks", low=1)
 
 

@@ -86,9 +86,12 @@ class Worker:
 
     def _run_overlapped(self) -> None:
         """Step n+1 is planned and launched while step n runs. Masks of n+1 need the tokens of n, so its sampling is queued only after
-        n was committed; the forward pass of n+1 runs meanwhile."""
+        n was committed; the forward pass of n+1 runs meanwhile. Where grammars often force tokens, n is committed first (`JumpRate`)."""
         running: Step | None = None
         while self._take_commands(idle=running is None and not self._scheduler.has_work):
+            if running is not None and self._scheduler.wants_results_first:
+                self._finish(running)
+                running = None
             plan = self._plan()
             error = self._launch(plan) if plan is not None else None
             if running is not None:

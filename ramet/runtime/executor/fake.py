@@ -114,7 +114,6 @@ class _Slot:
     request_id: str
     start: RowStart
     pages: list[int]
-    num_out: int
     last_token: int = PENDING_TOKEN
 
 
@@ -188,7 +187,7 @@ class FakeExecutor:
     def _update_slot(self, row: PlanRow) -> None:
         _demand(0 <= row.slot < self._capacity.max_running, f"slot {row.slot} does not exist")
         if row.reset is not None:
-            self._slots[row.slot] = _Slot(row.request_id, row.reset, [], len(row.reset.output_ids))
+            self._slots[row.slot] = _Slot(row.request_id, row.reset, [])
         slot = self._slots.get(row.slot)
         if slot is None or slot.request_id != row.request_id:
             raise InternalError(f"illegal plan: slot {row.slot} was not reset for request {row.request_id}")
@@ -235,8 +234,7 @@ class FakeExecutor:
         allowed = None
         if row.mask_row is not None and masks is not None:
             allowed = unpack_mask(masks.bits[row.mask_row], self._model.vocab_size)
-        token = self._model.choose(logits, slot.start, slot.num_out, allowed)
-        slot.num_out += 1
+        token = self._model.choose(logits, slot.start, row.end - len(slot.start.prompt_ids), allowed)
         slot.last_token = token
         logprobs = (_token_logprob(logits, token, wanted),) if wanted is not None else ()
         return RowResult((token,), logprobs, prompt_logprobs)

@@ -27,6 +27,10 @@ class PrefillBudget:
         self._untouched = True
 
     @property
+    def left(self) -> int:
+        return max(self._left, 0)
+
+    @property
     def is_spent(self) -> bool:
         return self._left <= 0
 
@@ -36,6 +40,10 @@ class PrefillBudget:
             return max(0, min(wanted, self._left, room))
         fits = wanted <= room and (wanted <= self._left or self._untouched)
         return wanted if fits else 0
+
+    def spend_forced(self, num_tokens: int) -> None:
+        """Tokens that grammars forced and that ride on decode rows: at most `left`. They keep no prompt from a step of its own."""
+        self._left -= num_tokens
 
     def spend(self, num_tokens: int) -> None:
         self._left -= num_tokens
@@ -67,5 +75,5 @@ class NewTokenRatio:
     def reserve(self, state: RequestState, num_planned: int, page_size: int) -> int:
         """Pages to keep for what `state` will compute beyond `num_planned`."""
         left = min(state.max_outputs - state.num_outputs, MAX_RESERVED_NEW_TOKENS)
-        tokens = max(state.prefill_end - num_planned, 0) + int(max(left, 0) * self.value)
+        tokens = max(state.num_known - num_planned, 0) + int(max(left, 0) * self.value)
         return -(-tokens // page_size)

@@ -40,10 +40,11 @@ _NEXT: dict[Phase, tuple[Phase, ...]] = {
 
 
 class RequestState:
-    """Positions are those of the sequence prompt + output. `num_planned` runs ahead of `num_computed` by what is in flight:
+    """Positions are those of the sequence prompt + output. `num_planned` runs ahead of `num_computed` by what is in flight, and
+    `num_known` (prompt and output so far) may run ahead of both: output that a grammar forces is known before it is computed.
 
-    0 ……… num_computed ……… num_planned ……… prefill_end
-      KV is in the pages    KV is on its way   what this prefill must reach
+    0 ……… num_computed ……… num_planned ……… num_known
+      KV is in the pages    KV is on its way   the next row samples behind this
     """
 
     __slots__ = (
@@ -53,19 +54,21 @@ class RequestState:
         "epoch",
         "is_fresh",
         "lease",
+        "logprobs_next",
         "matcher",
         "max_outputs",
         "num_computed",
+        "num_forced",
         "num_matched",
         "num_pages_sent",
         "num_planned",
         "num_retractions",
+        "num_sent",
         "output_ids",
         "peeked",
-        "pending_samples",
         "phase",
+        "promised",
         "prompt_len",
-        "prompt_logprobs_next",
         "queue_ahead",
         "request",
         "rows_in_flight",
@@ -88,13 +91,16 @@ class RequestState:
         self.num_planned = 0
         self.num_computed = 0
         self.num_matched = 0  # of these, found in the cache by the current run
-        self.pending_samples = 0  # rows in flight that will bring a token
+        self.promised = 0  # what num_known will be, at least, when the rows in flight have brought their tokens
         self.rows_in_flight = 0
         self.num_pages_sent = 0  # of the slot's page table on the executor
         self.is_fresh = True  # the next row resets the slot
         self.epoch = 0  # counts retractions: a row of an older epoch left no KV behind
         wanted = request.logprobs.start_len if request.logprobs is not None else -1
-        self.prompt_logprobs_next = wanted if 0 <= wanted < self.prompt_len else None  # first position still owed
+        # First position, up to num_known, whose logprob no row in flight will bring: it comes when the token is computed.
+        self.logprobs_next = wanted if 0 <= wanted < self.prompt_len else None
+        self.num_forced = 0  # output tokens that the grammar wrote
+        self.num_sent = 0  # output tokens that have left the scheduler
         self.cached_tokens = 0
         self.num_retractions = 0
         self.scheduled_time = 0.0
@@ -115,9 +121,13 @@ class RequestState:
         return len(self.output_ids)
 
     @property
-    def prefill_stop(self) -> int:
-        """Where the next chunk must end at the latest: a chunk that owes prompt logprobs holds nothing but prompt."""
-        return self.prompt_len if self.prompt_logprobs_next is not None else self.prefill_end
+    def num_known(self) -> int:
+        return self.prompt_len + len(self.output_ids)
+
+    @property
+    def is_pending(self) -> bool:
+        """A row in flight will bring the next token."""
+        return self.promised > self.num_known
 
     @property
     def is_running(self) -> bool:
@@ -126,14 +136,14 @@ class RequestState:
     @property
     def may_sample_again(self) -> bool:
         """False once the tokens out and on their way reach the length limit."""
-        return len(self.output_ids) + self.pending_samples < self.max_outputs
+        return max(self.num_known, self.promised) - self.prompt_len < self.max_outputs
 
     @property
     def reusable(self) -> TokenArray:
-        """What a cache match may cover: at least one token is computed, and every logit that a prompt logprob needs."""
+        """What a cache match may cover: at least one token is computed, and every logit that a logprob needs."""
         limit = len(self.tokens) - 1
-        if self.prompt_logprobs_next is not None:
-            limit = min(limit, max(self.prompt_logprobs_next - 1, 0))
+        if self.logprobs_next is not None:
+            limit = min(limit, max(self.logprobs_next - 1, 0))
         return self.tokens[:limit]
 
     def move(self, phase: Phase) -> None:
@@ -159,9 +169,15 @@ class RequestState:
             self.extend_prefill()
 
     def extend_prefill(self) -> None:
-        """The prefill of a retracted request covers all output so far."""
+        """The prefill of a request that does not run covers all output so far, made before a retraction or forced at the start."""
         self.tokens = self.sequence()
         self.peeked = (-1, 0)
+
+    def known_tokens(self, start: int, end: int) -> tuple[int, ...]:
+        """Positions start … end-1, all of the prefill or all of the output."""
+        if end <= len(self.tokens):
+            return tuple(self.tokens[start:end].tolist())
+        return tuple(self.output_ids[start - self.prompt_len : end - self.prompt_len])
 
     def computed_tokens(self) -> TokenArray:
         """The tokens whose KV is in the lease's pages."""

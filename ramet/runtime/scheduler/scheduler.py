@@ -16,21 +16,22 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from ramet.errors import InternalError, InvalidRequest, RametError
+from ramet.errors import InvalidRequest, RametError
 from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler
 from ramet.runtime.cache.lease import Cache
 from ramet.runtime.cache.page_audit import check_idle
 from ramet.runtime.config import ScheduleConfig
 from ramet.runtime.plan import BatchPlan, Capacity, PlanRow, RowResult, StepResult, TokenMasks
-from ramet.runtime.request import EngineStats, Finish, Request, RequestOutput
+from ramet.runtime.request import EngineStats, Finish, FinishKind, Request, RequestOutput
 from ramet.runtime.scheduler import finish_rules
 from ramet.runtime.scheduler.batch_report import BatchReport, Throughput
 from ramet.runtime.scheduler.constraints import GrammarCache, fill_masks
+from ramet.runtime.scheduler.forced_runs import ForcedRuns, allow_only
+from ramet.runtime.scheduler.jump_forward import JumpRate, append_forced
 from ramet.runtime.scheduler.request_state import Phase, RequestState
+from ramet.runtime.scheduler.row_results import news, output, take_tokens
 from ramet.runtime.scheduler.step_builder import StepBuilder
 from ramet.runtime.scheduler.step_planner import SchedulerCounters, StepPlanner
-
-_NOTHING = RowResult()
 
 
 class Scheduler:
@@ -62,6 +63,8 @@ class Scheduler:
         self._deadlines: list[tuple[float, int, str]] = []
         self._ended: list[RequestOutput] = []
         self._throughput = Throughput(clock)
+        self._may_jump = not options.disable_jump_forward
+        self._jumps = JumpRate()
         self._num_arrivals = 0
         self._is_checked = True
 
@@ -134,9 +137,13 @@ class Scheduler:
         if plan.num_masks == 0:
             return None
         assert self._flights and self._flights[0][0] is plan, "masks are filled when the step before has been committed"
-        rows = zip(plan.rows, self._flights[0][1].states, strict=True)
-        matchers = (state.matcher for row, (state, _) in rows if row.mask_row is not None)
-        return fill_masks(matchers, plan.num_masks, self._vocab_size)
+        rows = [(row, state) for row, (state, _) in zip(plan.rows, self._flights[0][1].states, strict=True) if row.mask_row is not None]
+        matchers = [state.matcher if row.end == state.num_known else None for row, state in rows]
+        masks = fill_masks(matchers, plan.num_masks, self._vocab_size)
+        for row, state in rows:
+            if row.end < state.num_known:  # forced after this row was planned
+                allow_only(masks.bits[row.mask_row], state.output_ids[row.end - state.prompt_len])
+        return masks
 
     def commit(self, plan: BatchPlan, result: StepResult) -> list[RequestOutput]:
         """Take the results of the oldest step in flight."""
@@ -147,7 +154,14 @@ class Scheduler:
             output = self._commit_row(state, epoch, row, row_result)
             if output is not None:
                 outputs.append(output)
+        self._jumps.on_step()
         return outputs
+
+    @property
+    def wants_results_first(self) -> bool:
+        """The overlapped loop should commit the step in flight before it plans the next one, so that this one computes what grammars
+        force after that one's tokens."""
+        return self._jumps.is_high
 
     # ── the outside view ──
 
@@ -164,6 +178,7 @@ class Scheduler:
             prompt_tokens_total=counters.prompt_tokens,
             cached_tokens_total=counters.cached_tokens,
             generation_tokens_total=counters.generation_tokens,
+            forced_tokens_total=counters.forced_tokens,
             evicted_tokens_total=self.cache.counters.evicted,
             num_retractions_total=counters.retractions,
             num_steps_total=counters.steps,
@@ -240,45 +255,62 @@ class Scheduler:
         if isinstance(compiled, RametError):
             self._end(state, finish_rules.failed(compiled))
             return
-        state.matcher = compiled.matcher()
+        state.matcher = ForcedRuns(compiled.matcher())
+        finish = self._jump_at_start(state)
+        if finish is not None:
+            self._end(state, finish)
+            return
         del self._waiting_grammar[state.request_id]
         state.move(Phase.WAITING)
         self.planner.enqueue(state, len(self.planner.waiting))
+
+    def _jump_at_start(self, state: RequestState) -> Finish | None:
+        """What the grammar begins with joins the prefill of the prompt; a grammar that leaves no choice at all needs no model."""
+        if not self._may_jump or state.max_outputs == 0:
+            return None
+        finish = append_forced(state)
+        state.extend_prefill()
+        self._count(state, state.num_outputs, state.num_outputs)
+        if finish is not None:
+            state.scheduled_time = self._clock()
+            self.counters.prompt_tokens += state.prompt_len
+        return finish
 
     # ── taking results ──
 
     def _commit_row(self, state: RequestState, epoch: int, row: PlanRow, result: RowResult) -> RequestOutput | None:
         state.rows_in_flight -= 1
-        state.pending_samples -= row.samples
         if state.phase is Phase.FINISHED:
             return None
-        taken, finish = self._take_tokens(state, row, result)
+        finish = self._take_tokens(state, row, result)
         if epoch == state.epoch:
-            state.num_computed = min(row.end, state.prompt_len + state.num_outputs)
+            state.num_computed = min(row.end, state.num_known)
             if finish is None and row.end <= state.prefill_end:
                 self.planner.share_chunk(state)
         else:
             state.extend_prefill()
         if finish is not None:
             self._close(state)
-        if not (taken or result.prompt_logprobs or finish):
-            return None
-        return _output(state, result.token_ids[:taken], finish, result)
+        return news(state, row, result, finish)
 
-    def _take_tokens(self, state: RequestState, row: PlanRow, result: RowResult) -> tuple[int, Finish | None]:
-        """Append what was sampled, up to the token that ends the request: how many were taken, and the finish."""
-        if row.samples and not result.token_ids:
-            raise InternalError(f"the executor sampled nothing for request {state.request_id} in a step that was to sample")
-        if not row.samples:
-            is_whole = state.max_outputs == 0 and row.end == state.prefill_end
-            return 0, finish_rules.LENGTH if is_whole else None
-        finish, taken = None, 0
-        while finish is None and taken < len(result.token_ids):
-            finish = finish_rules.accept_token(state, result.token_ids[taken])
-            taken += 1
-        self.counters.generation_tokens += taken
-        self._throughput.add(taken)
-        return taken, finish
+    def _take_tokens(self, state: RequestState, row: PlanRow, result: RowResult) -> Finish | None:
+        """The row's tokens, and what the grammar forces behind them."""
+        num_outputs = state.num_outputs
+        finish = take_tokens(state, row, result)
+        if num_outputs == state.num_outputs:
+            return finish
+        num_sampled = state.num_outputs
+        if finish is None and self._may_jump and state.matcher is not None:
+            finish = append_forced(state)
+        self._jumps.on_row(jumped=state.num_outputs > num_sampled)
+        self._count(state, state.num_outputs - num_outputs, state.num_outputs - num_sampled)
+        return finish
+
+    def _count(self, state: RequestState, num_tokens: int, num_forced: int) -> None:
+        state.num_forced += num_forced
+        self.counters.forced_tokens += num_forced
+        self.counters.generation_tokens += num_tokens
+        self._throughput.add(num_tokens)
 
     # ── ending ──
 
@@ -293,7 +325,8 @@ class Scheduler:
     def _end(self, state: RequestState, finish: Finish) -> None:
         """End a request outside `commit`."""
         self._close(state)
-        self._ended.append(_output(state, (), finish))
+        num_new = 0 if finish.kind in (FinishKind.ABORT, FinishKind.ERROR) else state.num_outputs
+        self._ended.append(output(state, num_new, finish))
 
     def _close(self, state: RequestState) -> None:
         self._waiting_grammar.pop(state.request_id, None)
@@ -305,18 +338,3 @@ class Scheduler:
         if not self._is_checked:
             check_idle(self.cache)
             self._is_checked = True
-
-
-def _output(state: RequestState, token_ids: tuple[int, ...], finish: Finish | None, result: RowResult = _NOTHING) -> RequestOutput:
-    return RequestOutput(
-        state.request.request_id,
-        token_ids,
-        result.logprobs[: len(token_ids)],
-        result.prompt_logprobs,
-        finish,
-        state.prompt_len,
-        state.cached_tokens,
-        0,  # forced_tokens
-        state.num_retractions,
-        state.scheduled_time,
-    )

@@ -20,31 +20,36 @@ class StepBuilder:
         self.num_new_requests = 0
         self.num_cached_tokens = 0
 
-    def decode(self, state: RequestState) -> None:
-        start = state.num_planned
-        token_ids = _PENDING if state.pending_samples else tuple(state.output_ids[start - state.prompt_len :])
-        state.num_planned = start + len(token_ids)
-        self._add(state, token_ids, start, samples=True)
+    def decode(self, state: RequestState, num_tokens: int) -> None:
+        """Compute the last sampled token, or the next `num_tokens` of those that are known since the grammar forced some."""
+        if not state.is_pending:
+            self._compute(state, num_tokens)
+            return
+        state.num_planned += 1
+        self._add(state, _PENDING, state.num_planned - 1, samples=True)
 
     def prefill(self, state: RequestState, num_tokens: int) -> None:
-        """Compute the next `num_tokens` of the prompt (and, after a retraction, of the output so far)."""
-        start, end = state.num_planned, state.num_planned + num_tokens
-        owed = state.prompt_logprobs_next
-        logprobs_from = None
-        if owed is not None and end > owed:
-            logprobs_from = owed
-            start = min(start, max(owed - 1, 0))  # the logits before a chunk's first token: that one is computed again
-            state.prompt_logprobs_next = end if end < state.prompt_len else None
-        state.num_planned = end
+        """Compute the next `num_tokens` of the prompt (and of the output so far: after a retraction, or forced)."""
         self.num_prefill_tokens += num_tokens
-        is_last = end == state.prefill_end
-        if is_last:
+        if state.num_planned + num_tokens == state.prefill_end:
             state.move(Phase.DECODING)
-        token_ids = tuple(state.tokens[start:end].tolist())
-        self._add(state, token_ids, start, samples=is_last and state.may_sample_again, logprobs_from=logprobs_from)
+        self._compute(state, num_tokens)
 
     def plan(self) -> BatchPlan:
         return BatchPlan(self.step, tuple(self.rows), self.num_masks)
+
+    def _compute(self, state: RequestState, num_tokens: int) -> None:
+        """A row of known tokens; it samples if it reaches the last of them."""
+        start, end = state.num_planned, state.num_planned + num_tokens
+        owed = state.logprobs_next
+        logprobs_from = None
+        if owed is not None and end > owed:
+            logprobs_from = owed
+            start = min(start, max(owed - 1, 0))  # the logits before a row's first token: that one is computed again
+            state.logprobs_next = end if end < state.num_known else None
+        state.num_planned = end
+        samples = end == state.num_known and state.may_sample_again
+        self._add(state, state.known_tokens(start, end), start, samples=samples, logprobs_from=logprobs_from)
 
     def _add(self, state: RequestState, token_ids: tuple[int, ...], start: int, *, samples: bool, logprobs_from: int | None = None) -> None:
         lease = state.lease
@@ -59,7 +64,8 @@ class StepBuilder:
         )
         state.is_fresh = False
         state.rows_in_flight += 1
-        state.pending_samples += samples
+        if samples:
+            state.promised = row.end + 1
         self.rows.append(row)
         self.states.append((state, state.epoch))
 

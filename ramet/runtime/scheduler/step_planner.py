@@ -29,6 +29,7 @@ class SchedulerCounters:
     cached_tokens: int = 0
     prefill_tokens: int = 0  # really computed, after retractions too
     generation_tokens: int = 0
+    forced_tokens: int = 0  # of these, written by a grammar
     retractions: int = 0
     steps: int = 0
 
@@ -88,32 +89,38 @@ class StepPlanner:
     def fill(self) -> StepBuilder:
         """Rows for as many requests as slots, pages and the token budget allow; may be none."""
         builder = StepBuilder(self._counters.steps)
-        self._add_decodes(builder)
         chunk = self._options.chunked_prefill_size
         budget = PrefillBudget(self._options.max_prefill_tokens, chunk if chunk is not None and chunk > 0 else None)
+        self._add_decodes(builder, budget)
         self._add_chunks(builder, budget)
         self._admit(builder, budget)
         return builder
 
-    def _add_decodes(self, builder: StepBuilder) -> None:
+    def _add_decodes(self, builder: StepBuilder, budget: PrefillBudget) -> None:
         """One row for every request that decodes; when pages run out, some requests give up theirs."""
-        ready, missing = self._decoding()
-        pages = self._cache.allocate(sum(missing))
-        while pages is None:
+        rows = self._decoding(budget.left)
+        while (pages := self._cache.allocate(sum([missing for _, _, missing in rows]))) is None:
             self.retract_one()
-            ready, missing = self._decoding()
-            pages = self._cache.allocate(sum(missing))
-        for state, count in zip(ready, missing, strict=True):
-            if count and state.lease is not None:
-                state.lease.pages += pages[-count:]
-                del pages[-count:]
-            builder.decode(state)
+            rows = self._decoding(budget.left)
+        for state, num_tokens, missing in rows:
+            if missing and state.lease is not None:
+                state.lease.pages += pages[-missing:]
+                del pages[-missing:]
+            builder.decode(state, num_tokens)
+        budget.spend_forced(sum([num_tokens for _, num_tokens, _ in rows]) - len(rows))
 
-    def _decoding(self) -> tuple[list[RequestState], list[int]]:
-        """Requests that decode in this step, and how many pages each lacks for its next token."""
-        ready = [state for state in self.running.values() if state.phase is Phase.DECODING and state.may_sample_again]
-        size = self._capacity.page_size
-        return ready, [max(0, state.num_planned // size + 1 - len(state.lease.pages)) for state in ready if state.lease is not None]
+    def _decoding(self, room: int) -> list[tuple[RequestState, int, int]]:
+        """Requests that decode in this step, how many tokens each computes, and how many pages it lacks for them: one token, and as many
+        forced ones as there are, up to `room` in all."""
+        rows = []
+        for state in self.running.values():
+            if state.phase is Phase.DECODING and state.may_sample_again:
+                num_tokens = 1
+                if not state.is_pending and (forced := min(state.num_known - state.num_planned - 1, room)):
+                    num_tokens += forced
+                    room -= forced
+                rows.append((state, num_tokens, self._missing_pages(state, state.num_planned + num_tokens)))
+        return rows
 
     def _add_chunks(self, builder: StepBuilder, budget: PrefillBudget) -> None:
         for state in self.running.values():
@@ -125,7 +132,7 @@ class StepPlanner:
     def _add_chunk(self, state: RequestState, builder: StepBuilder, budget: PrefillBudget) -> None:
         """Prefill as much of `state` as budget and pages allow."""
         assert state.lease is not None
-        granted = self._granted(state.lease, state.num_planned, state.prefill_stop, budget)
+        granted = self._granted(state.lease, state.num_planned, state.prefill_end, budget)
         if not granted:
             return
         pages = self._cache.allocate(self._missing_pages(state, state.num_planned + granted))
@@ -176,7 +183,7 @@ class StepPlanner:
             self._retry_step = self._counters.steps + _RETRY_STEPS
             self._cache.release(lease)
             return False
-        if not self._granted(lease, lease.num_shared, state.prefill_stop, budget):
+        if not self._granted(lease, lease.num_shared, state.prefill_end, budget):
             self._cache.release(lease)
             return False
         self._start(state, lease, builder)
@@ -194,10 +201,10 @@ class StepPlanner:
         builder.num_cached_tokens += lease.num_shared
         if is_first:
             state.scheduled_time = self._clock()
-            state.cached_tokens = lease.num_shared
+            state.cached_tokens = min(lease.num_shared, state.prompt_len)
             self._context.num_admissions += 1
             self._counters.prompt_tokens += state.prompt_len
-            self._counters.cached_tokens += lease.num_shared
+            self._counters.cached_tokens += state.cached_tokens
 
     def retract_one(self) -> None:
         """Take the pages of the request that loses least, computed tokens counted; it comes back first and computes them again, or
@@ -215,7 +222,7 @@ class StepPlanner:
     def share_chunk(self, state: RequestState) -> None:
         """Cache a chunk as soon as it is computed, so that requests with the same prefix can start."""
         assert state.lease is not None
-        end = state.num_computed - (state.prompt_logprobs_next is not None)  # the next chunk will compute that token again
+        end = state.num_computed - (state.logprobs_next is not None)  # the next chunk will compute that token again
         replaced_from = self._cache.insert(state.lease, state.tokens[:end])
         if replaced_from is not None:
             state.num_pages_sent = min(state.num_pages_sent, replaced_from)

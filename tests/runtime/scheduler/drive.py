@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,8 @@ def request(request_id: str, prompt: Sequence[int], new: int = 4, **fields: Any)
 
 
 class Drive:
-    """`now` is the scheduler's clock. What came is in `tokens`, `ends` and `rows`."""
+    """`now` is the scheduler's clock. `late`: whether the overlapped loop commits a step before it plans the next one (None: when the
+    scheduler wants it). What came is in `tokens`, `ends` and `rows`."""
 
     def __init__(
         self,
@@ -36,9 +38,11 @@ class Drive:
         model: FakeModel | None = None,
         compiler: GrammarCompiler | None = None,
         eviction: str = "lru",
+        late: bool | None = None,
         **options: Any,
     ) -> None:
         self.model = model or FakeModel(vocab_size=64)
+        self.compiler = compiler
         capacity = Capacity(num_pages, page_size, max_running)
         self.cache = PrefixCache(num_pages, page_size, eviction) if cache else NoCache(num_pages, page_size)
         options.setdefault("chunked_prefill_size", 32)
@@ -48,6 +52,7 @@ class Drive:
         )
         self.executor = FakeExecutor(capacity, self.model)
         self.overlap = overlap
+        self.late = late
         self.requests: dict[str, Request] = {}
         self.tokens: dict[str, list[int]] = {}
         self.prompt_logprobs: dict[str, list[TokenLogprob]] = {}
@@ -67,6 +72,8 @@ class Drive:
 
     def step(self) -> BatchPlan | None:
         """One turn of the loop: plan, launch, commit (of the step before, when overlapped)."""
+        if self.scheduler.wants_results_first if self.late is None else self.late:
+            self.finish_flight()
         plan = self.scheduler.plan()
         self._audit()
         if plan is not None:
@@ -88,6 +95,13 @@ class Drive:
             self._flight = None
             self._take(self.scheduler.commit(plan, pending.result()))
             self._audit()
+
+    def settle_grammars(self) -> None:
+        """Wait for the compiler's threads, so that what follows is the same in every run."""
+        deadline = time.monotonic() + 20
+        while self.scheduler.stats().num_waiting_grammar:
+            self.scheduler._take_grammars()
+            assert time.monotonic() < deadline
 
     def run(self, max_steps: int = 3000) -> None:
         steps = 0
@@ -112,7 +126,10 @@ class Drive:
 
     def expected(self, request_id: str) -> tuple[int, ...]:
         one = self.requests[request_id]
-        return expected_output(self.model, one.prompt_ids, one.sampling, seed=one.seed, stop_token_ids=one.stop_token_ids)
+        matcher = None
+        if one.grammar is not None and self.compiler is not None:
+            matcher = self.compiler.compile(one.grammar.kind, one.grammar.source).matcher()
+        return expected_output(self.model, one.prompt_ids, one.sampling, seed=one.seed, stop_token_ids=one.stop_token_ids, matcher=matcher)
 
     def assert_outputs(self) -> None:
         for request_id in self.requests:
