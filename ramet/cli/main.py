@@ -13,6 +13,8 @@ from ramet.version import __version__
 COMMANDS = {
     "serve": ("ramet.cli.serve", "serve a model over HTTP (native and OpenAI-compatible routes)"),
     "generate": ("ramet.cli.generate", "continue a prompt with a model in this process"),
+    "compile": ("ramet.cli.compile_command", "show what the compiler makes of a program: ramet compile FILE:FUNCTION"),
+    "trace": ("ramet.cli.trace", "draw a program run on a server: ramet trace RUN_ID"),
     "model": ("ramet.cli.model", "bring a model to this machine: ramet model fetch NAME"),
     "bench": ("ramet.cli.bench", "measure a server or an engine: ramet bench serving | offline | one-batch"),
 }

@@ -170,11 +170,15 @@ class FunctionLowering:
     def _returned(self, value: ast.expr | None, node: ast.AST) -> Value:
         if value is None:
             return self._context.const(None, node)
-        if self._context.expressions.is_conversation(value) and not self._is_turn(value):
+        if self._context.expressions.is_conversation(value) and not self._is_turn(value) and not self._continues(value):
             raise Unfit(
                 value, "a conversation cannot be returned: the result of run() is the conversation already", "return a value, or nothing"
             )
         return self._context.expressions.value(value)
+
+    def _continues(self, node: ast.expr) -> bool:
+        """Is it a program called with a conversation? That yields the function's value."""
+        return isinstance(node, ast.Call) and bool(node.args) and self._context.conversations.place(node.args[0]) is not None
 
     def _is_turn(self, node: ast.expr) -> bool:
         return isinstance(node, ast.Name) and self._context.kind(node.id) == "turn"
@@ -218,7 +222,7 @@ class FunctionLowering:
                 self._builder.write(f"{target.id}$value", result)
         elif self._assign_fork(target, value):
             return
-        elif isinstance(target, ast.Name) and self._speaks(value):
+        elif isinstance(target, ast.Name) and self._context.conversations.speaks(value):
             said = context.expressions.value(value)
             context.bind(target.id, "turn", target)
             self._builder.write(target.id, said)
@@ -230,13 +234,6 @@ class FunctionLowering:
                 self._assign(each, item)
         else:
             self._assign(target, context.expressions.value(value))
-
-    def _speaks(self, value: ast.expr) -> bool:
-        if not self._context.ambient:
-            return False
-        if self._is_turn(value):
-            return True
-        return isinstance(value, ast.Call) and self._context.conversations.verb(value.func) in ("system", "user", "assistant")
 
     def _assign_fork(self, target: ast.expr, value: ast.expr) -> bool:
         """`forks = s.fork(n)`, `a, b = s.fork(2)`, `f = s.fork(1)[0]`, `c = s.copy()`."""
@@ -307,7 +304,7 @@ class FunctionLowering:
     def _grow_turn(self, target: ast.Name, step: ast.AugAssign) -> None:
         """`history += turn` gathers what was said; `history += text` says more."""
         context = self._context
-        if self._speaks(step.value):
+        if self._context.conversations.speaks(step.value):
             known = self._builder.read(target.id)
             said = context.expressions.value(step.value)
             self._builder.write(target.id, context.call("concat", [known, context.const("\n", step), said], step))

@@ -236,6 +236,16 @@ class ConversationLowering:
             self._builder.emit(op)
         return value
 
+    def speaks(self, node: ast.expr) -> bool:
+        """Does the expression stand for turns of the ambient conversation: spoken here, kept in a name, or several added up?"""
+        if not self._context.ambient:
+            return False
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return self.speaks(node.left) and self.speaks(node.right)
+        if isinstance(node, ast.Name):
+            return self._context.kind(node.id) == "turn"
+        return isinstance(node, ast.Call) and self.verb(node.func) in ROLE_VERBS
+
     def speak(self, role: str, node: ast.Call) -> Value:
         """A turn in the ambient conversation; its value is what was said."""
         begin, *inner, end = self.turn(role, node)

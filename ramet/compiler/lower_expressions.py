@@ -14,7 +14,7 @@ from typing import Any
 from ramet.compiler.context import Context
 from ramet.compiler.diagnostics import Unfit
 from ramet.compiler.lower_conversations import GEN_KEYWORDS, ROLE_VERBS, Place
-from ramet.compiler.scope import MISSING, ProgramObject, is_plain
+from ramet.compiler.scope import MISSING, ProgramObject, is_plain, uses_language
 from ramet.ir.builtins import BUILTINS
 from ramet.ir.ops import HostCall, Index, MakeDict, MakeList
 from ramet.ir.types import Type, Value
@@ -148,6 +148,9 @@ class ExpressionLowering:
     def _binary(self, node: ast.BinOp) -> Value:
         if self._context.conversations.is_content(node):
             raise Unfit(node, "a generation has no value before it is appended", 's += …, then read s["name"]')
+        if self._context.conversations.speaks(node):
+            turns = [self.value(node.left), self._context.const("\n", node), self.value(node.right)]
+            return self._context.call("concat", turns, node)
         return self._context.call(OPERATORS[type(node.op)], [self.value(node.left), self.value(node.right)], node)
 
     def _unary(self, node: ast.UnaryOp) -> Value:
@@ -171,7 +174,7 @@ class ExpressionLowering:
     def _compare_rest(self, node: ast.Compare, left: Value, index: int) -> Value:
         conversations = self._context.conversations
         operator, right_node = node.ops[index], node.comparators[index]
-        if isinstance(operator, ast.In | ast.NotIn) and self.is_conversation(right_node):
+        if isinstance(operator, ast.In | ast.NotIn) and self.is_conversation(right_node) and not self._is_turn(right_node):
             result = conversations.inspect(self.state(right_node), "has", node, left)
             return result if isinstance(operator, ast.In) else self._context.call("not", [result], node)
         right = self.value(right_node)
@@ -179,6 +182,9 @@ class ExpressionLowering:
         if index + 1 == len(node.ops):
             return result
         return self._context.choose(result, node, lambda: self._compare_rest(node, right, index + 1), lambda: result)
+
+    def _is_turn(self, node: ast.expr) -> bool:
+        return isinstance(node, ast.Name) and self._context.kind(node.id) == "turn"
 
     def compared(self, node: ast.expr) -> Value:
         return self.value(node)
@@ -357,6 +363,12 @@ class ExpressionLowering:
         return self._context.call(name, args, node, keys)
 
     def _host_call(self, node: ast.Call) -> Value:
+        if uses_language(self._context.scope.lookup(node.func), self._context.verbs):
+            raise Unfit(
+                node,
+                f"{ast.unparse(node.func)}() builds expressions of the language, which a host function cannot",
+                "make it a @sgl.function and call it with the conversation: name(s, …)",
+            )
         args, keys = self._arguments(node)
         out = self._builder.values.new(Type.JSON)
         self._builder.emit(

@@ -8,7 +8,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from ramet.compiler.diagnostics import Unfit
@@ -111,3 +111,23 @@ def is_plain(value: Any, depth: int = 0) -> bool:
     if type(value) in (list, tuple):
         return all(is_plain(each, depth + 1) for each in value)
     return type(value) is dict and all(type(key) is str and is_plain(each, depth + 1) for key, each in value.items())
+
+
+def uses_language(function: Any, verbs: Verbs, depth: int = 3) -> bool:
+    """Does a Python function, or one of its module that it calls, name a verb of the language?"""
+    plain = inspect.unwrap(function) if callable(function) else None
+    if not isinstance(plain, FunctionType):
+        return False
+    names = {name for code in _codes(plain.__code__) for name in (*code.co_names, *code.co_freevars)}
+    for found in (captured(plain, name) for name in names):
+        if id(found) in verbs.names:
+            return True
+        if isinstance(found, ModuleType) and any(id(getattr(found, name, None)) in verbs.names for name in names):
+            return True
+        if depth and isinstance(found, FunctionType) and found.__module__ == plain.__module__ and uses_language(found, verbs, depth - 1):
+            return True
+    return False
+
+
+def _codes(code: CodeType) -> list[CodeType]:
+    return [code, *(inner for each in code.co_consts if isinstance(each, CodeType) for inner in _codes(each))]

@@ -1,0 +1,1 @@
+"""The intermediate representation: types, ops, modules, verifier, textual form, whitelisted builtins."""

@@ -407,7 +407,7 @@ BUILTINS: Mapping[str, Builtin] = MappingProxyType(
         "chr": Builtin(chr, Type.TEXT),
         "range": Builtin(_range),
         "enumerate": Builtin(lambda values, start=0: list(enumerate(_items(values), start)), Type.LIST),
-        "zip": Builtin(lambda *values: list(zip(*map(_items, values), strict=False)), Type.LIST),
+        "zip": Builtin(lambda *values, strict=False: list(zip(*map(_items, values), strict=strict)), Type.LIST),
         "iterate": Builtin(_iterate),
         "unpack": Builtin(_unpack, Type.LIST),
         "slice": Builtin(lambda value, low, high, step: value[low:high:step]),

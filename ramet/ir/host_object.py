@@ -20,4 +20,4 @@ class HostObject:
             'function, or run with mode="interpreted"'
         )
 
-    __str__ = __repr__ = __format__ = __bool__ = __eq__ = __hash__ = __lt__ = __len__ = __iter__ = __contains__ = _look  # type: ignore[assignment]
+    __str__ = __repr__ = __format__ = __bool__ = __eq__ = __hash__ = __lt__ = __len__ = __iter__ = __contains__ = _look

@@ -56,7 +56,15 @@ class Turn:
         track = self._state.track
         if not all(track.ready(key) for key in self._keys):
             wait_for(track.run.loop, self._wait)
-        return "\n".join(track.variables[key] for key in self._keys)
+        return self._known()
+
+    async def words(self) -> str:
+        """`str(turn)`, once it is said."""
+        await self._wait()
+        return self._known()
+
+    def _known(self) -> str:
+        return "\n".join(self._state.track.variables[key] for key in self._keys)
 
     async def _wait(self) -> None:
         for key in self._keys:

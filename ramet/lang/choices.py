@@ -92,7 +92,7 @@ def decide(
         "scores": list(ranking.scores),
         "probabilities": softmax([math.fsum(score.logprobs) for score in scores]),
         "normalized_prompt_logprobs": [_mean(score.logprobs) for score in scores],
-        "input_token_logprobs": [list(zip(score.logprobs, score.token_ids, strict=True)) for score in scores],
+        "input_token_logprobs": [[list(pair) for pair in zip(score.logprobs, score.token_ids, strict=True)] for score in scores],
     }
     return ChoicesDecision(choices[index], meta)
 

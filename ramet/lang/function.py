@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
-from ramet.errors import InvalidRequest
+from ramet.errors import InvalidRequest, UserError
 from ramet.lang.batch import BATCH_KEYWORDS, BatchOptions, call_arguments, pulled, results_in_order
 from ramet.lang.bridge import in_body
+from ramet.lang.compilation import Compilation
+from ramet.lang.explanation import Explanation, explain_function
 from ramet.lang.launch_run import run_to_end, start
-from ramet.lang.options import RUN_KEYWORDS, Mode, check_mode, split_options
+from ramet.lang.options import RUN_KEYWORDS, Mode, RunOptions, check_mode, split_options
 from ramet.lang.process import current_backend, runner
 from ramet.lang.result import ProgramState
 from ramet.lang.runner import wait_for
@@ -29,11 +32,20 @@ class Function:
     `seed`; every other keyword is an argument of the program.
     """
 
-    def __init__(self, function: Callable[..., Any], *, mode: Mode = "auto", bound: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        mode: Mode = "auto",
+        bound: Mapping[str, Any] | None = None,
+        disable_passes: Sequence[str] = (),
+        compilation: Compilation | None = None,
+    ) -> None:
         self.function, self.mode = function, check_mode(mode)
         self.bound = dict(bound or {})
         self.signature = inspect.signature(function)
         self.ambient = not _takes_state(self.signature)
+        self.compilation = compilation or Compilation(function, self.ambient, disable_passes)
         self.__name__, self.__doc__ = getattr(function, "__name__", "program"), function.__doc__
         self.__wrapped__ = function
         _refuse_reserved(self.__name__, self.signature)
@@ -85,21 +97,49 @@ class Function:
         for args, arguments in calls:
             self._program(args, arguments)
 
+        run, _ = split_options(keywords)
+        turns = options.concurrency if self._runs_on_server(run) else None
+
         async def run_one(item: tuple[tuple[Any, ...], dict[str, Any]]) -> ProgramState:
             args, arguments = item
-            return await self.arun(*args, **keywords, **arguments)
+            program = self._program(args, {**split_options(keywords)[1], **arguments})
+            return await run_to_end(program, replace(run, concurrency=turns), self.mode)
 
-        return results_in_order(calls, run_one, options)
+        return results_in_order(calls, run_one, options if turns is None else replace(options, num_threads=max(1, len(calls))))
+
+    def _runs_on_server(self, options: RunOptions) -> bool:
+        """Then a batch goes in one request, and its runs take turns there."""
+        if (options.mode or self.mode) == "interpreted" or getattr(current_backend(options.backend), "programs", None) is None:
+            return False
+        try:
+            return self.compilation.get() is not None
+        except UserError:
+            return False
 
     def bind(self, **arguments: Any) -> Function:
         """This program with some arguments fixed."""
-        return Function(self.function, mode=self.mode, bound={**self.bound, **arguments})
+        return Function(self.function, mode=self.mode, bound={**self.bound, **arguments}, compilation=self.compilation)
+
+    def without_passes(self, *names: str) -> Function:
+        """This program, compiled without the passes of these names (`ramet.compiler.default_order.PASS_NAMES`)."""
+        return Function(self.function, mode=self.mode, bound=self.bound, disable_passes=names)
 
     def trace(self, *, backend: Any = None, **arguments: Any) -> Trace:
         """Run the body once, on purpose, without generating: what it appends up to the first thing that depends on an argument not
         given here or on a generation. (`backend` is SGLang's; tracing needs none.)"""
         missing = [name for name in self._parameters() if name not in arguments and name not in self.bound]
         return trace_program(self.function, self.ambient, {**self.bound, **arguments}, missing)
+
+    def explain(self, *args: Any, analyze: bool = False, **keywords: Any) -> Explanation:
+        """How this program is executed and why: per line what each pass did or did not do. With `analyze=True` the program is run with
+        the given arguments and options, and the explanation says what happened; its `waterfall()` is a picture of the run."""
+        if not analyze:
+            return explain_function(self.__name__, self.compilation)
+        options, arguments = split_options(keywords)
+        program, traced = self._program(args, arguments), replace(options, traced=True)
+        state = wait_for(_home(), lambda: run_to_end(program, traced, self.mode))
+        where = "on the server" if state.run_id else "in this process"
+        return explain_function(self.__name__, self.compilation, state.spans(), where)
 
     def cache(self, backend: Any = None) -> None:
         """Bring the constant beginning of this program into the backend's prefix cache. Runs the body once, as `trace` does."""
@@ -121,7 +161,7 @@ class Function:
             self.signature.bind(*state, *args, **merged)
         except TypeError as error:
             raise TypeError(f"{self.__name__}{self.signature}: {error}") from None
-        return Program(self.function, self.ambient, args, merged)
+        return Program(self.function, self.ambient, args, merged, self.compilation)
 
     def _parameters(self) -> list[str]:
         found = list(self.signature.parameters.values())[0 if self.ambient else 1 :]

@@ -32,8 +32,8 @@ async def generate(run: Run, conversation: Conversation, op: Gen, show: Callable
 
     sampling = {**run.sampling, **op.sampling}
     copies = int(sampling.pop("n", None) or 1)
-    call = GenerateCall(conversation, sampling, {**run.logprobs, **op.logprobs}, run.run_id)
     quiet = op.reasoning is not None or copies > 1
+    call = GenerateCall(conversation, sampling, {**run.logprobs, **op.logprobs}, run.run_id, stream=run.live and not quiet)
     if copies == 1:
         return _finish(op, *await _collect(run, call, None if quiet else show))
     answers = await all_of([_collect(run, _copy(call, i), None) for i in range(copies)])

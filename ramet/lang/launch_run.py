@@ -14,19 +14,20 @@ from ramet.lang.strategy import Program, choose_strategy
 from ramet.lang.track import Track
 
 
-async def start(program: Program, options: RunOptions, mode: Mode) -> ProgramState:
-    """Begin a run on the running loop; the result streams."""
+async def start(program: Program, options: RunOptions, mode: Mode, *, live: bool = True) -> ProgramState:
+    """Begin a run on the running loop; the result streams if it is `live`."""
     backend = current_backend(options.backend)
-    run = Run(backend, await chat_format_of(backend), options.sampling, options.logprobs)
+    run = Run(backend, await chat_format_of(backend), options.sampling, options.logprobs, live=live, timeout=options.timeout)
+    run.concurrency, run.traced = options.concurrency, options.traced
     root = run.open_track()
-    task = asyncio.create_task(_execute(program, root, options.timeout, options.mode or mode), name=program.name)
+    task = asyncio.create_task(_execute(program, root, options.mode or mode), name=program.name)
     task.add_done_callback(_retrieve)
     return ProgramState(root, task)
 
 
 async def run_to_end(program: Program, options: RunOptions, mode: Mode) -> ProgramState:
     """Run, and raise what the program raises. Cancelling the caller cancels the run."""
-    state = await start(program, options, mode)
+    state = await start(program, options, mode, live=False)
     try:
         await state
     except asyncio.CancelledError:
@@ -36,20 +37,25 @@ async def run_to_end(program: Program, options: RunOptions, mode: Mode) -> Progr
     return state
 
 
-async def _execute(program: Program, root: Track, timeout: float | None, mode: Mode) -> Any:
-    deadline = asyncio.timeout(timeout)
+async def _execute(program: Program, root: Track, mode: Mode) -> Any:
+    run = root.run
+    run.clock = deadline = asyncio.timeout(None)
     try:
         async with deadline:
-            value = await choose_strategy(mode).execute(program, root)
-            await root.run.settle()
+            if run.concurrency is None:  # else once it has its turn
+                run.start_clock()
+            value = await choose_strategy(program, mode, run.backend).execute(program, root)
+            await run.settle()
             return value
     except TimeoutError:
         if not deadline.expired():
             raise
-        raise DeadlineExceeded(f"{program.name} did not end within its timeout of {timeout:g} s; what it generated was aborted") from None
+        raise DeadlineExceeded(
+            f"{program.name} did not end within its timeout of {run.timeout:g} s; what it generated was aborted"
+        ) from None
     finally:
-        await root.run.cancel()
-        root.run.end()
+        await run.cancel()
+        run.end()
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

@@ -29,6 +29,8 @@ class RunOptions:
     timeout: float | None = None
     mode: Mode | None = None
     stream: bool = False
+    concurrency: int | None = None  # set by a batch whose runs take turns on the server
+    traced: bool = False  # keep the spans, for explain(analyze=True)
 
 
 def split_options(keywords: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:

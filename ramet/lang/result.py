@@ -11,6 +11,7 @@ from ramet.errors import Cancelled
 from ramet.lang.runner import wait_for
 from ramet.lang.streaming import DONE, next_or_done
 from ramet.lang.track import Track
+from ramet.program.timeline import span_to_json
 
 CANCELLED = "this run was cancelled"
 
@@ -84,6 +85,19 @@ class ProgramState:
         if name not in self._track.meta:
             raise KeyError(f"variable {name!r} was not generated, so it has no meta info")
         return self._track.meta[name]
+
+    @property
+    def run_id(self) -> str:
+        """The id of this run on the server that executes it, for `ramet trace`; empty where it runs in this process."""
+        return self._track.run.server_id
+
+    def spans(self) -> list[dict[str, Any]]:
+        """What a compiled run spent its time on, as in a trace of the server (where it must have been asked for, by explain())."""
+        self.sync()
+        run = self._track.run
+        if run.server_spans is not None:
+            return run.server_spans
+        return [] if run.timeline is None else [span_to_json(span) for span in run.timeline.spans]
 
     def sync(self) -> None:
         """Wait for the program's end; raise what it raised."""

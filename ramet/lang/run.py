@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from ramet.errors import Unsupported
 from ramet.lang.track import Track
 from ramet.program.backend import Backend, ChatFormat
+from ramet.program.timeline import Timeline
 
 T = TypeVar("T")
 
@@ -32,6 +33,14 @@ class Run:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     tracks: list[Track] = field(default_factory=list)
     ended: bool = False
+    live: bool = False  # somebody watches the text as it comes
+    timeout: float | None = None
+    clock: asyncio.Timeout | None = None
+    concurrency: int | None = None  # of the batch that this run is one of: it may wait for its turn on the server
+    traced: bool = False
+    timeline: Timeline | None = None  # of a run of the interpreter in this process
+    server_id: str = ""  # of a run on a server
+    server_spans: list[dict[str, Any]] | None = None
     _keys: itertools.count[int] = field(default_factory=itertools.count)
     _draw: random.Random | None = None
 
@@ -39,6 +48,11 @@ class Run:
         track = Track(self, started=started)
         self.tracks.append(track)
         return track
+
+    def start_clock(self) -> None:
+        """From now on the run has `timeout` seconds."""
+        if self.timeout is not None and self.clock is not None:
+            self.clock.reschedule(self.loop.time() + self.timeout)
 
     def hidden_key(self) -> int:
         return next(self._keys)

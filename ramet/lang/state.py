@@ -96,11 +96,12 @@ class State:
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """New text as it is generated: of one variable, or of everything appended so far."""
-        stream = self._track.stream(var_name)
+        stream = self.text_async_iter(var_name)
         while (piece := wait_for(self._track.run.loop, lambda: next_or_done(stream))) is not DONE:
             yield piece
 
     def text_async_iter(self, var_name: str | None = None) -> AsyncIterator[str]:
+        self._track.run.live = True
         return self._track.stream(var_name)
 
     def system(self, expr: object = None) -> RoleTurn:

@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ramet.errors import Unsupported
-from ramet.lang.ambient import enter_conversation
+from ramet.errors import UserError
+from ramet.lang.ambient import Turn, enter_conversation
 from ramet.lang.bridge import run_body
+from ramet.lang.compilation import Compilation, named_arguments
 from ramet.lang.options import Mode
 from ramet.lang.process import enter_backend
 from ramet.lang.state import State
 from ramet.lang.track import Track
+from ramet.program.backend import Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Program:
     ambient: bool
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    compilation: Compilation | None = None
 
     @property
     def name(self) -> str:
@@ -42,6 +45,7 @@ class Interpreted:
 
     async def execute(self, program: Program, root: Track) -> Any:
         state = State(root)
+        root.run.start_clock()
 
         def body() -> Any:
             enter_backend(root.run.backend)
@@ -49,11 +53,29 @@ class Interpreted:
             arguments = program.args if program.ambient else (state, *program.args)
             return program.function(*arguments, **program.kwargs)
 
-        return await run_body(body, program.name)
+        value = await run_body(body, program.name)
+        return await value.words() if isinstance(value, Turn) else value
 
 
-def choose_strategy(mode: Mode) -> Strategy:
-    """`auto` is interpreted as long as no compiled strategy is plugged in here."""
-    if mode == "compiled":
-        raise Unsupported("mode='compiled' is not available in this build; use mode='auto' or 'interpreted'", param="mode")
-    return Interpreted()
+def choose_strategy(program: Program, mode: Mode, backend: Backend) -> Strategy:
+    """Compiled where source and arguments allow it. Where they do not, `auto` interprets and `compiled` raises what is in the way."""
+    if mode == "interpreted" or program.compilation is None:
+        return Interpreted()
+    try:
+        return _compiled(program, program.compilation, backend)
+    except UserError:
+        if mode == "compiled":
+            raise
+        return Interpreted()
+
+
+def _compiled(program: Program, compilation: Compilation, backend: Backend) -> Strategy:
+    from ramet.lang.compiled import InProcess
+
+    prepared = compilation.get()
+    arguments = named_arguments(program.function, program.ambient, program.args, program.kwargs)
+    if getattr(backend, "programs", None) is None:
+        return InProcess(prepared.compiled, arguments)
+    from ramet.lang.remote import OnServer
+
+    return OnServer(prepared, arguments, backend.programs)  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ramet.errors import Cancelled, InvalidRequest, Unsupported
@@ -216,6 +216,27 @@ class Track:
 
     def _append(self, part: Part) -> None:
         self.conversation = self.conversation.append(part)
+
+    def said(self, parts: Sequence[Part]) -> None:
+        """Parts that were appended elsewhere; with them the generation under way, if any, is complete."""
+        self.conversation, self.partial = Conversation((*self.conversation.parts, *parts)), ""
+        self.changed.ring()
+
+    def saying(self, name: str | None, text: str) -> None:
+        """More text of the generation under way elsewhere."""
+        if not self.partial and name is not None:
+            self.streams[name] = ""
+        self.partial += text
+        if name is not None:
+            self.streams[name] += text
+        self.changed.ring()
+
+    def record(self, name: str, value: Any, meta: Any = None) -> None:
+        """A variable as a compiled program, executed elsewhere, has set it."""
+        if meta is not None:
+            self.meta[name] = dict(meta)
+        self._write(name, value, self.streams.get(name) if meta is not None else None)
+        self.changed.ring()
 
     def _write(self, key: Key, value: Any, text: str | None = None) -> None:
         self.variables[key] = value

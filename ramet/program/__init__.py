@@ -1,0 +1,1 @@
+"""The interpreter of the IR, and the backends' protocol that it runs on."""

@@ -114,6 +114,7 @@ class GenerateCall:
     logprobs: Mapping[str, Any] = field(default_factory=dict)  # return_logprob, logprob_start_len, top_logprobs_num …
     run_id: str = ""  # generations of one program run carry one id
     hints: Mapping[str, int] = field(default_factory=dict)  # what the compiler knows: max_tokens, path (generations still to come), group
+    stream: bool = True  # False: nobody watches, one chunk with the whole text will do
 
 
 @dataclass(frozen=True, slots=True)

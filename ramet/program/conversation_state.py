@@ -65,7 +65,9 @@ class ConversationState:
 
 def _text_parts(text: Any) -> list[Part]:
     if not isinstance(text, str):
-        raise InvalidRequest(f"only text can be appended, not {type(text).__name__} ({text!r:.60}); convert it with str()")
+        raise InvalidRequest(
+            f"only text and sgl expressions can be appended, not {type(text).__name__} ({text!r:.60}); convert it with str()"
+        )
     return [Part("text", text)] if text else []
 
 

@@ -15,8 +15,10 @@ from ramet.program.conversation_state import ConversationState
 from ramet.program.selection import decide
 
 MAX_COPIES = 128
-Answer = tuple[ConversationState, Any, int]
-"""The conversation with the text, the variable's value, and how many tokens were generated."""
+Usage = dict[str, int]
+Answer = tuple[ConversationState, Any, Usage]
+"""The conversation with the text, the variable's value, and the counts of tokens that the backend gave."""
+COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "forced_tokens")
 
 
 async def generate(
@@ -26,27 +28,26 @@ async def generate(
     arguments: Mapping[str, Any],
     run_id: str,
     hints: Mapping[str, int],
-    show: Callable[[str], None],
+    show: Callable[[str], None] | None,
 ) -> Answer:
-    """`show` gets each new piece of text."""
+    """`show` gets each new piece of text; without it the text may come in one piece."""
     shape = answer_shape(arguments)
     sampling = {**state.sampling, **shape.sampling}
     copies = int(sampling.pop("n", None) or 1)
     if not 1 <= copies <= MAX_COPIES:
         raise InvalidRequest(f"n is 1 to {MAX_COPIES}, not {copies}", param="n")
-    calls = [
-        GenerateCall(state.conversation, _seeded(sampling, i), {**state.logprobs, **shape.logprobs}, run_id, hints) for i in range(copies)
-    ]
+    logprobs, stream = {**state.logprobs, **shape.logprobs}, show is not None and copies == 1
+    calls = [GenerateCall(state.conversation, _seeded(sampling, i), logprobs, run_id, hints, stream) for i in range(copies)]
     if copies == 1:
         answers = [await _collect(backend, calls[0], show)]
     else:
         answers = await _all([_collect(backend, call, None) for call in calls])
     values = [_parsed(shape, name, text, meta) for text, meta in answers]
     text, meta = answers[0]
-    tokens = sum(int(each.get("completion_tokens", 0)) for _, each in answers)
+    usage = {count: sum(int(each.get(count) or 0) for _, each in answers) for count in COUNTS}
     value, meta = (values[0], meta) if copies == 1 else (values, {**meta, "all": [each for _, each in answers]})
     after = state.with_text(text)
-    return (after if name is None else after.with_variable(_name(name), value, meta)), value, tokens
+    return (after if name is None else after.with_variable(_name(name), value, meta)), value, usage
 
 
 def _seeded(sampling: Mapping[str, Any], index: int) -> Mapping[str, Any]:
@@ -110,7 +111,7 @@ async def select(
     scores = await backend.score(state.conversation, choices, unconditional=unconditional)
     decision, meta = decide(choices, scores, method, temperature, draw(arguments.get("seed")))
     after = state.with_text(decision)
-    return (after if name is None else after.with_variable(_name(name), decision, meta)), decision, 0
+    return (after if name is None else after.with_variable(_name(name), decision, meta)), decision, {}
 
 
 def _name(name: Any) -> str:

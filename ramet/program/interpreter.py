@@ -75,6 +75,7 @@ async def run_program(
     run.watch = watch
     run.call = lambda function, state, args, depth: _Frame(run, function, depth).run(state, args)
     values = _arguments(module.main, arguments)
+    run.seed = (sampling or {}).get("seed")
     start = State(sampling=dict(sampling or {}), logprobs=dict(logprobs or {}), watched=watch is not None)
     try:
         async with asyncio.timeout(run.spent.remaining_seconds()):
@@ -234,9 +235,11 @@ class _Frame:
                 if run.watch is not None and state.watched:
                     run.watch.saying(name, text)
 
-            after, value, tokens = await generate(run.backend, state, name, arguments, run.run_id, hints, show)
-            span["tokens"] = tokens
-        run.spent.generated(tokens)
+            seen = show if run.timeline.emit is not None or state.watched else None
+            after, value, usage = await generate(run.backend, state, name, arguments, run.run_id, hints, seen)
+            new_share = run.timeline.new_share(state.conversation)
+            span.update(usage, tokens=usage["completion_tokens"], new_prompt_tokens=round(usage["prompt_tokens"] * new_share))
+        run.spent.generated(usage["completion_tokens"])
         return run.follow(state, after), value
 
     def select(self, op: ops.Select) -> None:

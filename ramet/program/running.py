@@ -110,6 +110,7 @@ class Running:
         self.call: Callable[[Function, Any, Sequence[Any], int], Awaitable[tuple[Any, Any]]]
         self.watch: Watch | None = None
         self._chat: ChatFormat | None = None
+        self.seed: Any = None  # of the run, where it has one
         self._dice: random.Random | None = None
 
     async def function(self, function: Function, state: Any, args: Sequence[Any], depth: int) -> tuple[Any, Any]:
@@ -217,5 +218,5 @@ class Running:
         if seed is not None:
             return random.Random(seed)
         if self._dice is None:
-            self._dice = random.Random(self.run_id or None)
+            self._dice = random.Random(self.seed)
         return self._dice

@@ -240,9 +240,23 @@ class HttpConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramConfig:
+    """What programs that run on the server may use."""
+
+    max_programs: int = option(256, "programs kept registered; the least recently used one goes first", low=1)
+    max_live_runs: int = option(1024, "program runs alive at once; more wait or are refused with 503", low=1)
+    run_seconds: float = option(600.0, "longest time of one program run", low=0.001)
+    run_steps: int = option(200_000, "most ops that one program run executes", low=1)
+    run_tokens: int = option(1_000_000, "most tokens that one program run generates", low=1)
+    run_forks: int = option(1024, "most forks alive at once in one program run", low=1)
+    host_call_seconds: float = option(120.0, "how long a program run waits for its client to answer a host call", low=0.001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     engine: EngineConfig = EngineConfig()
     http: HttpConfig = HttpConfig()
+    programs: ProgramConfig = ProgramConfig()
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> ServerConfig:

@@ -11,13 +11,16 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ramet.runtime.config import ServerConfig
 from ramet.runtime.engine.generation_engine import GenerationEngine
-from ramet.server import control, native
+from ramet.server import control, native, programs, runs
 from ramet.server.auth import BearerAuth, BodyLimit
 from ramet.server.control import engine_stats
 from ramet.server.error_responses import install_error_handlers
 from ramet.server.metrics import Metrics
 from ramet.server.openai import chat, completions, model_list, parse_routes
 from ramet.server.openai.chat_dialect import ChatDialect
+from ramet.server.program_metrics import ProgramMetrics
+from ramet.server.programs import ProgramRegistry
+from ramet.server.runs import LiveRuns
 from ramet.server.server_context import Context, ServerContext
 from ramet.version import __version__
 
@@ -28,15 +31,32 @@ def build_app(engine: GenerationEngine, config: ServerConfig) -> FastAPI:
     """An app that serves `engine`. The caller starts and closes the engine."""
     app = FastAPI(title="Ramet", version=__version__, description=DESCRIPTION)
     name = config.engine.model.served_model_name or engine.model.name
-    app.state.context = ServerContext(engine, config, Metrics(name), started=int(time.time()))
+    context = app.state.context = ServerContext(engine, config, Metrics(name), started=int(time.time()))
     app.state.chat_dialect = ChatDialect.of(engine, config.engine.api)
-    for router in (native.router, chat.router, completions.router, model_list.router, parse_routes.router, control.router):
+    _add_programs(app, context)
+    for router in (
+        native.router,
+        chat.router,
+        completions.router,
+        model_list.router,
+        parse_routes.router,
+        programs.router,
+        runs.router,
+        control.router,
+    ):
         app.include_router(router)
     if config.engine.log.enable_metrics:
         app.add_api_route("/metrics", _metrics, methods=["GET"], tags=["control"])
     install_error_handlers(app)
     _add_middleware(app, config)
     return app
+
+
+def _add_programs(app: FastAPI, context: ServerContext) -> None:
+    limits = context.config.programs
+    registry = app.state.programs = ProgramRegistry(limits.max_programs)
+    live = app.state.runs = LiveRuns(context, limits.max_live_runs)
+    live.metrics = ProgramMetrics(context.metrics.registry, live.__len__, registry.__len__)
 
 
 def _add_middleware(app: FastAPI, config: ServerConfig) -> None:

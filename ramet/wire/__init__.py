@@ -1,0 +1,1 @@
+"""The one serialised form of a program and of its values."""

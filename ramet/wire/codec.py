@@ -19,7 +19,7 @@ from ramet.ir.module import Block, Function, Grammar, Module, Source
 from ramet.ir.ops import LAYOUTS, OPS, Op, Target, results_of
 from ramet.ir.types import Location, Type, Value
 from ramet.ir.verify import verify
-from ramet.wire.version import FORMAT, VERSION
+from ramet.wire.format_version import FORMAT, VERSION
 
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64

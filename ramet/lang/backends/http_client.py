@@ -25,10 +25,16 @@ class HttpClient:
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = weakref.WeakKeyDictionary()
 
     async def get(self, path: str) -> Any:
-        return await self._json("GET", path, None)
+        return await self._json("GET", path)
 
     async def post(self, path: str, body: Any) -> Any:
-        return await self._json("POST", path, body)
+        return await self._json("POST", path, json=body)
+
+    async def put(self, path: str, content: bytes) -> Any:
+        return await self._json("PUT", path, content=content, headers={"content-type": "application/json"})
+
+    async def delete(self, path: str) -> Any:
+        return await self._json("DELETE", path)
 
     async def events(self, path: str, body: Any) -> AsyncIterator[dict[str, Any]]:
         """The JSON events of a stream, up to its [DONE]."""
@@ -55,11 +61,11 @@ class HttpClient:
         if client is not None:
             await client.aclose()
 
-    async def _json(self, method: str, path: str, body: Any) -> Any:
+    async def _json(self, method: str, path: str, **body: Any) -> Any:
         import httpx
 
         try:
-            response = await self._client().request(method, path, json=body)
+            response = await self._client().request(method, path, **body)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         if response.status_code >= 400:
@@ -111,6 +117,7 @@ def error_for(code: object, status: int, message: str, param: str | None = None)
             return kind(message) if kind is QueueFull else kind(message, param=param)
     error: RametError = UserError(message, param=param) if 400 <= status < 500 else InternalError(message, param=param)
     error.status = status
+    error.code = code if isinstance(code, str) else error.code
     return error
 
 

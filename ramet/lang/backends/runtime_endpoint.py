@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from ramet.errors import Unsupported
 from ramet.lang.backends.http_client import HttpClient, error_for
+from ramet.lang.backends.program_client import ProgramClient
 from ramet.program.backend import ChatFormat, ChoiceScore, Conversation, GenerateCall, GenerateChunk
 from ramet.program.boundary import ScoredRows, scored_rows
 
@@ -22,6 +23,7 @@ class RuntimeEndpoint:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = HttpClient(base_url, headers, verify=True if verify is None else verify)
         self._chat: ChatFormat | None = None
+        self.programs = ProgramClient(self._http)
 
     @property
     def base_url(self) -> str:
@@ -31,11 +33,15 @@ class RuntimeEndpoint:
         body = {
             **await self._prompt(call.conversation),
             "sampling_params": dict(call.sampling),
-            "stream": True,
-            "incremental": True,
-            "group": call.run_id or None,
+            "group": call.run_id,
             **call.logprobs,
         }
+        if not call.stream:
+            reply = await self._http.post("/generate", body)
+            _raise_if_failed(reply["meta_info"].get("finish_reason"))
+            yield GenerateChunk(reply["text"], reply["meta_info"], finished=True)
+            return
+        body |= {"stream": True, "incremental": True}
         events = cast(AsyncGenerator[dict[str, Any], None], self._http.events("/generate", body))
         logprobs = _LogprobLists()
         async with aclosing(events):

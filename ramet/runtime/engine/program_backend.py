@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -15,15 +15,19 @@ from ramet.runtime.engine.generation_engine import GenerationEngine
 from ramet.runtime.engine.native_format import NativeCall, NativeResult, error_of, expand
 from ramet.runtime.request import Delta, FinishKind, Generation, LogprobParams, SamplingParams
 
+Stream = Callable[[Generation], AsyncIterator[Delta]]
+Complete = Callable[[Generation], Awaitable[Delta]]
 PREFILL_ONLY = SamplingParams(max_new_tokens=0, temperature=0.0)
 NO_TEMPLATE = ChatFormat({})
 
 
 class EngineBackend:
-    """Runs programs on a `GenerationEngine` of this process: no HTTP, no copies of text."""
+    """Runs programs on a `GenerationEngine` of this process: no HTTP, no copies of text. `stream` and `complete` replace the engine's
+    own, for whoever wants to see what passes."""
 
-    def __init__(self, engine: GenerationEngine) -> None:
+    def __init__(self, engine: GenerationEngine, *, stream: Stream | None = None, complete: Complete | None = None) -> None:
         self._engine = engine
+        self._stream, self._complete = stream or engine.generate, complete or engine.complete
         self._chat: ChatFormat | None = None
 
     async def generate(self, call: GenerateCall) -> AsyncIterator[GenerateChunk]:
@@ -39,6 +43,11 @@ class EngineBackend:
         )
         [generation] = expand(asked).generations
         result = NativeResult(generation.logprobs, tokenizer)
+        if not call.stream:
+            whole = _checked(await self._complete(generation))
+            result.add(whole)
+            yield GenerateChunk(whole.text, result.reply()["meta_info"], finished=True)
+            return
         async with aclosing(self._deltas(generation)) as deltas:
             async for delta in deltas:
                 result.add(delta)
@@ -46,12 +55,9 @@ class EngineBackend:
                 yield GenerateChunk(delta.text, result.reply()["meta_info"] if finished else {}, finished)
 
     async def _deltas(self, generation: Generation) -> AsyncGenerator[Delta, None]:
-        """The engine's stream, in which an abort or error is an exception."""
-        async with aclosing(cast(AsyncGenerator[Delta, None], self._engine.generate(generation))) as deltas:
+        async with aclosing(cast(AsyncGenerator[Delta, None], self._stream(generation))) as deltas:
             async for delta in deltas:
-                if delta.finish is not None and delta.finish.kind in (FinishKind.ABORT, FinishKind.ERROR):
-                    raise error_of(delta.finish)
-                yield delta
+                yield _checked(delta)
 
     async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
         prompt, encode = await self._prompt(conversation), self._engine.tokenizer.encode
@@ -67,17 +73,18 @@ class EngineBackend:
 
     async def _row_logprobs(self, row: tuple[int, ...], start: int) -> list[float | None]:
         generation = Generation(request_id=uuid.uuid4().hex, input_ids=row, sampling=PREFILL_ONLY, logprobs=LogprobParams(start_len=start))
-        async with aclosing(self._deltas(generation)) as deltas:
-            return [entry.logprob async for delta in deltas for entry in delta.prompt_logprobs]
+        return [entry.logprob for entry in _checked(await self._complete(generation)).prompt_logprobs]
 
     async def prefill(self, conversation: Conversation) -> None:
         prompt = await self._prompt(conversation)
         generation = Generation(
             request_id=uuid.uuid4().hex, text=prompt.text, add_special_tokens=prompt.add_special_tokens, sampling=PREFILL_ONLY
         )
-        async with aclosing(self._deltas(generation)) as deltas:
-            async for _ in deltas:
-                pass
+        _checked(await self._complete(generation))
+
+    async def num_tokens(self, conversation: Conversation) -> int:
+        prompt = await self._prompt(conversation)
+        return len(self._engine.tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens))
 
     async def chat_format(self) -> ChatFormat:
         if self._chat is None:
@@ -99,3 +106,10 @@ class EngineBackend:
 
     async def _prompt(self, conversation: Conversation) -> Prompt:
         return conversation.prompt(await self.chat_format() if conversation.has_turns else NO_TEMPLATE)
+
+
+def _checked(delta: Delta) -> Delta:
+    """Aborts and errors are exceptions here, not texts cut short."""
+    if delta.finish is not None and delta.finish.kind in (FinishKind.ABORT, FinishKind.ERROR):
+        raise error_of(delta.finish)
+    return delta

@@ -1,0 +1,68 @@
+"""Host calls of a compiled program: the client's own Python, run exactly as an interpreted body would run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ramet.compiler.driver import CompiledProgram
+from ramet.ir.host_object import HostObject
+from ramet.lang.bridge import run_body
+from ramet.lang.process import enter_backend
+from ramet.program.backend import Backend
+from ramet.program.interpreter import HostCall
+
+
+class HostObjects:
+    """Objects that a program may hold without seeing into them, for the length of one run."""
+
+    def __init__(self) -> None:
+        self._known: list[Any] = []
+
+    def conceal(self, value: Any) -> Any:
+        """What a program may get: plain values as they are, any other object as a HostObject."""
+        if value is None or isinstance(value, str | int | float):
+            return value
+        if isinstance(value, list):
+            return [self.conceal(each) for each in value]
+        if isinstance(value, tuple):
+            return tuple(self.conceal(each) for each in value)
+        if isinstance(value, dict):
+            return {self.conceal(key): self.conceal(each) for key, each in value.items()}
+        self._known.append(value)
+        return HostObject(len(self._known) - 1, type(value).__name__)
+
+    def reveal(self, value: Any) -> Any:
+        """The host's own objects again."""
+        if isinstance(value, HostObject):
+            return self._known[value.number]
+        if not self._known:
+            return value
+        if isinstance(value, list):
+            return [self.reveal(each) for each in value]
+        if isinstance(value, tuple):
+            return tuple(self.reveal(each) for each in value)
+        return {key: self.reveal(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+class ClientHost:
+    """Implements the interpreter's `HostCalls`. A function marked `@sgl.host` runs in a pool of threads, an async one on the loop, any
+    other on the loop's thread; programs that it runs inherit the backend."""
+
+    def __init__(self, compiled: CompiledProgram, backend: Backend) -> None:
+        self._compiled, self._backend = compiled, backend
+        self.objects = HostObjects()
+
+    async def call(self, call: HostCall) -> Any:
+        return await self.run(call.function, call.args, call.kwargs)
+
+    async def run(self, name: str, args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+        function = self._compiled.host_function(name)
+        reveal = self.objects.reveal
+        given = [reveal(each) for each in args], {key: reveal(each) for key, each in keywords.items()}
+        running = f"{name}() in {self._compiled.module.main.name}"
+        return self.objects.conceal(await run_body(lambda: self._invoke(function, *given), running))
+
+    def _invoke(self, function: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+        enter_backend(self._backend)
+        return function(*args, **keywords)
