@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ramet.runtime.attention.row_groups import MAX_SHORT_QUERY
 from ramet.runtime.plan import PlanRow
 from ramet.runtime.request import LogprobParams, TokenLogprob
 
@@ -71,6 +72,24 @@ def split_prompt(row_index: int, row: PlanRow, limit: int = MAX_PROMPT_LOGITS) -
     return [_piece(row_index, row, first, low, high) for low, high in itertools.pairwise(bounds)]
 
 
+def split_output(piece: PromptPiece, prompt_len: int, limit: int = MAX_SHORT_QUERY) -> list[PromptPiece]:
+    """The piece as rows of one pass: the prompt, and output tokens in rows so short that attention treats each token as in a decode
+    row. Then what a model says behind forced tokens does not depend on whether they were forced."""
+    row = piece.row
+    first = max(prompt_len - row.start, 0)
+    if len(row.token_ids) <= (limit if first == 0 else first):
+        return [piece]
+    cuts = [0, *([first] if first else []), *range(first + limit, len(row.token_ids), limit), len(row.token_ids)]
+    wanted_from = piece.first_wanted if piece.targets else len(row.token_ids)
+    return [_part(piece, wanted_from, low, high) for low, high in itertools.pairwise(cuts)]
+
+
+def _part(piece: PromptPiece, wanted_from: int, low: int, high: int) -> PromptPiece:
+    first = max(wanted_from, low)
+    targets = piece.targets[max(low - wanted_from, 0) : max(high - wanted_from, 0)]
+    return PromptPiece(piece.row_index, _cut(piece.row, low, high), max(first - low, 0), targets)
+
+
 def first_predicting(row: PlanRow) -> int | None:
     """Index of the row's first token whose logits say the logprob of the next one; None: no prompt logprobs in this row."""
     if row.prompt_logprobs_from is None:
@@ -80,15 +99,17 @@ def first_predicting(row: PlanRow) -> int | None:
 
 
 def _piece(row_index: int, row: PlanRow, first: int, low: int, high: int) -> PromptPiece:
-    last = high == len(row.token_ids)
-    part = replace(
+    wanted_from = max(first, low)
+    targets = row.token_ids[wanted_from + 1 : high + 1] if wanted_from < high else ()
+    return PromptPiece(row_index, _cut(row, low, high), max(first - low, 0), targets)
+
+
+def _cut(row: PlanRow, low: int, high: int) -> PlanRow:
+    return replace(
         row,
         token_ids=row.token_ids[low:high],
         start=row.start + low,
         new_pages=row.new_pages if low == 0 else (),
-        samples=row.samples and last,
+        samples=row.samples and high == len(row.token_ids),
         reset=row.reset if low == 0 else None,
     )
-    wanted_from = max(first, low)
-    targets = row.token_ids[wanted_from + 1 : high + 1] if wanted_from < high else ()
-    return PromptPiece(row_index, part, max(first - low, 0), targets)

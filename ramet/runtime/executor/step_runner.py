@@ -8,7 +8,7 @@ import torch
 
 from ramet.runtime.attention.attention_backend import ForwardBatch
 from ramet.runtime.executor.inputs import SlotTables
-from ramet.runtime.executor.logprobs import PromptPiece, compute_logprobs, split_prompt
+from ramet.runtime.executor.logprobs import PromptPiece, compute_logprobs, split_output, split_prompt
 from ramet.runtime.executor.sampler import Sampler
 from ramet.runtime.executor.step_readback import RowLogprobs, StepClock, StepReadback
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, PlanRow, TokenMasks
@@ -31,7 +31,8 @@ class StepRunner:
         self._prompt: list[RowLogprobs] = []
 
     def forward(self, plan: BatchPlan) -> None:
-        """Compute all rows. A row that wants prompt logprobs runs in pieces where its logits would take too much memory."""
+        """Compute all rows. A row that wants prompt logprobs runs in pieces where its logits would take too much memory; output that was
+        forced runs in one pass with what is before it, but in short rows of its own, which attend as decode rows do."""
         self._clock, self._prompt, self._logits = StepClock(self._device), [], None
         if not plan.rows:
             return
@@ -60,7 +61,8 @@ class StepRunner:
         self._logits = None
         return StepReadback(plan, tokens, sampled, self._prompt, self._clock)
 
-    def _run(self, pieces: Sequence[PromptPiece]) -> torch.Tensor:
+    def _run(self, rows: Sequence[PromptPiece]) -> torch.Tensor:
+        pieces = [part for piece in rows for part in split_output(piece, len(self._sampler[piece.row.slot].start.prompt_ids))]
         wanted = [range(piece.first_wanted, piece.first_wanted + len(piece.targets)) for piece in pieces]
         inputs = self._tables.build([piece.row for piece in pieces], wanted)
         logits = self._forward(inputs.batch)

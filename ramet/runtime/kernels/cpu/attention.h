@@ -19,7 +19,7 @@ namespace ramet {
 constexpr int kKeys = 64;      // keys of a tile
 constexpr int kQueries = 16;   // queries of a prefill unit
 constexpr int kSplit = 512;    // keys of a decode unit
-constexpr int kSmall = 4;      // rows with fewer queries than this are treated query by query
+constexpr int kSmall = 4;      // units with fewer queries than this are treated query by query
 
 struct Batch {  // one step; see ForwardBatch
   int32_t num_tokens, num_rows, num_logits, max_pages, page_size;
@@ -52,7 +52,7 @@ inline Schedule make_schedule(const Batch& batch, const Shape& shape) {
   for (int r = 0; r < batch.num_rows; ++r) {
     const int begin = batch.query_starts[r], count = batch.query_starts[r + 1] - begin, length = batch.kv_lens[r];
     for (int h = 0; h < shape.kv_heads; ++h) {
-      if (count < kSmall) {
+      if (count <= kQueries) {  // bit for bit what as many decode steps compute: forced tokens must not change what follows
         for (int q = 0; q < count; ++q) {
           const int keys = length - count + q + 1;
           const int parts = (keys + kSplit - 1) / kSplit;
