@@ -25,6 +25,13 @@ AS_TEMPLATES_WRITE = COMPACT | {"item_separator": ", ", "key_separator": ": "}
 ANY_JSON = "$$ANY$$"
 TEXT = r"R_TEXT: /(.|\n)*/"
 LARK_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|\[(?:\\.|[^\]\\])*\]|[^/\\])+/|//[^\n]*|\bstart\b')
+JSON_TOKEN = re.compile(r'"[^"]*"|[\[\]{}]|[:,] ?|[^"\[\]{}:,]+|"')
+PYTHON = [
+    'r_python: (R_OTHER | R_STRING | "(" r_python ")" | "[" r_python "]" | "{" r_python "}")*',
+    r"R_OTHER: /[^()\[\]{}'\"]+/",
+    r"""R_STRING: /"([^"\\\n]|\\.)*"|'([^'\\\n]|\\.)*'/""",
+]
+"""Arguments without a promise, up to the parenthesis that closes them."""
 PROPERTY_KEYWORDS = {"type", "properties", "required", "additionalProperties", "title", "description", "$defs", "definitions", "$schema"}
 
 Rules = list[str]
@@ -65,17 +72,16 @@ class Grammar:
         self.tools_by_line: dict[int, CallableTool] = {}
 
     def literal(self, text: str) -> str:
-        """`text`, its special markers as the tokens they are."""
-        if not text:
-            return '""'
+        """`text`, its special markers as the tokens they are. It is cut where JSON's own tokens end: a lexer does not go back, so that
+        beside a JSON answer one long literal would shut that answer out."""
         pattern = "|".join(re.escape(marker) for marker in self._special_ids) or r"(?!)"
         parts: list[str] = []
         for piece in re.split(f"({pattern})", text):
             if piece in self._special_ids:
                 parts.append(f"<[{self._special_ids[piece]}]>")
-            elif piece:
-                parts.append(json.dumps(piece, ensure_ascii=False))
-        return " ".join(parts)
+            else:
+                parts += [json.dumps(token, ensure_ascii=False) for token in JSON_TOKEN.findall(piece)]
+        return " ".join(parts) or '""'
 
     def add_start(self, thoughts: ThinkTags | None, inside: bool) -> None:
         """Thoughts end with their tag; what follows is the body."""
@@ -92,37 +98,51 @@ class Grammar:
         """The body: calls, or where they need not be, an answer or free text without calls."""
         for index, tool in enumerate(use.tools):
             self._add_arguments(index, tool, wire)
+        for index, tool in enumerate(use.tools):
+            self.lines += [f"r_tool_{index}: {self._call(index, tool, wire.head, wire)}"]
+        self.lines += ["r_call: " + _any_of("r_tool", use)]
         more = f" ({self.literal(wire.separator)} r_call)*" if use.parallel else ""
-        closing = f" {self.literal(wire.closing)}" if wire.closing else ""
-        self._add_alternatives("r_call", wire.head, wire, len(use.tools))
+        rest = f"{more} {self.literal(wire.closing)}"
+        calls = f"{self.literal(wire.opening)} r_call{rest}"
         if use.mode == "required" or answers:
-            opening = f"{self.literal(wire.opening)} " if wire.opening else ""
-            self.lines += [f"r_calls: {opening}r_call{more}{closing}"]
-            self.lines += ["r_body: r_calls" + (" | r_answer" if answers else ""), *answers]
+            self.lines += [f"r_body: {calls}" + (" | r_answer" if answers else ""), *answers]
+        elif wire.python_arguments:
+            self._add_python_body(wire, use, rest)
         elif wire.trigger:
-            rest, head = _behind_trigger(wire)
-            self._add_alternatives("r_first", head, wire, len(use.tools))
-            opening = f"{self.literal(rest)} " if rest else ""
-            self.lines += self._up_to("r_before", wire.trigger)
-            self.lines += [f"r_body: R_TEXT | r_before {opening}r_first{more}{closing}"]
+            self._add_triggered_body(wire, use, rest)
         else:
-            opening = f"{self.literal(wire.opening)} " if wire.opening else ""
-            self.lines += [f"r_body: R_PLAIN | {opening}r_call{more}{closing}", _plain(wire, use)]
+            self.lines += [f"r_body: R_PLAIN | {calls}", r"R_PLAIN: /\s*([^\s{](.|\n)*)?/"]
 
-    def _add_alternatives(self, rule: str, head: str, wire: Wire, num_tools: int) -> None:
-        """`rule`: any one call, begun with `head`."""
-        opening = f"{self.literal(head)} " if head else ""
-        options = " | ".join(f"r_tool_{index}" for index in range(num_tools))
-        self.lines += [f"{rule}: {opening}({options}) {self.literal(wire.tail)}"]
+    def _call(self, index: int, tool: CallableTool, head: str, wire: Wire) -> str:
+        return f"{self.literal(head + tool.name + wire.body)} r_arguments_{index} {self.literal(wire.tail)}"
+
+    def _add_triggered_body(self, wire: Wire, use: ToolUse, rest: str) -> None:
+        """Text up to the trigger, from which on everything is as it must be."""
+        opening, head = wire.opening.removeprefix(wire.trigger), wire.head
+        if not wire.opening:
+            head = head.removeprefix(wire.trigger)
+        for index, tool in enumerate(use.tools):
+            self.lines += [f"r_first_{index}: {self._call(index, tool, head, wire)}"]
+        self.lines += self._up_to("r_before", wire.trigger)
+        self.lines += [f"r_body: R_TEXT | r_before {self.literal(opening)} ({_any_of('r_first', use)}){rest}"]
+
+    def _add_python_body(self, wire: Wire, use: ToolUse, rest: str) -> None:
+        """Each tool's name behind a bracket is a trigger of its own."""
+        for index, tool in enumerate(use.tools):
+            self.lines += [
+                f"r_first_{index}: r_before_{index} r_arguments_{index} {self.literal(wire.tail)}",
+                rf"r_before_{index}[lazy]: /(.|\n)*\[\s*{re.escape(tool.name)}\(/",
+            ]
+        self.lines += [f"r_body: R_TEXT | ({_any_of('r_first', use)}){rest}"]
 
     def _add_arguments(self, index: int, tool: CallableTool, wire: Wire) -> None:
-        """From a call's name to the end of its arguments."""
         first = len(self.lines)
-        name = self.literal(tool.name + wire.body)
-        if wire.python_arguments:
-            self.lines += [f"r_tool_{index}: {name} r_given_{index}_0", *keyword_rules(index, tool)]
+        if not wire.python_arguments:
+            self.lines += [f"r_arguments_{index}: %json {_styled(tool.schema, AS_TEMPLATES_WRITE)}"]
+        elif tool.exact:
+            self.lines += [f"r_arguments_{index}: r_given_{index}_0", *keyword_rules(index, tool)]
         else:
-            self.lines += [f"r_tool_{index}: {name} %json {_styled(tool.schema, AS_TEMPLATES_WRITE)}"]
+            self.lines += [f"r_arguments_{index}: r_python", *(PYTHON if PYTHON[0] not in self.lines else ())]
         self.tools_by_line |= dict.fromkeys(range(first + 1, len(self.lines) + 1), tool)
 
     def _up_to(self, rule: str, marker: str, gap: str = "") -> Rules:
@@ -170,19 +190,8 @@ def keyword_rules(index: int, tool: CallableTool) -> Rules:
     return [*rules, f'r_given_{index}_{len(properties)}: ""', f'r_more_{index}_{len(properties)}: ""']
 
 
-def _behind_trigger(wire: Wire) -> tuple[str, str]:
-    """What is left of opening and head of the first call, once its trigger is written."""
-    if wire.opening:
-        return wire.opening.removeprefix(wire.trigger), wire.head
-    return "", wire.head.removeprefix(wire.trigger)
-
-
-def _plain(wire: Wire, use: ToolUse) -> str:
-    """Text in which the parser finds no call, for formats without a trigger."""
-    if wire.opening:
-        names = "|".join(re.escape(name).replace("/", r"\/") for name in sorted(use.names))
-        return rf"R_PLAIN: /(.|\n)*/ & ~/(.|\n)*\[\s*({names})\((.|\n)*/"
-    return r"R_PLAIN: /\s*([^\s{](.|\n)*)?/"
+def _any_of(rule: str, use: ToolUse) -> str:
+    return " | ".join(f"{rule}_{index}" for index in range(len(use.tools)))
 
 
 def _styled(schema: Any, style: Mapping[str, Any]) -> str:

@@ -134,7 +134,7 @@ class Scan:
 
     def find(self, markers: Sequence[str]) -> Steps[str | None]:
         """Keep everything up to the first of `markers`, which is then held, with the white space before it; None at the end."""
-        firsts = re.compile("[" + re.escape("".join({marker[0] for marker in markers})) + "]" if markers else r"(?!)")
+        firsts = re.compile("[" + re.escape("".join({marker[0] for marker in markers})) + "]")
         left = self.held()  # by a reading that came to nothing
         self.drop()
         self._keep_solid(left)
@@ -154,6 +154,13 @@ class Scan:
             rest = _longest_beginning(tail, markers)
             self._keep_solid(tail[: len(tail) - len(rest)])
             tail = rest
+
+    def rest(self) -> Steps[None]:
+        """Keep all that is left, as it comes."""
+        while (yield from self.peek()):
+            self._held.append(self._buffer[self._at :])
+            self._at = len(self._buffer)
+            self.keep()
 
     def attempt(self, reading: Steps[T], *, in_call: bool = False) -> Steps[T | None]:
         """The result of `reading`; None where the text is otherwise. What it held is then text again, unless the text ends inside the

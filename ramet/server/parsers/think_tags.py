@@ -34,7 +34,7 @@ class ThinkTags:
             if opened or thinking:
                 yield from self._thoughts(scan)
         scan.piece = Text
-        yield from scan.find(())
+        yield from scan.rest()
 
     def _opening(self, scan: Scan, thinking: bool | None) -> Steps[bool]:
         yield from scan.spaces()
