@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from functools import cache
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -13,39 +13,63 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from ramet.errors import GrammarError, Unsupported
+from ramet.grammar.budget import Budget, Closing
+from ramet.grammar.derivatives import Walker
+from ramet.grammar.json_layout import COMPACT
+from ramet.grammar.lowering import Lowered, lower
 from ramet.grammar.matcher import CompiledGrammar, Matcher, Vocabulary
 from ramet.grammar.regex_dialect import Translation, refuse, translate
-from ramet.grammar.schema_errors import blame
-from ramet.grammar.structural_tags import to_lark
+from ramet.grammar.token_trie import TokenTrie
+from ramet.grammar.vocabulary_tokenizer import Encode, VocabularyTokenizer
 
-JSON_DEFAULTS: Any = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
-"""Compact JSON: no token is spent on layout. A schema may ask for other ("x-guidance")."""
-ANY_JSON = "$$ANY$$"
-"""As a json_schema: any JSON value."""
-Encode = Callable[[str], Sequence[int]]
+
+TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex", "InternalError")
 
 
 class LlguidanceCompiler:
     """Implements `GrammarCompiler`. Building it takes a pass over the vocabulary (0.1 s per 100k tokens); compiling mostly milliseconds."""
 
-    def __init__(self, vocabulary: Vocabulary, encode: Encode | None = None) -> None:
+    def __init__(self, vocabulary: Vocabulary, encode: Encode | None = None, whitespace: str = COMPACT, bounded: bool = True) -> None:
         self._eos_ids = frozenset(index for index in vocabulary.eos_ids if index < vocabulary.size)
         if not self._eos_ids:
             raise Unsupported("constraints need a token that ends the text, and this model's tokenizer names none")
         self._canonical = encode is not None
-        wrapper = TokenizerWrapper(_VocabularyTokenizer(vocabulary, self._eos_ids, encode))
-        self._tokenizer = LLTokenizer(wrapper, eos_token=sorted(self._eos_ids))
+        self._whitespace = whitespace
+        self._bounded = bounded
+        self._spelling = VocabularyTokenizer(vocabulary, self._eos_ids, encode)
+        self._tokenizer = LLTokenizer(TokenizerWrapper(self._spelling), eos_token=sorted(self._eos_ids))
+        self._trie = cache(lambda: TokenTrie(self._spelling.pieces))
+        self._builders: dict[str, Callable[[str], LLMatcher]] = {
+            "regex": self._regex,
+            "json_schema": self._json_schema,
+            "ebnf": self._ebnf,
+            "structural_tag": self._structural_tag,
+        }
 
     def compile(self, kind: str, source: str) -> CompiledGrammar:
         """Kinds: regex (see `regex_dialect`), json_schema (text of an object), ebnf (Lark, or GBNF with `root ::=`), structural_tag."""
-        builders = {"regex": self._regex, "json_schema": self._json_schema, "ebnf": self._ebnf, "structural_tag": self._structural_tag}
-        if kind not in builders:
-            raise Unsupported(f"grammars of kind {kind!r} are not supported; known: {', '.join(builders)}", param=kind)
-        matcher = builders[kind](source)
+        if kind not in self._builders:
+            raise Unsupported(f"grammars of kind {kind!r} are not supported; known: {', '.join(self._builders)}", param=kind)
+        return self.assemble(lower(kind, source, self._whitespace))
+
+    def assemble(self, lowered: Lowered) -> CompiledGrammar:
+        """The part of `compile` that needs the vocabulary. It runs without the interpreter lock, within the engine's limits."""
+        kind = lowered.kind
+        matcher = self._builders[kind](lowered.text)
         matcher.compute_bitmask()  # builds the first lexer states here rather than in every copy, and finds dead ends
+        if matcher.stop_reason() in TOO_COMPLEX:
+            raise GrammarError(f"{kind}: too complex for the constraint engine: {_first_line(matcher.get_error())}", param=kind)
         if matcher.is_stopped() and not matcher.is_accepting():
             raise GrammarError(f"{kind}: no text at all satisfies it", param=kind)
-        return _Compiled(matcher, self._eos_ids, self._canonical)
+        return _Compiled(matcher, self._eos_ids, self._canonical, self._closing(lowered))
+
+    def _closing(self, lowered: Lowered) -> Callable[[], Closing] | None:
+        """Made when a budget first runs low."""
+        if lowered.arena is None or not self._bounded:
+            return None
+        arena, start, worst = lowered.arena, lowered.start, lowered.worst
+        spelling = self._spelling
+        return cache(lambda: Closing(Walker(arena), start, worst, self._trie(), spelling.pieces, spelling.spell))
 
     def _regex(self, source: str) -> LLMatcher:
         translation = translate(source)
@@ -54,17 +78,8 @@ class LlguidanceCompiler:
             _refuse_regex(matcher.get_error(), translation)
         return matcher
 
-    def _json_schema(self, source: str) -> LLMatcher:
-        schema = {} if source.strip() == ANY_JSON else _parse_schema(source)
-        matcher = self._build(_schema_grammar(schema))
-        if matcher.is_error():
-            where = blame(schema, self._why_refused)
-            raise GrammarError(f"json_schema: {_first_line(matcher.get_error())}", where=where or "#", param="json_schema")
-        return matcher
-
-    def _why_refused(self, schema: Any) -> str | None:
-        matcher = self._build(_schema_grammar(schema))
-        return _first_line(matcher.get_error()) if matcher.is_error() else None
+    def _json_schema(self, lark: str) -> LLMatcher:
+        return self._lark(lark, "json_schema")
 
     def _ebnf(self, source: str) -> LLMatcher:
         try:
@@ -76,8 +91,8 @@ class LlguidanceCompiler:
             raise GrammarError(f"ebnf: {_first_line(str(error))}", param="ebnf") from error
         return self._lark(lark, "ebnf")
 
-    def _structural_tag(self, source: str) -> LLMatcher:
-        return self._lark(to_lark(source), "structural_tag")
+    def _structural_tag(self, lark: str) -> LLMatcher:
+        return self._lark(lark, "structural_tag")
 
     def _lark(self, lark: str, param: str) -> LLMatcher:
         matcher = self._build(LLMatcher.grammar_from_lark(lark))
@@ -93,21 +108,25 @@ class LlguidanceCompiler:
 
 
 class _Compiled:
-    def __init__(self, prototype: LLMatcher, eos_ids: frozenset[int], canonical: bool) -> None:
+    def __init__(self, prototype: LLMatcher, eos_ids: frozenset[int], canonical: bool, closing: Callable[[], Closing] | None) -> None:
         self._prototype = prototype
         self._eos_ids = eos_ids
         self._canonical = canonical
+        self._closing = closing
 
-    def matcher(self) -> Matcher:
-        return _Matcher(self._prototype.deep_copy(), self._eos_ids, self._canonical)
+    def matcher(self, max_tokens: int | None = None) -> Matcher:
+        closing = None if max_tokens is None or self._closing is None else self._closing()
+        budget = None if closing is None or max_tokens is None else Budget(closing, max_tokens, sorted(self._eos_ids))
+        return _Matcher(self._prototype.deep_copy(), self._eos_ids, self._canonical, budget)
 
 
 class _Matcher:
     """Implements `Matcher`. An EOS token counts as an accepted token, and can be rolled back like any other. Where the grammar forces the
     next token, the mask allows only that one, as the tokenizer writes it: with and without jump-forward the tokens are the same."""
 
-    def __init__(self, matcher: LLMatcher, eos_ids: frozenset[int], canonical: bool) -> None:
+    def __init__(self, matcher: LLMatcher, eos_ids: frozenset[int], canonical: bool, budget: Budget | None) -> None:
         self._matcher = matcher
+        self._budget = budget
         self._eos_ids = eos_ids
         self._canonical = canonical
         self._ended = False  # an EOS was accepted after the grammar had already stopped by itself
@@ -119,12 +138,16 @@ class _Matcher:
         if accepted < len(token_ids) and token_ids[accepted] in self._eos_ids and self._stopped_by_itself():
             self._ended = True
             accepted += 1
+        if self._budget is not None:
+            self._budget.accept(token_ids[:accepted])
         return accepted
 
     def _stopped_by_itself(self) -> bool:
         return self.stopped and self._matcher.is_accepting() and self._matcher.stop_reason() != "EndOfSentence"
 
     def rollback(self, num_tokens: int) -> None:
+        if self._budget is not None:
+            self._budget.rollback(num_tokens)
         if num_tokens and self._ended:
             self._ended = False
             num_tokens -= 1
@@ -138,8 +161,12 @@ class _Matcher:
             raise GrammarError(f"the grammar grew too complex while generating: {_first_line(self._matcher.get_error())}")
         if self._matcher.is_stopped() and not self.complete:
             raise GrammarError("the grammar came to a place where nothing may follow and the text is not complete")
+        if self._budget is not None and self._budget.is_low and not self.stopped:
+            self._budget.narrow(row)
 
     def forced_tokens(self) -> list[int]:
+        if self._budget is not None and self._budget.is_low:
+            return []  # the mask says what may come; it may spell what is forced in fewer tokens
         forced: list[int] = self._matcher.compute_ff_tokens() if self._canonical and not self.stopped else []
         return forced
 
@@ -152,59 +179,6 @@ class _Matcher:
     def stopped(self) -> bool:
         stopped: bool = self._matcher.is_stopped()
         return stopped
-
-
-class _VocabularyTokenizer:
-    """What llguidance asks of a tokenizer, exactly as wide as the logits. Ids that stand for no bytes become special tokens, which no
-    grammar text can match."""
-
-    def __init__(self, vocabulary: Vocabulary, eos_ids: frozenset[int], encode: Encode | None) -> None:
-        known = vocabulary.token_bytes[: vocabulary.size]
-        pieces = [*known, *[b""] * (vocabulary.size - len(known))]
-        closed = vocabulary.special_ids | eos_ids
-        special = {index for index, piece in enumerate(pieces) if not piece or index in closed}
-        self.eos_token_id = min(eos_ids)
-        self.bos_token_id = None
-        self.special_token_ids = sorted(special)
-        self.tokens = [b"<|special %d|>" % index if index in special else piece for index, piece in enumerate(pieces)]
-        self._encode = encode
-        self._id_of = {piece: index for index, piece in enumerate(self.tokens) if index not in special}
-        self._longest = max(map(len, self._id_of), default=1)
-
-    def __call__(self, text: str) -> list[int]:
-        if isinstance(text, bytes):
-            raise TypeError("this tokenizer reads str")  # llguidance tries bytes first
-        ids = list(self._encode(text)) if self._encode else []
-        whole = text.encode("utf-8")
-        faithful = all(index < len(self.tokens) for index in ids) and b"".join([self.tokens[index] for index in ids]) == whole
-        return ids if faithful else self._greedy(whole)
-
-    def _greedy(self, text: bytes) -> list[int]:
-        """Longest token first: for text that the tokenizer itself would write otherwise (special tokens spelled out)."""
-        ids: list[int] = []
-        at = 0
-        while at < len(text):
-            piece = next((text[at : at + n] for n in range(self._longest, 0, -1) if text[at : at + n] in self._id_of), None)
-            if piece is None:
-                return ids  # a byte without a token: llguidance treats the rest as not forced
-            ids.append(self._id_of[piece])
-            at += len(piece)
-        return ids
-
-
-def _parse_schema(source: str) -> Any:
-    try:
-        schema = json.loads(source)
-    except json.JSONDecodeError as error:
-        raise GrammarError(f"json_schema is not JSON: {error.msg}", where=f"char {error.pos}", param="json_schema") from error
-    if not isinstance(schema, dict):
-        raise GrammarError(f"json_schema must be a JSON object, not {source.strip()[:40]}", where="#", param="json_schema")
-    return schema
-
-
-def _schema_grammar(schema: Any) -> str:
-    grammar: str = LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=JSON_DEFAULTS)
-    return grammar
 
 
 def _refuse_regex(message: str, translation: Translation) -> NoReturn:

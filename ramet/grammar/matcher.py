@@ -49,7 +49,9 @@ class Matcher(Protocol):
 class CompiledGrammar(Protocol):
     """Immutable; cached by GrammarSpec; safe to share between threads."""
 
-    def matcher(self) -> Matcher: ...
+    def matcher(self, max_tokens: int | None = None) -> Matcher:
+        """`max_tokens`: how many tokens may be accepted in all. Masks then see to it that the text can be completed with them, if the
+        grammar allows that from the start and is one whose shortest endings are known (not ebnf). None: no limit."""
 
 
 class GrammarCompiler(Protocol):

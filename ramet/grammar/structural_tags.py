@@ -4,22 +4,61 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ramet.errors import GrammarError, Unsupported
+from ramet.grammar.char_ranges import ALL
+from ramet.grammar.derivatives import Walker
+from ramet.grammar.expressions import Arena
+from ramet.grammar.json_layout import Layout
+from ramet.grammar.lark_writer import write_rules
+from ramet.grammar.schema_lowering import lower_schema
 
 
-def to_lark(source: str) -> str:
+@dataclass(frozen=True, slots=True)
+class _Structure:
+    trigger: str
+    rest_of_begin: str
+    body: int  # expression of the JSON
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredTags:
+    start: int
+    structures: tuple[_Structure, ...]
+
+    def lark(self, walker: Walker) -> str:
+        options = " | ".join(f"tag_{index}" for index in range(len(self.structures)))
+        lines = [f"start: ({options})* rest", "rest: TEXT", "TEXT: /(.|\\n)*/"]
+        for index, structure in enumerate(self.structures):
+            body, rules = write_rules(walker, structure.body, f"s{index}_")
+            parts = " ".join(part for part in (_literal(structure.rest_of_begin), body, _literal(structure.end)) if part)
+            lines += [f"head_{index}[lazy]: TEXT {_literal(structure.trigger)}", f"tag_{index}: head_{index} {parts}", *rules]
+        return "\n".join(lines)
+
+
+def lower_tags(arena: Arena, layout: Layout, source: str) -> LoweredTags:
     """`source`: JSON of {"triggers": [text], "structures": [{"begin", "schema", "end"}]}; every `begin` starts with a trigger. The text is
     any sequence of free text and structures. Errors carry a JSON pointer."""
     tag = _parse(source)
     triggers = _triggers(tag)
-    structures = tag.get("structures")
-    if not isinstance(structures, list) or not structures:
+    listed = tag.get("structures")
+    if not isinstance(listed, list) or not listed:
         _refuse("structures must be a list of objects with begin, schema and end", "/structures")
-    rules = [_rules(index, structure, triggers) for index, structure in enumerate(structures)]
-    options = " | ".join(f"tag_{index}" for index in range(len(rules)))
-    return f"start: ({options})* rest\nrest: TEXT\nTEXT: /(.|\\n)*/\n" + "".join(rules)
+    structures = tuple(_structure(arena, layout, index, structure, triggers) for index, structure in enumerate(listed))
+    used = sorted({structure.trigger for structure in structures})
+    every = arena.rep(arena.chars(ALL))
+    some = arena.rep(arena.chars(ALL), 1)
+    marks = arena.alt(arena.text(trigger) for trigger in used)
+    parts = []
+    for structure in structures:
+        ends_here = arena.seq(every, arena.text(structure.trigger))
+        first = arena.conj((ends_here, arena.negate(arena.seq(every, marks, some))))
+        parts.append(arena.seq(first, arena.text(structure.rest_of_begin), structure.body, arena.text(structure.end)))
+    rest = arena.conj((every, arena.negate(arena.seq(every, marks, every))))
+    return LoweredTags(arena.seq(arena.rep(arena.alt(parts)), rest), structures)
 
 
 def _parse(source: str) -> Mapping[str, Any]:
@@ -41,18 +80,23 @@ def _triggers(tag: Mapping[str, Any]) -> list[str]:
     return triggers
 
 
-def _rules(index: int, structure: Any, triggers: list[str]) -> str:
+def _structure(arena: Arena, layout: Layout, index: int, structure: Any, triggers: list[str]) -> _Structure:
     where = f"/structures/{index}"
     if not isinstance(structure, Mapping):
         _refuse("a structure is an object with begin, schema and end", where)
     begin, schema, end = structure.get("begin"), structure.get("schema", {}), structure.get("end", "")
-    if not isinstance(begin, str) or not isinstance(end, str) or not isinstance(schema, Mapping):
+    if not isinstance(begin, str) or not isinstance(end, str) or not isinstance(schema, Mapping | bool):
         _refuse("a structure has begin (text), schema (object) and end (text)", where)
     trigger = max((text for text in triggers if begin.startswith(text)), key=len, default=None)
     if trigger is None:
         _refuse(f"begin {begin!r} starts with none of the triggers", where + "/begin")
-    body = " ".join(part for part in (_literal(begin[len(trigger) :]), "%json " + json.dumps(schema), _literal(end)) if part)
-    return f"head_{index}[lazy]: TEXT {_literal(trigger)}\ntag_{index}: head_{index} {body}\n"
+    try:
+        body = lower_schema(arena, layout, schema)
+    except GrammarError as error:
+        inner = error.where if error.where and error.where != "#" else ""
+        message = error.message.removesuffix(f" (at {error.where})")
+        raise GrammarError(message, where=f"{where}/schema{inner}", param="structural_tag") from error
+    return _Structure(trigger, begin[len(trigger) :], body, end)
 
 
 def _literal(text: str) -> str:

@@ -1,0 +1,269 @@
+"""Walking a language byte by byte: what may follow a byte (Brzozowski's derivative), how long the shortest rest is, and which it is."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from itertools import count, pairwise
+
+from ramet.errors import GrammarError
+from ramet.grammar.expressions import NONE, Arena
+
+INFINITE = 1 << 40
+MAX_SEARCH = 20_000
+"""States that the search for the shortest text of an intersection may visit."""
+NICE = b'0a "A1.-_:/@T'
+"""Bytes that a shortest text is made of where others would do as well."""
+
+
+class Walker:
+    """Built when all rules of the arena are defined. Everything is remembered: walking the same place twice costs a lookup."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self._step: dict[int, int] = {}
+        self._spelled: dict[int, int] = {}
+        self._cuts: dict[int, frozenset[int]] = {}
+        self._texts: dict[int, bytes] = {}
+        self._nullable: list[bool] = []
+        self._shortest: list[int] = []
+        self._settle_rules()
+
+    # ── the three questions ──
+
+    def step(self, node: int, byte: int) -> int:
+        """The language of rests after `byte`; NONE when it may not come here."""
+        key = node << 8 | byte
+        found = self._step.get(key)
+        if found is None:
+            found = self._step[key] = self._derive(node, byte)
+        return found
+
+    def shortest(self, node: int) -> int:
+        """Bytes of its shortest text; INFINITE when it has none."""
+        self._grow()
+        length = self._shortest[node]
+        return length if length >= 0 else self._measure(node)
+
+    def nullable(self, node: int) -> bool:
+        self._grow()
+        return self._nullable[node]
+
+    def witness(self, node: int) -> bytes:
+        """A shortest text. The language must not be empty."""
+        out: list[bytes] = []
+        while self.arena.nodes[node].op == "seq":
+            first, node = self.arena.nodes[node].of
+            out.append(self._witness(first))
+        out.append(self._witness(node))
+        return b"".join(out)
+
+    def walk(self, node: int, text: bytes) -> int:
+        for byte in text:
+            node = self.step(node, byte)
+        return node
+
+    def matches(self, node: int, text: bytes) -> bool:
+        return self.nullable(self.walk(node, text))
+
+    def is_empty(self, node: int) -> bool:
+        return self.shortest(node) >= INFINITE
+
+    # ── derivatives ──
+
+    def _derive(self, node: int, byte: int) -> int:
+        arena = self.arena
+        op, of = arena.nodes[node]
+        if op == "seq":
+            head = arena.seq(self.step(of[0], byte), of[1])
+            return arena.alt((head, self.step(of[1], byte))) if self.nullable(of[0]) else head
+        if op == "alt":
+            return arena.alt(self.step(part, byte) for part in of)
+        if op == "text":
+            return arena.text(of[1:].encode("latin-1")) if ord(of[0]) == byte else NONE
+        if op == "word":
+            return arena.word(of[1:]) if of[0] >> byte & 1 else NONE
+        if op == "chars":
+            return self.step(self._spell(node), byte)
+        if op == "ref":
+            return self.step(arena.rules[of], byte)
+        if op == "lexeme":
+            return self.step(of, byte)
+        return self._derive_rest(op, of, byte)
+
+    def _derive_rest(self, op: str, of: tuple[int, ...] | int, byte: int) -> int:
+        arena = self.arena
+        if op == "rep":
+            assert isinstance(of, tuple)
+            part, low, high = of
+            low = 0 if self.nullable(part) else low
+            return arena.seq(self.step(part, byte), arena.rep(part, max(low - 1, 0), high - 1 if high > 0 else high))
+        if op == "conj":
+            assert isinstance(of, tuple)
+            return self._conj(self.step(part, byte) for part in of)
+        if op == "negate":
+            assert isinstance(of, int)
+            return arena.negate(self.step(of, byte))
+        return NONE
+
+    def _conj(self, parts: Iterable[int]) -> int:
+        """A negation of nothing says nothing."""
+        kept = {part for part in parts if part != self.arena.negate(NONE)}
+        return self.arena.conj(kept) if kept else self.arena.negate(NONE)
+
+    def _spell(self, node: int) -> int:
+        if node not in self._spelled:
+            self._spelled[node] = self.arena.spelled(node)
+        return self._spelled[node]
+
+    # ── lengths ──
+
+    def _settle_rules(self) -> None:
+        """Least fixpoint over the rules: lengths only fall, and what can be empty only grows."""
+        size = len(self.arena.nodes)
+        self._nullable = [False] * size
+        self._shortest = [-1 if node.op in ("conj", "negate") else INFINITE for node in self.arena.nodes]
+        changed = True
+        while changed:
+            changed = False
+            for node in range(size):
+                nullable = self._is_nullable(node)
+                searched = self.arena.nodes[node].op in ("conj", "negate")
+                length = self._shortest[node] if searched else self._length(node)
+                if (nullable, length) != (self._nullable[node], self._shortest[node]):
+                    self._nullable[node], self._shortest[node], changed = nullable, length, True
+
+    def _grow(self) -> None:
+        """Nodes that came after the rules were settled stand on older ones."""
+        for node in range(len(self._nullable), len(self.arena.nodes)):
+            self._nullable.append(self._is_nullable(node))
+            self._shortest.append(-1)
+
+    def _measure(self, node: int) -> int:
+        length = self._search(node)[0] if self.arena.nodes[node].op in ("conj", "negate") else self._length(node)
+        self._shortest[node] = length
+        return length
+
+    def _is_nullable(self, node: int) -> bool:
+        op, of = self.arena.nodes[node]
+        if op in ("seq", "conj"):
+            return all(self._nullable[part] for part in of)
+        if op == "alt":
+            return any(self._nullable[part] for part in of)
+        if op == "rep":
+            return bool(of[1] == 0 or self._nullable[of[0]])
+        if op == "negate":
+            return not bool(self._nullable[of])
+        if op == "ref":
+            return bool(self._nullable[self.arena.rules[of]])
+        return bool(self._nullable[of]) if op == "lexeme" else op == "epsilon"
+
+    def _length(self, node: int) -> int:
+        op, of = self.arena.nodes[node]
+        found = INFINITE
+        if op == "seq":
+            found = self._known(of[0]) + self._known(of[1])
+        elif op == "alt":
+            found = min(self._known(part) for part in of)
+        elif op in ("text", "word", "epsilon"):
+            found = len(of)
+        elif op == "chars":
+            found = self._known(self._spell(node))
+        elif op == "rep":
+            found = self._known(of[0]) * of[1]
+        elif op in ("ref", "lexeme"):
+            found = self._known(self.arena.rules[of] if op == "ref" else of)
+        return min(found, INFINITE)
+
+    def _known(self, node: int) -> int:
+        if node >= len(self._shortest):
+            self._grow()
+        length = self._shortest[node]
+        return length if length >= 0 else self._measure(node)
+
+    # ── the shortest text ──
+
+    def _witness(self, node: int) -> bytes:
+        op, of = self.arena.nodes[node]
+        if op == "text":
+            found: bytes = of.encode("latin-1")
+            return found
+        if op == "word":
+            return bytes(_nice(mask) for mask in of)
+        if op == "chars":
+            return self.witness(self._spell(node))
+        if op == "rep":
+            return self.witness(of[0]) * of[1] if of[1] else b""
+        if op == "alt":
+            return min((self.witness(part) for part in of if self.shortest(part) == self.shortest(node)), key=_nicety)
+        if op == "seq":
+            return self.witness(node)
+        if op in ("conj", "negate"):
+            self.shortest(node)
+            return self._texts[node] if node in self._texts else self._search(node)[1]
+        return b"" if op == "epsilon" else self.witness(of if op == "lexeme" else self.arena.rules[of])
+
+    def _search(self, start: int) -> tuple[int, bytes]:
+        """A*: the shortest text that all parts of an intersection share."""
+        order = count()
+        queue = [(self._at_least(start), next(order), start, b"")]
+        seen: set[int] = set()
+        while queue:
+            _, _, node, text = heapq.heappop(queue)
+            if self.nullable(node):
+                self._texts[start] = text
+                return len(text), text
+            if node in seen:
+                continue
+            seen.add(node)
+            if len(seen) > MAX_SEARCH:
+                raise GrammarError(f"an intersection of patterns has more than {MAX_SEARCH} states; simplify it")
+            for byte in self.representatives(node):
+                following = self.step(node, byte)
+                if following != NONE and following not in seen and (rest := self._at_least(following)) < INFINITE:
+                    heapq.heappush(queue, (len(text) + 1 + rest, next(order), following, text + bytes((byte,))))
+        return INFINITE, b""
+
+    def _at_least(self, node: int) -> int:
+        op, of = self.arena.nodes[node]
+        if op == "conj":
+            return max(self._at_least(part) for part in of)
+        if op == "negate":
+            return 0 if self.nullable(node) else 1
+        return self.shortest(node)
+
+    def representatives(self, node: int) -> list[int]:
+        """One byte of each class of bytes that the node cannot tell apart, the nicest of it."""
+        edges = sorted({0, 256, *self.cuts(node)})
+        return [_nice((1 << high) - (1 << low)) for low, high in pairwise(edges)]
+
+    def cuts(self, node: int) -> frozenset[int]:
+        """Bytes at which a class of first bytes begins."""
+        found = self._cuts.get(node)
+        if found is None:
+            found = self._cuts[node] = frozenset(self._cuts_of(node))
+        return found
+
+    def _cuts_of(self, node: int) -> Iterable[int]:
+        op, of = self.arena.nodes[node]
+        if op == "text":
+            return ord(of[0]), ord(of[0]) + 1
+        if op == "word":
+            return (bit for bit in range(257) if ((of[0] >> bit) ^ (of[0] << 1 >> bit)) & 1)
+        if op in ("alt", "conj"):
+            return frozenset().union(*(self.cuts(part) for part in of))
+        if op == "seq":
+            return self.cuts(of[0]) | (self.cuts(of[1]) if self.nullable(of[0]) else frozenset())
+        if op == "chars":
+            return self.cuts(self._spell(node))
+        if op in ("negate", "lexeme"):
+            return self.cuts(of)
+        return self.cuts(of[0]) if op == "rep" else self.cuts(self.arena.rules[of]) if op == "ref" else ()
+
+
+def _nice(mask: int) -> int:
+    return next((byte for byte in NICE if mask >> byte & 1), (mask & -mask).bit_length() - 1)
+
+
+def _nicety(text: bytes) -> tuple[int, bytes]:
+    return sum(byte == 0x5C or byte > 0x7E for byte in text), text

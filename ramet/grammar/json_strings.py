@@ -1,0 +1,69 @@
+"""String values and property names as expressions over the insides of JSON strings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+from ramet.errors import GrammarError
+from ramet.grammar.char_ranges import ALL
+from ramet.grammar.derivatives import Walker
+from ramet.grammar.expressions import NONE, UNBOUNDED, Arena
+from ramet.grammar.pattern_expressions import anything, search
+from ramet.grammar.schema_branches import Strings
+from ramet.grammar.string_formats import FORMATS, MAX_LENGTHS
+
+
+def string_body(arena: Arena, strings: Strings) -> int:
+    """What stands between the quotes, in every spelling."""
+    high = min((MAX_LENGTHS[name] for name in strings.formats & MAX_LENGTHS.keys()), default=None)
+    if strings.high is not None:
+        high = strings.high if high is None else min(high, strings.high)
+    parts = [search(arena, pattern, quoted=True) for pattern in sorted(strings.patterns)]
+    parts += [search(arena, f"^(?:{FORMATS[name]})$", quoted=True) for name in sorted(strings.formats)]
+    if strings.low or high is not None or not parts:
+        parts.append(arena.rep(arena.chars(ALL, True), strings.low, UNBOUNDED if high is None else high))
+    return conjunction(arena, [*parts, *([] if not strings.excluded else [none_of(arena, sorted(strings.excluded))])])
+
+
+def literal(arena: Arena, text: str) -> int:
+    """Every spelling of one text."""
+    return arena.seq(*[arena.chars(((ord(char), ord(char)),), True) for char in text])
+
+
+def none_of(arena: Arena, texts: Iterable[str]) -> int:
+    return arena.conj((anything(arena, True), arena.negate(arena.alt(literal(arena, text) for text in texts))))
+
+
+def conjunction(arena: Arena, parts: list[int]) -> int:
+    """`anything` beside another part says nothing."""
+    every = anything(arena, True)
+    kept = [part for part in parts if part != every]
+    return arena.conj(kept) if kept else every
+
+
+class StringFacts:
+    """Questions about strings, answered on an arena of their own."""
+
+    def __init__(self) -> None:
+        self.arena = Arena()
+        self._walker = Walker(self.arena)
+        self.body = cache(lambda strings: string_body(self.arena, strings))
+
+    def is_empty(self, strings: Strings) -> bool:
+        try:
+            return self._walker.is_empty(self.body(strings))
+        except GrammarError:
+            return False  # too many states to tell
+
+    def accepts(self, strings: Strings, text: str) -> bool:
+        return self._walker.matches(self.body(strings), text.translate(_ESCAPES).encode("utf-8", "surrogatepass"))
+
+    def matches(self, pattern: str, name: str) -> bool:
+        return self.accepts(Strings(patterns=frozenset({pattern})), name)
+
+    def is_possible(self, node: int) -> bool:
+        return node != NONE and not self._walker.is_empty(node)
+
+
+_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x20), 0x22, 0x5C)}

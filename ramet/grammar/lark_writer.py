@@ -1,0 +1,153 @@
+"""Expressions → a grammar in llguidance's Lark: rules for structure, one terminal per `lexeme`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+
+from ramet.grammar.char_ranges import MUST_ESCAPE, Ranges, complement, escape_words, intersect
+from ramet.grammar.derivatives import Walker
+from ramet.grammar.expressions import EPSILON, UNBOUNDED, Arena
+
+PLAIN = frozenset(map(ord, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"))
+
+
+def write_rules(walker: Walker, start: int, prefix: str = "") -> tuple[str, list[str]]:
+    """The expression that stands for `start`, and the rules and terminals it needs, their names beginning with `prefix`."""
+    writer = _Writer(walker, prefix)
+    expression = writer.expression(start)
+    return expression, list(writer.lines())
+
+
+class _Writer:
+    def __init__(self, walker: Walker, prefix: str) -> None:
+        self._walker = walker
+        self._arena: Arena = walker.arena
+        self._prefix = prefix
+        self._rules: dict[int, str] = {}
+        self._queue: list[int] = []
+        self._terminals: dict[int, str] = {}
+
+    def lines(self) -> Iterator[str]:
+        while self._queue:
+            rule = self._queue.pop()
+            yield f"{self._rules[rule]}: {self.expression(self._arena.rules[rule])}"
+        for node, name in self._terminals.items():
+            yield f"{name}: {self._terminal(node)}"
+
+    # ── rules ──
+
+    def expression(self, node: int) -> str:
+        op, of = self._arena.nodes[node]
+        if op == "seq":
+            return " ".join(self._parts(node))
+        if op == "alt":
+            return self._alternatives(of)
+        if op == "rep":
+            return f"({self.expression(of[0])}){_counts(of[1], of[2])}"
+        if op == "ref":
+            return self._rule(of)
+        if op == "epsilon":
+            return '""'
+        return self._named(of if op == "lexeme" else node)
+
+    def _parts(self, node: int) -> Iterator[str]:
+        while self._arena.nodes[node].op == "seq":
+            first, node = self._arena.nodes[node].of
+            yield self.expression(first)
+        yield self.expression(node)
+
+    def _alternatives(self, parts: tuple[int, ...]) -> str:
+        kept = [self.expression(part) for part in parts if part != EPSILON and not self._walker.is_empty(part)]
+        return f"({' | '.join(kept)})" + ("?" if EPSILON in parts else "")
+
+    def _rule(self, index: int) -> str:
+        if index not in self._rules:
+            self._rules[index] = f"{self._prefix}r{index}"
+            self._queue.append(index)
+        return self._rules[index]
+
+    def _named(self, node: int) -> str:
+        if node not in self._terminals:
+            self._terminals[node] = f"{self._prefix.upper()}T{node}"
+        return self._terminals[node]
+
+    # ── terminals ──
+
+    def _terminal(self, node: int) -> str:
+        """Regexes as far as they go; intersections and complements are the grammar's own."""
+        if not self._is_algebraic(node):
+            return f"/{self._regex(node)}/" if self._arena.nodes[node].op != "text" else self._text_terminal(node)
+        op, of = self._arena.nodes[node]
+        if op == "conj":
+            return "(" + " & ".join(self._terminal(part) for part in of) + ")"
+        if op == "negate":
+            return f"~({self._terminal(of)})"
+        if op == "alt":
+            return "(" + " | ".join(self._terminal(part) for part in of if part != EPSILON) + ")" + ("?" if EPSILON in of else "")
+        if op == "rep":
+            return f"({self._terminal(of[0])}){_counts(of[1], of[2])}"
+        assert op == "seq", op
+        return f"{self._terminal(of[0])} {self._terminal(of[1])}"
+
+    def _is_algebraic(self, node: int) -> bool:
+        op, of = self._arena.nodes[node]
+        if op in ("conj", "negate"):
+            return True
+        if op in ("seq", "alt"):
+            return any(self._is_algebraic(part) for part in of)
+        return op == "rep" and self._is_algebraic(of[0])
+
+    def _text_terminal(self, node: int) -> str:
+        return json.dumps(self._arena.nodes[node].of.encode("latin-1").decode("utf-8"), ensure_ascii=False)
+
+    def _regex(self, node: int) -> str:
+        op, of = self._arena.nodes[node]
+        if op == "seq":
+            return self._regex(of[0]) + self._regex(of[1])
+        if op == "alt":
+            return "(?:" + "|".join(self._regex(part) for part in of if part != EPSILON) + ")" + ("?" if EPSILON in of else "")
+        if op == "rep":
+            return f"(?:{self._regex(of[0])}){_counts(of[1], of[2])}"
+        if op == "text":
+            return "".join(_char(ord(char)) for char in of.encode("latin-1").decode("utf-8"))
+        if op == "chars":
+            return _quoted_class(of[0]) if of[1] else _class(of[0])
+        if op == "word":
+            return "".join(_byte_class(mask) for mask in of)
+        return "" if op == "epsilon" else self._regex(of)
+
+
+def _counts(low: int, high: int) -> str:
+    if high == UNBOUNDED:
+        return {0: "*", 1: "+"}.get(low, f"{{{low},}}")
+    return f"{{{low},{high}}}"
+
+
+def _char(code: int) -> str:
+    return chr(code) if code in PLAIN else f"\\x{{{code:x}}}"
+
+
+def _class(ranges: Ranges) -> str:
+    if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
+        return _char(ranges[0][0])
+    return "[" + "".join(_char(low) if low == high else f"{_char(low)}-{_char(high)}" for low, high in ranges) + "]"
+
+
+@lru_cache(maxsize=256)
+def _quoted_class(ranges: Ranges) -> str:
+    raw = intersect(ranges, complement(MUST_ESCAPE))
+    options = ([_class(raw)] if raw else []) + ["".join(_byte_class(mask) for mask in word) for word in escape_words(ranges)]
+    return "(?:" + "|".join(options) + ")"
+
+
+def _byte_class(mask: int) -> str:
+    codes = [code for code in range(256) if mask >> code & 1]
+    ranges: list[tuple[int, int]] = []
+    for code in codes:
+        if ranges and ranges[-1][1] == code - 1:
+            ranges[-1] = (ranges[-1][0], code)
+        else:
+            ranges.append((code, code))
+    return "(?s:.)" if len(codes) == 256 else _class(tuple(ranges))

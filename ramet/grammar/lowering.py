@@ -1,0 +1,101 @@
+"""A constraint's source → what llguidance compiles, and the same language as an expression where it is ours to know."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ramet.errors import GrammarError
+from ramet.grammar.derivatives import INFINITE, Walker
+from ramet.grammar.expressions import Arena
+from ramet.grammar.json_layout import COMPACT, Layout
+from ramet.grammar.lark_writer import write_rules
+from ramet.grammar.pattern_expressions import whole
+from ramet.grammar.schema_lowering import lower_schema
+from ramet.grammar.structural_tags import lower_tags
+from ramet.grammar.worst_case import longest_ending
+
+ANY_JSON = "$$ANY$$"
+"""As a json_schema: any JSON value."""
+MAX_SOURCE = 1 << 20
+MAX_DEPTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """`text`: in llguidance's Lark, or for regexes the regex. `arena`: None where the language is not known as an expression; then outputs
+    are not bounded. `worst`: `longest_ending` of it."""
+
+    kind: str
+    text: str
+    arena: Arena | None = None
+    start: int = 0
+    worst: int = INFINITE
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON values."""
+        arena = None if self.arena is None else self.arena.dump()
+        return {"kind": self.kind, "text": self.text, "arena": arena, "start": self.start, "worst": self.worst}
+
+    @classmethod
+    def load(cls, dumped: dict[str, Any]) -> Lowered:
+        arena = None if dumped["arena"] is None else Arena.load(dumped["arena"])
+        return cls(dumped["kind"], dumped["text"], arena, dumped["start"], dumped["worst"])
+
+
+def lower(kind: str, source: str, whitespace: str = COMPACT) -> Lowered:
+    """Kinds: json_schema, structural_tag, regex; what others mean is between the user and llguidance."""
+    if len(source) > MAX_SOURCE:
+        raise GrammarError(f"{kind}: the source has {len(source)} characters; the limit is {MAX_SOURCE}", param=kind)
+    try:
+        if kind == "json_schema":
+            return _schema(source, whitespace)
+        if kind == "structural_tag":
+            return _tags(source, whitespace)
+        return _regex(source) if kind == "regex" else Lowered(kind, source)
+    except RecursionError as error:
+        raise GrammarError(f"{kind}: nested too deeply; the limit is about {MAX_DEPTH} levels", param=kind) from error
+
+
+def parse_schema(source: str) -> Any:
+    try:
+        schema = json.loads(source)
+    except json.JSONDecodeError as error:
+        raise GrammarError(f"json_schema is not JSON: {error.msg}", where=f"char {error.pos}", param="json_schema") from error
+    if not isinstance(schema, dict | bool):
+        raise GrammarError(f"json_schema must be a JSON object, not {source.strip()[:40]}", where="#", param="json_schema")
+    return schema
+
+
+def _schema(source: str, whitespace: str) -> Lowered:
+    schema = True if source.strip() == ANY_JSON else parse_schema(source)
+    arena = Arena()
+    start = lower_schema(arena, Layout(arena, whitespace), schema)
+    return _finished("json_schema", arena, start)
+
+
+def _tags(source: str, whitespace: str) -> Lowered:
+    arena = Arena()
+    tags = lower_tags(arena, Layout(arena, whitespace), source)
+    walker = Walker(arena)
+    return Lowered("structural_tag", tags.lark(walker), arena, tags.start, longest_ending(walker, tags.start))
+
+
+def _finished(kind: str, arena: Arena, start: int) -> Lowered:
+    walker = Walker(arena)
+    if walker.is_empty(start):
+        raise GrammarError(f"{kind}: no text at all satisfies it", where="#", param=kind)
+    expression, lines = write_rules(walker, start)
+    return Lowered(kind, "\n".join((f"start: {expression}", *lines)), arena, start, longest_ending(walker, start))
+
+
+def _regex(source: str) -> Lowered:
+    """A regex that Python cannot read is left to the engine, which says what is wrong with it, and where."""
+    arena = Arena()
+    try:
+        start = whole(arena, source, "python")
+        walker = Walker(arena)
+        return Lowered("regex", source, arena, start, longest_ending(walker, start))
+    except GrammarError:
+        return Lowered("regex", source)

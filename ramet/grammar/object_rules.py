@@ -1,0 +1,125 @@
+"""The members of an object, in order: each at most once, some optional, then undeclared ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ramet.errors import GrammarError
+from ramet.grammar.expressions import EPSILON, NONE, Arena
+from ramet.grammar.json_layout import Layout
+
+MAX_COUNTED = 4000
+MAX_COUNTED_NAMES = 120
+
+
+class Extra(NamedTuple):
+    """Undeclared properties: (expression of names, expression of values)."""
+
+    cells: tuple[tuple[int, int], ...]
+
+
+Pair = tuple[str, int, bool]
+"""Name, expression of the value, required."""
+
+
+def members(arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None, low: int, high: int | None) -> int:
+    """An object with `low` to `high` members."""
+    num_required = sum(required for _, _, required in pairs)
+    is_free = low <= num_required and (high is None or (extra is None and high >= len(pairs)))
+    body = _Spans(arena, layout, pairs, extra).expression() if is_free else _Counted(arena, layout, pairs, extra, low, high).expression()
+    return layout.enclosed(arena, "{", body, "}")
+
+
+class _Written:
+    """Members as expressions: first in the object, or after another."""
+
+    def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None) -> None:
+        self.arena = arena
+        self.layout = layout
+        self.pairs = pairs
+        self.extra = extra
+
+    def pair(self, index: int, after: bool) -> int:
+        name, value, _ = self.pairs[index]
+        return self.arena.seq(self.layout.key(self.arena, name, after), value)
+
+    def free(self, after: bool) -> int:
+        if self.extra is None:
+            return NONE
+        cells = self.extra.cells
+        return self.arena.alt(self.arena.seq(self.layout.free_key(self.arena, names, after), value) for names, value in cells)
+
+
+class _Spans(_Written):
+    """Without counting. Spans are halved, so that rules nest no deeper than the logarithm of their number."""
+
+    def expression(self) -> int:
+        size = len(self.pairs)
+        return self.arena.alt((self._first(0, size + 1), EPSILON if self._skippable(0, size + 1) else NONE))
+
+    def _skippable(self, start: int, stop: int) -> bool:
+        return not any(required for _, _, required in self.pairs[start:stop])
+
+    def _first(self, start: int, stop: int) -> int:
+        """At least one member, the first of the object among them. The place after the last pair is that of the undeclared."""
+        if stop - start == 1:
+            if start == len(self.pairs):
+                return self.arena.seq(self.free(False), self._after(start, stop))
+            return self.pair(start, False)
+        middle = (start + stop) // 2
+        found = self.arena.seq(self._first(start, middle), self._after(middle, stop))
+        if self._skippable(start, middle):
+            found = self.arena.alt((found, self._first(middle, stop)))
+        return self.arena.define(self.arena.new_rule(), found)
+
+    def _after(self, start: int, stop: int) -> int:
+        key = (start, stop)
+        if key not in self._known:
+            self._known[key] = self._make_after(start, stop)
+        return self._known[key]
+
+    def _make_after(self, start: int, stop: int) -> int:
+        if stop - start > 1:
+            middle = (start + stop) // 2
+            both = self.arena.seq(self._after(start, middle), self._after(middle, stop))
+            return self.arena.define(self.arena.new_rule(), both)
+        if start == len(self.pairs):
+            return self.arena.rep(self.free(True))
+        return self.pair(start, True) if self.pairs[start][2] else self.arena.optional(self.pair(start, True))
+
+    def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None) -> None:
+        super().__init__(arena, layout, pairs, extra)
+        self._known: dict[tuple[int, int], int] = {}
+
+
+class _Counted(_Written):
+    """A rule for each (next pair, members so far)."""
+
+    def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None, low: int, high: int | None) -> None:
+        super().__init__(arena, layout, pairs, extra)
+        self._low, self._high = low, high
+        self._cap = max(low, 1) if high is None else high
+        if len(pairs) > MAX_COUNTED_NAMES or len(pairs) * min(self._cap, len(pairs)) > MAX_COUNTED or self._cap > MAX_COUNTED:
+            raise GrammarError(f"counting properties up to {self._cap} over {len(pairs)} names is too much (minProperties, maxProperties)")
+        self._known: dict[tuple[int, int], int] = {}
+
+    def expression(self) -> int:
+        return self._from(0, 0)
+
+    def _from(self, index: int, count: int) -> int:
+        key = (index, count)
+        if key not in self._known:
+            self._known[key] = self.arena.new_rule()
+            self.arena.define(self._known[key], self.arena.alt(self._choices(index, count)))
+        return self._known[key]
+
+    def _choices(self, index: int, count: int) -> list[int]:
+        full = self._high is not None and count >= self._high
+        following = min(count + 1, self._cap)
+        if index == len(self.pairs):
+            end = EPSILON if count >= self._low else NONE
+            more = NONE if full or self.extra is None else self.arena.seq(self.free(count > 0), self._from(index, following))
+            return [end, more]
+        taken = NONE if full else self.arena.seq(self.pair(index, count > 0), self._from(index + 1, following))
+        return [taken, NONE if self.pairs[index][2] else self._from(index + 1, count)]

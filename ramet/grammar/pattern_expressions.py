@@ -1,0 +1,183 @@
+"""Regexes as expressions. Python's own parser reads them; what is not regular, or means different things to different engines, is refused.
+
+Two dialects. `python`: what `re` matches, for regex constraints. `shared`: for `pattern` in a JSON schema, where ECMA 262 is the standard
+and validators use what they have: a class holds what ECMA and Python agree on, so that what is generated passes either way.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, NoReturn
+
+from re import _constants as code  # isort: skip
+from re import _parser as parser  # isort: skip
+
+from ramet.errors import GrammarError
+from ramet.grammar.char_ranges import ALL, LAST, Ranges, complement, intersect, union
+from ramet.grammar.expressions import EPSILON, UNBOUNDED, Arena
+
+Dialect = Literal["python", "shared"]
+MAX_REPEAT = 100_000
+MAX_DISTRIBUTED = 200
+_ECMA_BLANKS = (0x20, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
+ECMA_SPACE: Ranges = union([(9, 13), (0x2000, 0x200A), *((code_point, code_point) for code_point in _ECMA_BLANKS)])
+ASCII = {"d": union([(48, 57)]), "w": union([(48, 57), (65, 90), (95, 95), (97, 122)]), "s": ECMA_SPACE}
+ANCHORS = {code.AT_BEGINNING: "^", code.AT_BEGINNING_STRING: "^", code.AT_END: "$", code.AT_END_STRING: "$"}
+
+
+class _Class(NamedTuple):
+    """Characters certainly in it, and characters that some engine puts in it."""
+
+    narrow: Ranges
+    wide: Ranges
+
+
+def whole(arena: Arena, source: str, dialect: Dialect, quoted: bool = False) -> int:
+    """Texts that the regex matches from end to end. Raises `GrammarError`."""
+    reader = _Reader(arena, dialect, quoted)
+    return reader.edges(list(_parse(source)), False, False)
+
+
+def search(arena: Arena, source: str, quoted: bool) -> int:
+    """Texts in which the regex matches somewhere, as `pattern` has it; `quoted`: as they stand inside a JSON string."""
+    reader = _Reader(arena, "shared", quoted)
+    return reader.edges(list(_parse(re.sub(r"\(\?<(?=[A-Za-z_])", "(?P<", source))), True, True)
+
+
+def anything(arena: Arena, quoted: bool) -> int:
+    return arena.rep(arena.chars(ALL, quoted))
+
+
+def _parse(source: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            tree = parser.parse(source)
+    except (re.error, OverflowError) as error:
+        place = getattr(error, "pos", None)
+        raise GrammarError(f"not a regex that can be read: {error}", where=None if place is None else f"char {place}") from error
+    except RecursionError as error:
+        raise GrammarError("the regex is nested too deeply") from error
+    if tree.state.flags & (re.IGNORECASE | re.MULTILINE | re.VERBOSE | re.ASCII | re.LOCALE):
+        _refuse("flags are not supported")
+    return tree
+
+
+def _refuse(what: str) -> NoReturn:
+    raise GrammarError(f"regex: {what}")
+
+
+class _Reader:
+    def __init__(self, arena: Arena, dialect: Dialect, quoted: bool) -> None:
+        self._arena = arena
+        self._dialect = dialect
+        self._quoted = quoted
+        self._any = anything(arena, quoted)
+        self._num_distributed = 0
+
+    def edges(self, items: list[Any], open_left: bool, open_right: bool) -> int:
+        """A sequence that makes up the whole regex: `open_left`, anything may come before unless ^ forbids it; `open_right` likewise."""
+        head, tail = 0, len(items)
+        while head < tail and self._anchor(items[head]) == "^":
+            head, open_left = head + 1, False
+        while tail > head and self._anchor(items[tail - 1]) == "$":
+            tail, open_right = tail - 1, False
+        core = items[head:tail]
+        for at in {0, len(core) - 1} if core else ():
+            if _holds_anchor(core[at]):
+                branches = self._branches(core[at])
+                return self._arena.alt(self.edges([*core[:at], *branch, *core[at + 1 :]], open_left, open_right) for branch in branches)
+        body = self._sequence(core)
+        return self._arena.seq(self._any if open_left else EPSILON, body, self._any if open_right else EPSILON)
+
+    def _branches(self, item: Any) -> list[list[Any]]:
+        self._num_distributed += 1
+        if self._num_distributed > MAX_DISTRIBUTED:
+            _refuse("too many alternatives with anchors of their own")
+        op, of = item
+        if op is code.SUBPATTERN:
+            return [list(of[3])]
+        if op is code.BRANCH:
+            return [list(branch) for branch in of[1]]
+        _refuse("^ and $ may only stand at the very beginning and end")
+
+    def _anchor(self, item: Any) -> str | None:
+        return ANCHORS.get(item[1]) if item[0] is code.AT else None
+
+    def _sequence(self, items: Sequence[Any]) -> int:
+        return self._arena.seq(*[self._item(op, of) for op, of in items])
+
+    def _item(self, op: Any, of: Any) -> int:
+        arena = self._arena
+        if op is code.BRANCH:
+            return arena.alt(self._sequence(branch) for branch in of[1])
+        if op is code.SUBPATTERN:
+            if of[1] or of[2]:
+                _refuse("flags are not supported")
+            return self._sequence(of[3])
+        if op in (code.MAX_REPEAT, code.MIN_REPEAT):
+            low, high, part = of
+            if low > MAX_REPEAT or (high is not code.MAXREPEAT and high > MAX_REPEAT):
+                _refuse(f"more than {MAX_REPEAT} repetitions")
+            return arena.rep(self._sequence(part), low, UNBOUNDED if high is code.MAXREPEAT else high)
+        if op is code.AT:
+            _refuse("^ and $ may only stand at the very beginning and end, and word borders nowhere")
+        return arena.chars(self._characters(op, of), self._quoted)
+
+    def _characters(self, op: Any, of: Any) -> Ranges:
+        if op is code.LITERAL:
+            return intersect(((of, of),), ALL)
+        if op is code.NOT_LITERAL:
+            return complement(((of, of),))
+        if op is code.ANY:
+            ends = ((10, 10),) if self._dialect == "python" else ((10, 10), (13, 13), (0x2028, 0x2029))
+            return complement(ends)
+        if op is code.IN:
+            return self._set(of)
+        name = str(op).lower().replace("_", " ")
+        if "assert" in name or "group" in name:
+            _refuse("look-around, backreferences and the like are not regular")
+        _refuse(f"{name} is not supported")
+
+    def _set(self, items: Sequence[Any]) -> Ranges:
+        negated = items[0][0] is code.NEGATE
+        parts = [self._member(op, of) for op, of in (items[1:] if negated else items)]
+        if negated:
+            return complement(union(pair for part in parts for pair in part.wide))
+        return intersect(union(pair for part in parts for pair in part.narrow), ALL)
+
+    def _member(self, op: Any, of: Any) -> _Class:
+        if op is code.LITERAL:
+            return _Class(((of, of),), ((of, of),))
+        if op is code.RANGE:
+            return _Class((of,), (of,))
+        name = str(of).rsplit("_", 1)[-1].lower()[0]  # CATEGORY_NOT_DIGIT → d
+        found = self._category(name)
+        return _Class(complement(found.wide), complement(found.narrow)) if "_NOT_" in str(of) else found
+
+    def _category(self, name: str) -> _Class:
+        python = _python_class(name)
+        if self._dialect == "python":
+            return _Class(python, python)
+        wide = union((*python, *ASCII[name], *(((0xFEFF, 0xFEFF),) if name == "s" else ())))
+        return _Class(intersect(ASCII[name], python), wide)
+
+
+def _holds_anchor(item: Any) -> bool:
+    op, of = item
+    if op is code.AT:
+        return of in ANCHORS
+    if op is code.SUBPATTERN:
+        return any(_holds_anchor(child) for child in of[3])
+    return op is code.BRANCH and any(_holds_anchor(child) for branch in of[1] for child in branch)
+
+
+@lru_cache(maxsize=3)
+def _python_class(name: str) -> Ranges:
+    """What this Python's \\d, \\w or \\s holds."""
+    every = "".join(map(chr, (*range(0xD800), *range(0xE000, LAST + 1))))
+    runs = (match.group() for match in re.finditer(rf"\{name}+", every))
+    return intersect(union((ord(run[0]), ord(run[-1])) for run in runs), ALL)

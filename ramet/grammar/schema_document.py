@@ -1,0 +1,168 @@
+"""A JSON schema as it was written: every subschema by its JSON pointer, references resolved, every keyword known or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, NoReturn
+from urllib.parse import unquote
+
+from ramet.errors import GrammarError
+
+ANNOTATIONS = frozenset(
+    (
+        *("title", "description", "default", "examples", "example", "$comment", "deprecated", "readOnly", "writeOnly"),
+        *("$schema", "$id", "$anchor", "$dynamicAnchor", "$vocabulary", "$defs", "definitions"),
+        *("discriminator", "externalDocs", "xml", "contentEncoding", "contentMediaType", "contentSchema"),
+    )
+)
+"""They say nothing about which values are valid."""
+SUBSCHEMAS = ("not", "if", "then", "else", "items", "contains", "additionalProperties", "propertyNames", "additionalItems")
+SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+SUBSCHEMA_MAPS = ("properties", "patternProperties", "dependentSchemas")
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
+NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+PLAIN = ("type", "enum", "const", "nullable", "$ref", "required", "dependentRequired", "dependencies", "uniqueItems", "pattern", "format")
+LATER = ("unevaluatedProperties", "unevaluatedItems")
+ENFORCED = frozenset({*SUBSCHEMAS, *SUBSCHEMA_LISTS, *SUBSCHEMA_MAPS, *COUNTS, *NUMBERS, *PLAIN, *LATER})
+REFUSED = {"$dynamicRef": "dynamic references are not supported; use $ref", "$recursiveRef": "use $ref"}
+TYPES = ("null", "boolean", "number", "integer", "string", "array", "object")
+
+
+class Document:
+    """Subschemas are named by their pointers ("" is the root). `add` takes in subschemas made up along the way."""
+
+    def __init__(self, root: Any) -> None:
+        self.schemas: dict[str, Any] = {}
+        self._root = root
+        self._checked: set[str] = set()
+        self._anchors: dict[str, str] | None = None
+
+    def add(self, pointer: str, schema: Any) -> str:
+        if self.schemas.setdefault(pointer, schema) != schema:
+            pointer = self.add(pointer + "'", schema)
+        return pointer
+
+    def child(self, pointer: str, *path: str | int) -> str:
+        """Names the subschema at `path` below `pointer`."""
+        schema = self.schemas[pointer]
+        for step in path:
+            schema = schema[step]
+            pointer += f"/{escape(str(step))}"
+        return self.add(pointer, schema)
+
+    def checked(self, pointer: str) -> Any:
+        """The subschema, its keywords looked through."""
+        schema = self.schemas[pointer]
+        if pointer not in self._checked:
+            self._checked.add(pointer)
+            _check(schema, pointer)
+        return schema
+
+    def resolve(self, reference: str, pointer: str) -> str:
+        """The pointer that `$ref` at `pointer` leads to."""
+        where = pointer + "/$ref"
+        own = self._root.get("$id") if isinstance(self._root, Mapping) else None
+        base, _, fragment = reference.partition("#")
+        if base and base != str(own).partition("#")[0]:
+            refuse(f"{reference!r} leads out of the schema; only references into it (#/…) are followed", where)
+        fragment = unquote(fragment)
+        if fragment and not fragment.startswith("/"):
+            return self._anchor(fragment, where)
+        steps = [step.replace("~1", "/").replace("~0", "~") for step in fragment.split("/")[1:]]
+        target: Any = self._root
+        for step in steps:
+            target = _descend(target, step, reference, where)
+        return self.add("".join(f"/{escape(step)}" for step in steps), target)
+
+    def _anchor(self, name: str, where: str) -> str:
+        if self._anchors is None:
+            self._anchors = dict(_anchors(self._root, ""))
+        if name not in self._anchors:
+            refuse(f"no $anchor is named {name!r}", where)
+        pointer = self._anchors[name]
+        return self.resolve("#" + pointer, where) if pointer else self.add("", self._root)
+
+
+def refuse(what: str, pointer: str) -> NoReturn:
+    raise GrammarError(f"json_schema: {what}", where=pointer.replace("'", "") or "#", param="json_schema")
+
+
+def _descend(target: Any, step: str, reference: str, where: str) -> Any:
+    if isinstance(target, Mapping) and step in target:
+        return target[step]
+    if isinstance(target, list) and step.isdecimal() and int(step) < len(target):
+        return target[int(step)]
+    refuse(f"nothing is at {reference!r}", where)
+
+
+def _anchors(schema: Any, pointer: str) -> Iterator[tuple[str, str]]:
+    if isinstance(schema, Mapping):
+        for key in ("$anchor", "$dynamicAnchor"):
+            if isinstance(schema.get(key), str):
+                yield schema[key], pointer
+        for key, value in schema.items():
+            if key not in ("enum", "const", "default", "examples"):
+                yield from _anchors(value, f"{pointer}/{escape(key)}")
+    elif isinstance(schema, list):
+        for index, value in enumerate(schema):
+            yield from _anchors(value, f"{pointer}/{index}")
+
+
+def escape(step: str) -> str:
+    """One step of a JSON pointer."""
+    return step.replace("~", "~0").replace("/", "~1")
+
+
+# ── what stands where ──
+
+
+def _check(schema: Any, pointer: str) -> None:
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, Mapping):
+        refuse(f"a schema is an object or true or false, not {str(schema)[:40]}", pointer)
+    for key, value in schema.items():
+        where = f"{pointer}/{escape(key)}"
+        if key in REFUSED:
+            refuse(REFUSED[key], where)
+        if key not in ENFORCED and key not in ANNOTATIONS and not key.startswith("x-"):
+            near = get_close_matches(key, [*ENFORCED, *ANNOTATIONS], n=1)
+            refuse(f"the keyword {key!r} is not known" + (f"; did you mean {near[0]!r}?" if near else ""), where)
+        _check_value(key, value, where)
+    if "$id" in schema and pointer:
+        refuse("a subschema with an $id of its own is not supported", pointer + "/$id")
+
+
+def _check_value(key: str, value: Any, where: str) -> None:
+    if key in COUNTS and not _is_count(value):
+        refuse("must be a whole number, 0 or more", where)
+    if key in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
+        refuse("must be a number", where)
+    if key == "multipleOf" and value <= 0:
+        refuse("must be greater than 0", where)
+    if key in SUBSCHEMA_LISTS and not (isinstance(value, list) and value):
+        refuse("must be a list of schemas, not empty", where)
+    if key in (*SUBSCHEMA_MAPS, "dependentRequired", "dependencies") and not isinstance(value, Mapping):
+        refuse("must be an object", where)
+    if key in ("pattern", "format", "$ref") and not isinstance(value, str):
+        refuse("must be a string", where)
+    if key in ("uniqueItems", "nullable") and not isinstance(value, bool):
+        refuse("must be true or false", where)
+    if key == "required" and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        refuse("must be a list of names", where)
+    if key == "enum" and not isinstance(value, list):
+        refuse("must be a list of values", where)
+    if key == "type":
+        _check_type(value, where)
+
+
+def _check_type(value: Any, where: str) -> None:
+    for name in value if isinstance(value, list) else [value]:
+        if name not in TYPES:
+            near = get_close_matches(str(name), TYPES, n=1)
+            refuse(f"{str(name)!r} is not a type" + (f"; did you mean {near[0]!r}?" if near else f"; types: {', '.join(TYPES)}"), where)
+
+
+def _is_count(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and value >= 0 and value == int(value)

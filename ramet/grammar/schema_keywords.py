@@ -1,0 +1,165 @@
+"""The keywords of one type each → the branches of one schema object, before its applicators are worked in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, Protocol
+
+from ramet.errors import GrammarError
+from ramet.grammar.json_strings import StringFacts
+from ramet.grammar.schema_branches import (
+    ANYTHING,
+    EVERYTHING,
+    Arrays,
+    Bound,
+    Branch,
+    Goal,
+    Numbers,
+    Objects,
+    Scope,
+    Strings,
+    Values,
+    conjoin,
+)
+from ramet.grammar.schema_document import TYPES, Document, escape, refuse
+from ramet.grammar.schema_rewriting import EXCLUDED_STRINGS
+from ramet.grammar.string_formats import ANNOTATIONS, FORMATS, INTEGER_FORMATS
+
+IN_PLACE = ("$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies")
+"""Applicators that may evaluate properties and items of the same value."""
+MAX_STEP = 1000
+
+
+class Context(Protocol):
+    document: Document
+    strings: StringFacts
+
+
+def typed_branches(schema: Mapping[str, Any], pointer: str, context: Context) -> tuple[Branch, ...]:
+    types = _types(schema)
+    found: list[Branch] = []
+    wanted = set(TYPES if types is None else types)
+    literals = tuple(text for name, texts in (("null", ("null",)), ("boolean", ("true", "false"))) if name in wanted for text in texts)
+    found += [Values(literals)] if literals else []
+    if "number" in wanted or "integer" in wanted:
+        numbers = _numbers(schema, pointer, integer="number" not in wanted)
+        found += [numbers] if numbers is not None else []
+    found += [_strings(schema, pointer, context)] if "string" in wanted else []
+    found += [_arrays(schema, pointer, context)] if "array" in wanted else []
+    found += [_objects(schema, pointer, context)] if "object" in wanted else []
+    return EVERYTHING if tuple(found) == EVERYTHING else tuple(found)
+
+
+def _types(schema: Mapping[str, Any]) -> list[str] | None:
+    if "type" not in schema:
+        return None
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return [*types, "null"] if schema.get("nullable") else list(types)
+
+
+def _numbers(schema: Mapping[str, Any], pointer: str, integer: bool) -> Branch | None:
+    found: Branch | None = Numbers(integer, step=_step(schema, pointer))
+    for key, is_low, is_open in (
+        ("minimum", True, False),
+        ("exclusiveMinimum", True, True),
+        ("maximum", False, False),
+        ("exclusiveMaximum", False, True),
+    ):
+        if key in schema and found is not None:
+            bound = Bound(Decimal(repr(schema[key])), is_open)
+            found = conjoin(found, Numbers(low=bound) if is_low else Numbers(high=bound))
+    if schema.get("format") in INTEGER_FORMATS and found is not None:
+        low, high = (Bound(Decimal(value), False) for value in INTEGER_FORMATS[schema["format"]])
+        found = conjoin(found, Numbers(low=low, high=high))
+    return found
+
+
+def _step(schema: Mapping[str, Any], pointer: str) -> Fraction | None:
+    if "multipleOf" not in schema:
+        return None
+    step, where = Fraction(repr(schema["multipleOf"])), pointer + "/multipleOf"
+    if step != Fraction(schema["multipleOf"]):
+        refuse("validators compute with binary floats and disagree about multiples of this; use a whole number, 0.5, 0.25 …", where)
+    if step.numerator * step.denominator > MAX_STEP:
+        refuse(f"is too large or too fine to be enforced; the limit is {MAX_STEP}", where)
+    return step
+
+
+def _strings(schema: Mapping[str, Any], pointer: str, context: Context) -> Strings:
+    found = Strings(int(schema.get("minLength", 0)), None if "maxLength" not in schema else int(schema["maxLength"]))
+    patterns = frozenset({schema["pattern"]}) if "pattern" in schema else frozenset()
+    found = Strings(found.low, found.high, patterns, _formats(schema, pointer), frozenset(schema.get(EXCLUDED_STRINGS, ())))
+    _readable(patterns, pointer + "/pattern", context)
+    return found
+
+
+def _formats(schema: Mapping[str, Any], pointer: str) -> frozenset[str]:
+    name = schema.get("format")
+    if name is None or name in ANNOTATIONS or name in INTEGER_FORMATS:
+        return frozenset()
+    if name not in FORMATS:
+        refuse(f"the format {name!r} is not known; known: {', '.join(FORMATS)}", pointer + "/format")
+    return frozenset({name})
+
+
+def _readable(patterns: frozenset[str] | list[str], where: str, context: Context) -> None:
+    for pattern in patterns:
+        try:
+            context.strings.body(Strings(patterns=frozenset({pattern})))
+        except GrammarError as error:
+            refuse(error.message.removeprefix("regex: "), where)
+
+
+def _arrays(schema: Mapping[str, Any], pointer: str, context: Context) -> Arrays:
+    document = context.document
+    _refuse_unevaluated(schema, pointer, "unevaluatedItems")
+    tuple_key = "items" if isinstance(schema.get("items"), list) else "prefixItems"
+    rest_key = "additionalItems" if tuple_key == "items" else "items"
+    prefix = tuple(frozenset({document.child(pointer, tuple_key, index)}) for index in range(len(schema.get(tuple_key, ()))))
+    if rest_key not in schema and "unevaluatedItems" in schema:
+        rest_key = "unevaluatedItems"
+    rest: Goal = frozenset({document.child(pointer, rest_key)}) if rest_key in schema else ANYTHING
+    if schema.get(rest_key) is False:
+        high: int | None = min(len(prefix), int(schema.get("maxItems", len(prefix))))
+    else:
+        high = int(schema["maxItems"]) if "maxItems" in schema else None
+    low, unique = int(schema.get("minItems", 0)), schema.get("uniqueItems", False)
+    return Arrays(prefix, rest, low, high, unique, _contains(schema, pointer, document))
+
+
+def _contains(schema: Mapping[str, Any], pointer: str, document: Document) -> tuple[tuple[Goal, int], ...]:
+    if "contains" not in schema:
+        return ()
+    if "maxContains" in schema:
+        refuse("cannot be enforced", pointer + "/maxContains")
+    least = int(schema.get("minContains", 1))
+    return ((frozenset({document.child(pointer, "contains")}), least),) if least else ()
+
+
+def _objects(schema: Mapping[str, Any], pointer: str, context: Context) -> Objects:
+    document = context.document
+    _refuse_unevaluated(schema, pointer, "unevaluatedProperties")
+    named = tuple((name, frozenset({document.child(pointer, "properties", name)})) for name in schema.get("properties", {}))
+    patterns = [*schema.get("patternProperties", {})]
+    for pattern in patterns:
+        _readable([pattern], f"{pointer}/patternProperties/{escape(pattern)}", context)
+    matching = tuple((pattern, frozenset({document.child(pointer, "patternProperties", pattern)})) for pattern in patterns)
+    rest_key = "additionalProperties" if "additionalProperties" in schema else "unevaluatedProperties"
+    rest: Goal = frozenset({document.child(pointer, rest_key)}) if rest_key in schema else ANYTHING
+    required = schema.get("required", [])
+    return Objects(
+        names=tuple(dict.fromkeys((*schema.get("properties", {}), *required))),
+        required=frozenset(required),
+        low=int(schema.get("minProperties", 0)),
+        high=int(schema["maxProperties"]) if "maxProperties" in schema else None,
+        scopes=(Scope(named, matching, rest),) if named or matching or rest else (),
+        keys=frozenset({document.child(pointer, "propertyNames")}) if "propertyNames" in schema else ANYTHING,
+    )
+
+
+def _refuse_unevaluated(schema: Mapping[str, Any], pointer: str, keyword: str) -> None:
+    beside = [key for key in IN_PLACE if key in schema]
+    if beside and schema.get(keyword, True) is not True:
+        refuse(f"cannot be enforced beside {beside[0]!r}; use additionalProperties or items in each alternative", f"{pointer}/{keyword}")

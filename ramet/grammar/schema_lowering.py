@@ -1,0 +1,113 @@
+"""The normal form of a schema → rules. Properties come in the order of their declaration; undeclared ones follow them."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+
+from ramet.grammar.array_rules import array_expression
+from ramet.grammar.expressions import NONE, Arena
+from ramet.grammar.json_layout import Layout
+from ramet.grammar.json_strings import conjunction, literal, none_of, string_body
+from ramet.grammar.number_automaton import NumberSet, number_expression
+from ramet.grammar.object_rules import Extra, members
+from ramet.grammar.pattern_expressions import anything, search
+from ramet.grammar.schema_branches import ANYTHING, Arrays, Branch, Goal, Numbers, Objects, Scope, Strings, Values, whole_bounds
+from ramet.grammar.schema_document import Document, refuse
+from ramet.grammar.schema_expansion import Expansion
+
+MAX_PATTERNS = 4
+MAX_RULES = 50_000
+
+
+def lower_schema(arena: Arena, layout: Layout, schema: object) -> int:
+    """The expression of all texts that `schema` allows. Raises `GrammarError` with the JSON pointer of what cannot be enforced."""
+    document = Document(schema)
+    root = document.add("", schema)
+    return _Lowering(arena, layout, Expansion(document)).lower(frozenset({root}))
+
+
+class _Lowering:
+    def __init__(self, arena: Arena, layout: Layout, expansion: Expansion) -> None:
+        self._arena = arena
+        self._layout = layout
+        self._expansion = expansion
+        self._refs: dict[Goal, int] = {}
+        self._queue: list[Goal] = []
+
+    def lower(self, goal: Goal) -> int:
+        start = self._ref(goal)
+        while self._queue:
+            following = self._queue.pop()
+            if len(self._arena.rules) > MAX_RULES:
+                refuse(f"the schema needs more than {MAX_RULES} rules", min(following, default=""))
+            self._arena.define(self._refs[following], self._arena.alt(map(self._branch, self._expansion.branches(following))))
+        return start
+
+    def _ref(self, goal: Goal) -> int:
+        if goal not in self._refs:
+            self._refs[goal] = self._arena.new_rule()
+            self._queue.append(goal)
+        return self._refs[goal]
+
+    def _branch(self, branch: Branch) -> int:
+        arena = self._arena
+        match branch:
+            case Values():
+                return arena.lexeme(arena.alt(node for text in branch.texts for node in self._layout.spellings(arena, text)))
+            case Numbers():
+                return number_expression(arena, NumberSet(branch.integer, *whole_bounds(branch), branch.step))
+            case Strings():
+                return self._layout.quoted(arena, string_body(arena, branch))
+            case Arrays():
+                return array_expression(arena, self._layout, branch, self._expansion, self._ref)
+            case Objects():
+                return self._objects(branch)
+
+    def _objects(self, branch: Objects) -> int:
+        allowed = [name for name in branch.names if not self._expansion.is_forbidden(branch, name)]
+        if not branch.required <= set(allowed):
+            return NONE
+        extra = self._extra(branch)
+        if extra is not None and branch.low > len(branch.required) + 1:
+            where = min(branch.keys.union(*(scope.rest for scope in branch.scopes)), default="")
+            refuse("minProperties cannot be enforced over names that are not declared: the same name could come twice", where)
+        pairs = [(name, self._ref(self._expansion.goal_of(branch, name)), name in branch.required) for name in allowed]
+        return members(self._arena, self._layout, pairs, extra, branch.low, branch.high)
+
+    def _extra(self, branch: Objects) -> Extra | None:
+        """Undeclared properties: for each set of patterns that a name may match, the names and their value."""
+        patterns = sorted({pattern for scope in branch.scopes for pattern, _ in scope.patterns})
+        if len(patterns) > MAX_PATTERNS:
+            refuse(f"more than {MAX_PATTERNS} patternProperties over the same names", "")
+        cells = []
+        for matching in product((True, False), repeat=len(patterns)):
+            matched = {pattern for pattern, is_in in zip(patterns, matching, strict=True) if is_in}
+            goal = frozenset[str]().union(*(_goal(scope, matched) for scope in branch.scopes))
+            keys = self._cell(self._arena, branch, patterns, matched)
+            scratch = self._cell(self._expansion.strings.arena, branch, patterns, matched)
+            if self._expansion.strings.is_possible(scratch) and not self._expansion.is_impossible(goal):
+                cells.append((keys, self._ref(goal)))
+        return Extra(tuple(cells)) if cells else None
+
+    def _cell(self, arena: Arena, branch: Objects, patterns: list[str], matched: set[str]) -> int:
+        parts = [search(arena, pattern, quoted=True) for pattern in sorted(matched)]
+        parts += [arena.negate(search(arena, pattern, quoted=True)) for pattern in patterns if pattern not in matched]
+        if branch.names:
+            parts.append(none_of(arena, branch.names))
+        if branch.keys != ANYTHING:
+            parts.append(arena.alt(_key_language(arena, key) for key in self._expansion.branches(branch.keys)))
+        return conjunction(arena, [anything(arena, True), *parts])
+
+
+def _goal(scope: Scope, matched: set[str]) -> Goal:
+    goals = [goal for pattern, goal in scope.patterns if pattern in matched]
+    return frozenset[str]().union(*goals) if goals else scope.rest
+
+
+def _key_language(arena: Arena, branch: Branch) -> int:
+    if isinstance(branch, Strings):
+        return string_body(arena, branch)
+    if isinstance(branch, Values):
+        return arena.alt(literal(arena, json.loads(text)) for text in branch.texts if text.startswith('"'))
+    return NONE

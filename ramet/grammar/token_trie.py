@@ -1,0 +1,86 @@
+"""All tokens of a vocabulary at once through an automaton over bytes: a trie, level by level, as numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+class _Level(NamedTuple):
+    """Nodes of one depth: their parent one level up, the byte that leads to them, and the tokens that end here."""
+
+    parents: Ints
+    bytes: Ints
+    ends: Ints  # node of the token
+    tokens: Ints  # its id
+
+
+class TokenTrie:
+    """Tokens that stand for no bytes are left out."""
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+        self.size = len(token_bytes)
+        self.levels: list[_Level] = []
+        lengths = np.array([len(piece) for piece in token_bytes], dtype=np.int64)
+        text = np.frombuffer(b"".join(token_bytes), dtype=np.uint8).astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        alive = np.flatnonzero(lengths)
+        nodes = np.zeros(len(alive), dtype=np.int64)
+        depth = 0
+        while len(alive):
+            keys, nodes = np.unique(nodes * 256 + text[starts[alive] + depth], return_inverse=True)
+            depth += 1
+            ending = lengths[alive] == depth
+            self.levels.append(_Level(keys // 256, keys % 256, nodes[ending], alive[ending]))
+            alive, nodes = alive[~ending], nodes[~ending]
+
+
+class ByteTable:
+    """An automaton that is worked out as far as it is walked. State 0 is dead. `step(state, byte)` names states by any number ≥ 0,
+    with 0 for dead; here they are numbered as they come up."""
+
+    def __init__(self, step: Callable[[int, int], int], max_states: int = 20_000) -> None:
+        self._step = step
+        self._max_states = max_states
+        self._clear()
+
+    def _clear(self) -> None:
+        self._next = np.full((64, 256), -1, dtype=np.int32)
+        self._next[0] = 0
+        self._names = [0]
+        self._index = {0: 0}
+
+    def sweep(self, trie: TokenTrie, state: int) -> npt.NDArray[np.int64]:
+        """The state after each token, 0 where it is not possible."""
+        if len(self._names) > self._max_states:
+            self._clear()
+        found = np.zeros(trie.size, dtype=np.int64)
+        states = np.array([self._number(state)])
+        for level in trie.levels:
+            states = self._advance(states[level.parents], level.bytes)
+            found[level.tokens] = states[level.ends]
+        return np.array(self._names)[found]
+
+    def _advance(self, states: Ints, byte: Ints) -> Ints:
+        following = self._next[states, byte]
+        unknown = following < 0
+        if unknown.any():
+            for pair in np.unique(states[unknown] * 256 + byte[unknown]).tolist():
+                number = self._number(self._step(self._names[pair >> 8], pair & 255))
+                self._next[pair >> 8, pair & 255] = number
+            following = self._next[states, byte]
+        return following.astype(np.int64)
+
+    def _number(self, name: int) -> int:
+        number = self._index.get(name)
+        if number is None:
+            number = self._index[name] = len(self._names)
+            self._names.append(name)
+            if number == len(self._next):
+                self._next = np.concatenate((self._next, np.full_like(self._next, -1)))
+        return number

@@ -1,0 +1,59 @@
+"""How long an ending may have to be."""
+
+from __future__ import annotations
+
+from ramet.grammar.derivatives import INFINITE, Walker
+from ramet.grammar.expressions import EPSILON, NONE
+
+MAX_ROUNDS = 64
+MAX_STATES = 300
+
+
+def longest_ending(walker: Walker, start: int) -> int:
+    """A bound on `walker.shortest` over all places that texts of `start` lead to; INFINITE for nested languages, which have none, and
+    where none is found in reasonable time. Of a fixpoint that still grows after `MAX_ROUNDS` it is taken that it grows forever."""
+    nodes = walker.arena.nodes
+    worst = [0] * len(nodes)
+    for _ in range(MAX_ROUNDS):
+        changed = False
+        for node in range(len(worst)):
+            found = _worst(walker, worst, node)
+            if found != worst[node]:
+                worst[node], changed = found, True
+        if not changed:
+            return max(worst[start], walker.shortest(start))
+    return INFINITE
+
+
+def _worst(walker: Walker, worst: list[int], node: int) -> int:
+    op, of = walker.arena.nodes[node]
+    found = 0
+    if op == "seq":
+        found = max(worst[of[0]] + walker.shortest(of[1]), worst[of[1]])
+    elif op == "alt":
+        found = max(worst[part] for part in of if part in (NONE, EPSILON) or not walker.is_empty(part))
+    elif op in ("text", "word"):
+        found = len(of)
+    elif op == "rep":
+        found = worst[of[0]] + max(of[1] - 1, 0) * walker.shortest(of[0])
+    elif op in ("conj", "negate"):
+        found = worst[node] or _explored(walker, node)
+    elif op == "chars":
+        found = 12 if of[1] else 4
+    elif op in ("ref", "lexeme"):
+        found = worst[walker.arena.rules[of] if op == "ref" else of]
+    return min(found, INFINITE)
+
+
+def _explored(walker: Walker, start: int) -> int:
+    seen, queue = {start}, [start]
+    while queue:
+        node = queue.pop()
+        for byte in walker.representatives(node):
+            following = walker.step(node, byte)
+            if following not in seen and following != NONE and not walker.is_empty(following):
+                seen.add(following)
+                queue.append(following)
+        if len(seen) > MAX_STATES:
+            return INFINITE
+    return max(1, *(walker.shortest(node) for node in seen if not walker.is_empty(node)))
