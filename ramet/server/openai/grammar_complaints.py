@@ -14,14 +14,15 @@ from ramet.server.openai.tool_use import CallableTool
 from ramet.server.server_context import ServerContext
 
 LINE = re.compile(r"line (\d+)")
+STRUCTURE = re.compile(r"/structures/(\d+)/schema")
 
 
 async def blamed(context: ServerContext, body: SamplingFields, constraint: ReplyConstraint, error: GrammarError) -> GrammarError:
     """`error` under the name of the field that caused it, with a JSON pointer into its schema where there is one."""
-    line = LINE.search(error.message)
-    tool = constraint.tools_by_line.get(int(line[1])) if line else None
-    if tool is not None:
-        reason = await _complaint_about(context, tool)
+    found = (LINE if "ebnf" in constraint.sampling else STRUCTURE).search(error.message)
+    tool = constraint.tools.get(int(found[1])) if found else None
+    if tool is not None and found is not None:
+        reason = await _complaint_about(context, tool) if "ebnf" in constraint.sampling else error.message.replace(found[0], "")
         return GrammarError(f"{tool.place}: {reason or error.message}", param=tool.place)
     if body.response_format is not None:
         nested = ".json_schema.schema" if body.response_format.type == "json_schema" else ""

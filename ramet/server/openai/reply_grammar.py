@@ -39,11 +39,11 @@ Rules = list[str]
 
 @dataclass(frozen=True, slots=True)
 class ReplyConstraint:
-    """`sampling`: at most one of json_schema, regex, ebnf, structural_tag, with its source. `tools_by_line`: of an ebnf, which tool a
-    line is about."""
+    """`sampling`: at most one of json_schema, regex, ebnf, structural_tag, with its source. `tools`: which tool a line of the ebnf, or a
+    structure of the structural_tag, is about."""
 
     sampling: Mapping[str, str] = field(default_factory=dict)
-    tools_by_line: Mapping[int, CallableTool] = field(default_factory=dict)
+    tools: Mapping[int, CallableTool] = field(default_factory=dict)
 
 
 def reply_constraint(dialect: ChatDialect, use: ToolUse, thinking: bool | None, answer: Mapping[str, str]) -> ReplyConstraint:
@@ -53,6 +53,8 @@ def reply_constraint(dialect: ChatDialect, use: ToolUse, thinking: bool | None, 
     may_call = dialect.tools is not None and (use.is_constrained or (use.mode == "auto" and bool(answer)))
     if not may_call and not (may_think and answer):
         return ReplyConstraint(answer)
+    if dialect.tools is not None and not (answer or may_think) and _is_structural(dialect, use):
+        return ReplyConstraint({"structural_tag": structural_tag(dialect.tools.wire, use)}, dict(enumerate(use.tools)))
     rules = Grammar(dialect.special_ids)
     answers = [] if use.mode == "required" else answer_rules(answer)
     if may_call and dialect.tools is not None:
@@ -61,6 +63,20 @@ def reply_constraint(dialect: ChatDialect, use: ToolUse, thinking: bool | None, 
         rules.lines += ["r_body: r_answer", *answers]
     rules.add_start(dialect.thoughts if may_think else None, bool(thinking))
     return ReplyConstraint({"ebnf": "\n".join(rules.lines) + "\n"}, rules.tools_by_line)
+
+
+def structural_tag(wire: Wire, use: ToolUse) -> str:
+    """Free text in which every call is exact: what `structural_tag` is for. It knows its schemas to the last keyword and can close them
+    in time."""
+    structures = [{"begin": wire.head + tool.name + wire.body, "schema": tool.schema, "end": wire.tail} for tool in use.tools]
+    return json.dumps({"triggers": [wire.trigger], "structures": structures}, ensure_ascii=False)
+
+
+def _is_structural(dialect: ChatDialect, use: ToolUse) -> bool:
+    """Each call carries its own marks, as plain text."""
+    assert dialect.tools is not None
+    wire = dialect.tools.wire
+    return use.mode == "auto" and use.parallel and bool(wire.trigger) and not wire.opening and wire.trigger not in dialect.special_ids
 
 
 class Grammar:
