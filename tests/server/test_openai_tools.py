@@ -248,6 +248,8 @@ class TestConstraints:
                 "tools[0].function.parameters",
             ),
             ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+            ({"messages": [{"role": "assistant", "tool_calls": "x"}]}, "messages[0].tool_calls"),
+            ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "messages[0].tool_calls[0].function.name"),
         ],
     )
     def test_400_names_the_field(self, client: openai.OpenAI, fields: Any, param: str) -> None:

@@ -80,11 +80,27 @@ class SamplingFields(Strict):
     prompt_cache_key: str | None = None
 
 
+class PastFunction(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class PastCall(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: PastFunction
+
+
 class Message(BaseModel):
     model_config = ConfigDict(extra="allow")  # templates may read further fields
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[PastCall] | None = None
 
 
 class Function(BaseModel):

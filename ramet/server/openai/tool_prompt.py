@@ -48,9 +48,7 @@ def calls_text(calls: Sequence[Mapping[str, Any]], wire: Wire, place: str) -> st
 
 
 def _call_text(call: Mapping[str, Any], wire: Wire, place: str) -> str:
-    function = call.get("function")
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise InvalidRequest(f"{place} has no name", param=place)
+    function = call["function"]
     arguments = function.get("arguments") or "{}"
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     try:

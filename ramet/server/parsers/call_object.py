@@ -6,7 +6,7 @@ import json
 from collections.abc import Container
 from typing import Any
 
-from ramet.server.parsers.json_scanner import parsed, read_json, read_text, stream_object
+from ramet.server.parsers.json_scanner import is_text, parsed, read_json, read_text, stream_object
 from ramet.server.parsers.scan import Mismatch, Scan, Steps
 
 ARGUMENTS = ("arguments", "parameters")
@@ -59,6 +59,8 @@ def as_arguments(value: Any, source: str) -> str:
     """The JSON text of an arguments object, from what the model wrote as its value."""
     if isinstance(value, str):
         source, value = value, parsed(value or "{}")
+        if not is_text(source):
+            raise Mismatch
     if value is None:
         return "{}"
     if not isinstance(value, dict):

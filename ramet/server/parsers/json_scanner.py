@@ -180,3 +180,8 @@ def parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Mismatch from error
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be sent: half of a surrogate pair, which an escape may stand for, cannot."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Container
 from typing import Any
 
+from ramet.server.parsers.json_scanner import is_text
 from ramet.server.parsers.scan import Mismatch, Scan, Steps
 from ramet.server.parsers.tool_format import Wire
 
@@ -56,7 +57,10 @@ def json_arguments(source: str) -> str:
         if any(keyword.arg is None for keyword in call.keywords):  # **more
             raise Mismatch
         values = {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
-        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+        if not is_text(text):
+            raise Mismatch
+        return text
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise Mismatch from error
 

@@ -234,3 +234,15 @@ def test_deep_arguments_end_where_the_reader_ends() -> None:
     text = '<tool_call>{"name":"clock","arguments":{"a":' + "[" * 100_000
     assert whole("hermes", text).calls[0] == ParsedCall("clock", '{"a":' + "[" * 127)
     assert whole("pythonic", "[clock(a=" + "[" * 100_000).calls == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", r'<tool_call>{"name":"clock","arguments":"{\"a\":\"\ud800\"}"}</tool_call>'),
+        ("pythonic", r"[clock(a='\ud800')]"),
+    ],
+)
+def test_half_a_character_is_no_argument(name: str, text: str) -> None:
+    """It could not be sent."""
+    assert whole(name, text) == ParsedReply(text=text)
