@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ramet.grammar.expressions import EPSILON, NONE, UNBOUNDED, Arena
 from ramet.grammar.json_layout import Layout
+from ramet.grammar.json_values import values_expression
 from ramet.grammar.schema_branches import Arrays, Goal, Values
 from ramet.grammar.schema_document import refuse
 from ramet.grammar.schema_expansion import Expansion
@@ -64,10 +65,10 @@ def _unique(arena: Arena, layout: Layout, branch: Arrays, high: int | None, expa
     """Every order of every choice of the values that are left."""
     found = expansion.branches(branch.rest)
     if branch.prefix or any(not isinstance(option, Values) for option in found):
-        refuse("uniqueItems can only be enforced where items are an enum of few values, or where maxItems is 1", _where(branch))
+        refuse("can only be enforced where items are an enum of few values, or where maxItems is 1", branch.unique)
     texts = [text for option in found if isinstance(option, Values) for text in option.texts]
     if len(texts) > MAX_UNIQUE:
-        refuse(f"uniqueItems over {len(texts)} values is too much; the limit is {MAX_UNIQUE}", _where(branch))
+        refuse(f"over {len(texts)} values is too much; the limit is {MAX_UNIQUE}", branch.unique)
     rules: dict[frozenset[str], int] = {}
 
     def after(used: frozenset[str]) -> int:
@@ -75,7 +76,7 @@ def _unique(arena: Arena, layout: Layout, branch: Arrays, high: int | None, expa
             comma = layout.comma(arena) if used else EPSILON
             rules[used] = arena.new_rule()
             left = [text for text in texts if text not in used] if high is None or len(used) < high else []
-            options = [arena.seq(comma, arena.lexeme(arena.alt(layout.spellings(arena, text))), after(used | {text})) for text in left]
+            options = [arena.seq(comma, values_expression(arena, layout, [text]), after(used | {text})) for text in left]
             arena.define(rules[used], arena.alt([*options, EPSILON if len(used) >= branch.low else NONE]))
         return rules[used]
 
@@ -87,7 +88,7 @@ class _Containing:
 
     def __init__(self, arena: Arena, layout: Layout, branch: Arrays, high: int | None, expansion: Expansion, ref: Ref) -> None:
         if branch.unique:
-            refuse("uniqueItems beside contains cannot be enforced", _where(branch))
+            refuse("beside contains cannot be enforced", branch.unique)
         if len(branch.contains) > 1:
             refuse("more than one contains cannot be enforced together", _where(branch))
         self._arena, self._comma, self._branch, self._high = arena, layout.comma(arena), branch, high

@@ -36,10 +36,12 @@ def none_of(arena: Arena, texts: Iterable[str]) -> int:
 
 
 def conjunction(arena: Arena, parts: list[int]) -> int:
-    """`anything` beside another part says nothing."""
+    """All of `parts`, within the insides of JSON strings. `anything` is left out beside a part that says as much."""
     every = anything(arena, True)
     kept = [part for part in parts if part != every]
-    return arena.conj(kept) if kept else every
+    if all(arena.nodes[part].op == "negate" for part in kept):
+        kept.append(every)
+    return arena.conj(kept)
 
 
 class StringFacts:

@@ -22,7 +22,6 @@ from ramet.grammar.regex_dialect import Translation, refuse, translate
 from ramet.grammar.token_trie import TokenTrie
 from ramet.grammar.vocabulary_tokenizer import Encode, VocabularyTokenizer
 
-
 TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex", "InternalError")
 
 

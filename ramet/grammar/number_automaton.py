@@ -9,10 +9,7 @@ from typing import NamedTuple
 
 from ramet.errors import GrammarError
 from ramet.grammar.expressions import EPSILON, Arena
-from ramet.grammar.pattern_expressions import whole
 
-INTEGER = r"(?:0|[1-9][0-9]*)"
-NUMBER = INTEGER + r"(?:\.[0-9]+)?(?:[eE][+-]?(?:[0-9]{1,2}|[12][0-9]{2}))?"
 MAX_STATES = 5000
 
 
@@ -26,11 +23,10 @@ class NumberSet(NamedTuple):
 
 
 def number_expression(arena: Arena, numbers: NumberSet) -> int:
+    """Each character is a lexeme of its own: were whole numbers lexemes, the longest match of one alternative would hide another's."""
     low, high = numbers.low, numbers.high
     if high is None and numbers.step is None and low in (None, 0):
-        sign = "-?" if low is None else ""
-        body = INTEGER if numbers.integer else NUMBER if low is None else INTEGER + r"(?:\.[0-9]+)?"
-        return arena.lexeme(whole(arena, sign + body, "python"))
+        return _unbounded(arena, numbers.integer, signed=low is None)
     zero, parts = Decimal(0), []
     if high is None or high >= 0:
         parts.append(_Magnitudes(arena, numbers, max(low or zero, zero), high).expression())
@@ -38,6 +34,27 @@ def number_expression(arena: Arena, numbers: NumberSet) -> int:
         negative = _Magnitudes(arena, numbers, max(-(high or zero), zero), None if low is None else -low).expression()
         parts.append(arena.seq(arena.lexeme(arena.text("-")), negative))
     return arena.alt(parts)
+
+
+def literal_number(arena: Arena, text: str) -> int:
+    return arena.seq(*[arena.lexeme(arena.text(char)) for char in text])
+
+
+def _unbounded(arena: Arena, integer: bool, signed: bool) -> int:
+    def one(low: str, high: str) -> int:
+        return arena.lexeme(arena.chars(((ord(low), ord(high)),)))
+
+    digits, sign = arena.rep(one("0", "9")), arena.lexeme(arena.text("-"))
+    whole = arena.alt((one("0", "0"), arena.seq(one("1", "9"), digits)))
+    if integer:
+        return arena.seq(arena.optional(sign) if signed else EPSILON, whole)
+    fraction = arena.optional(arena.seq(one(".", "."), one("0", "9"), digits))
+    if not signed:
+        return arena.seq(whole, fraction)
+    signs = arena.optional(arena.lexeme(arena.chars(((0x2B, 0x2B), (0x2D, 0x2D)))))
+    power = arena.alt((arena.seq(one("0", "9"), arena.optional(one("0", "9"))), arena.seq(one("1", "2"), one("0", "9"), one("0", "9"))))
+    exponent = arena.optional(arena.seq(arena.lexeme(arena.chars(((0x45, 0x45), (0x65, 0x65)))), signs, power))
+    return arena.seq(arena.optional(sign), whole, fraction, exponent)
 
 
 class _State(NamedTuple):

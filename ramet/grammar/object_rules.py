@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ramet.errors import GrammarError
 from ramet.grammar.expressions import EPSILON, NONE, Arena
 from ramet.grammar.json_layout import Layout
+from ramet.grammar.schema_branches import Objects
+from ramet.grammar.schema_document import refuse
 
 MAX_COUNTED = 4000
 MAX_COUNTED_NAMES = 120
@@ -23,11 +24,12 @@ Pair = tuple[str, int, bool]
 """Name, expression of the value, required."""
 
 
-def members(arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None, low: int, high: int | None) -> int:
-    """An object with `low` to `high` members."""
+def members(arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None, branch: Objects) -> int:
+    """An object with `branch.low` to `branch.high` members."""
+    low, high = branch.low, branch.high
     num_required = sum(required for _, _, required in pairs)
     is_free = low <= num_required and (high is None or (extra is None and high >= len(pairs)))
-    body = _Spans(arena, layout, pairs, extra).expression() if is_free else _Counted(arena, layout, pairs, extra, low, high).expression()
+    body = _Spans(arena, layout, pairs, extra).expression() if is_free else _Counted(arena, layout, pairs, extra, branch).expression()
     return layout.enclosed(arena, "{", body, "}")
 
 
@@ -96,12 +98,13 @@ class _Spans(_Written):
 class _Counted(_Written):
     """A rule for each (next pair, members so far)."""
 
-    def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None, low: int, high: int | None) -> None:
+    def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None, branch: Objects) -> None:
         super().__init__(arena, layout, pairs, extra)
-        self._low, self._high = low, high
-        self._cap = max(low, 1) if high is None else high
+        self._low, self._high = branch.low, branch.high
+        self._cap = max(branch.low, 1) if branch.high is None else branch.high
         if len(pairs) > MAX_COUNTED_NAMES or len(pairs) * min(self._cap, len(pairs)) > MAX_COUNTED or self._cap > MAX_COUNTED:
-            raise GrammarError(f"counting properties up to {self._cap} over {len(pairs)} names is too much (minProperties, maxProperties)")
+            what = f"counting properties up to {self._cap} over {len(pairs)} names is too much (minProperties, maxProperties)"
+            refuse(what, branch.counted_at)
         self._known: dict[tuple[int, int], int] = {}
 
     def expression(self) -> int:

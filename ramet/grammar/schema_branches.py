@@ -55,7 +55,7 @@ class Arrays:
     rest: Goal = ANYTHING
     low: int = 0
     high: int | None = None
-    unique: bool = False
+    unique: str = ""  # pointer of the uniqueItems that asks for it
     contains: tuple[tuple[Goal, int], ...] = ()
 
     def item(self, index: int) -> Goal:
@@ -81,6 +81,7 @@ class Objects:
     high: int | None = None
     scopes: tuple[Scope, ...] = ()
     keys: Goal = ANYTHING
+    counted_at: str = ""  # pointer of the schema that counts them
 
 
 Branch = Values | Numbers | Strings | Arrays | Objects
@@ -103,7 +104,9 @@ def conjoin(one: Branch, other: Branch) -> Branch | None:
             names = tuple(dict.fromkeys((*one.names, *other.names)))
             low, high = max(one.low, other.low), least(one.high, other.high)
             scopes = tuple(dict.fromkeys((*one.scopes, *other.scopes)))
-            return Objects(names, one.required | other.required, low, high, scopes, one.keys | other.keys)
+            return Objects(
+                names, one.required | other.required, low, high, scopes, one.keys | other.keys, one.counted_at or other.counted_at
+            )
     return None
 
 

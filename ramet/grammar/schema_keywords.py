@@ -125,7 +125,7 @@ def _arrays(schema: Mapping[str, Any], pointer: str, context: Context) -> Arrays
         high: int | None = min(len(prefix), int(schema.get("maxItems", len(prefix))))
     else:
         high = int(schema["maxItems"]) if "maxItems" in schema else None
-    low, unique = int(schema.get("minItems", 0)), schema.get("uniqueItems", False)
+    low, unique = int(schema.get("minItems", 0)), pointer + "/uniqueItems" if schema.get("uniqueItems") else ""
     return Arrays(prefix, rest, low, high, unique, _contains(schema, pointer, document))
 
 
@@ -156,6 +156,7 @@ def _objects(schema: Mapping[str, Any], pointer: str, context: Context) -> Objec
         high=int(schema["maxProperties"]) if "maxProperties" in schema else None,
         scopes=(Scope(named, matching, rest),) if named or matching or rest else (),
         keys=frozenset({document.child(pointer, "propertyNames")}) if "propertyNames" in schema else ANYTHING,
+        counted_at=pointer if schema.keys() & {"minProperties", "maxProperties", "patternProperties"} else "",
     )
 
 

@@ -9,6 +9,7 @@ from ramet.grammar.array_rules import array_expression
 from ramet.grammar.expressions import NONE, Arena
 from ramet.grammar.json_layout import Layout
 from ramet.grammar.json_strings import conjunction, literal, none_of, string_body
+from ramet.grammar.json_values import values_expression
 from ramet.grammar.number_automaton import NumberSet, number_expression
 from ramet.grammar.object_rules import Extra, members
 from ramet.grammar.pattern_expressions import anything, search
@@ -54,7 +55,7 @@ class _Lowering:
         arena = self._arena
         match branch:
             case Values():
-                return arena.lexeme(arena.alt(node for text in branch.texts for node in self._layout.spellings(arena, text)))
+                return values_expression(arena, self._layout, branch.texts)
             case Numbers():
                 return number_expression(arena, NumberSet(branch.integer, *whole_bounds(branch), branch.step))
             case Strings():
@@ -70,16 +71,16 @@ class _Lowering:
             return NONE
         extra = self._extra(branch)
         if extra is not None and branch.low > len(branch.required) + 1:
-            where = min(branch.keys.union(*(scope.rest for scope in branch.scopes)), default="")
-            refuse("minProperties cannot be enforced over names that are not declared: the same name could come twice", where)
+            what = "cannot be enforced over names that are not declared: the same name could come twice"
+            refuse(what, branch.counted_at + "/minProperties")
         pairs = [(name, self._ref(self._expansion.goal_of(branch, name)), name in branch.required) for name in allowed]
-        return members(self._arena, self._layout, pairs, extra, branch.low, branch.high)
+        return members(self._arena, self._layout, pairs, extra, branch)
 
     def _extra(self, branch: Objects) -> Extra | None:
         """Undeclared properties: for each set of patterns that a name may match, the names and their value."""
         patterns = sorted({pattern for scope in branch.scopes for pattern, _ in scope.patterns})
         if len(patterns) > MAX_PATTERNS:
-            refuse(f"more than {MAX_PATTERNS} patternProperties over the same names", "")
+            refuse(f"more than {MAX_PATTERNS} patternProperties over the same names", branch.counted_at + "/patternProperties")
         cells = []
         for matching in product((True, False), repeat=len(patterns)):
             matched = {pattern for pattern, is_in in zip(patterns, matching, strict=True) if is_in}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ramet.grammar.derivatives import INFINITE, Walker
-from ramet.grammar.expressions import EPSILON, NONE
+from ramet.grammar.expressions import NONE
 
 MAX_ROUNDS = 64
 MAX_STATES = 300
@@ -31,7 +31,7 @@ def _worst(walker: Walker, worst: list[int], node: int) -> int:
     if op == "seq":
         found = max(worst[of[0]] + walker.shortest(of[1]), worst[of[1]])
     elif op == "alt":
-        found = max(worst[part] for part in of if part in (NONE, EPSILON) or not walker.is_empty(part))
+        found = max((worst[part] for part in of if not walker.is_empty(part)), default=0)
     elif op in ("text", "word"):
         found = len(of)
     elif op == "rep":
@@ -56,4 +56,4 @@ def _explored(walker: Walker, start: int) -> int:
                 queue.append(following)
         if len(seen) > MAX_STATES:
             return INFINITE
-    return max(1, *(walker.shortest(node) for node in seen if not walker.is_empty(node)))
+    return max((walker.shortest(node) for node in seen if not walker.is_empty(node)), default=1)

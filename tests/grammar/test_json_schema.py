@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import permutations, product
 from typing import Any
 
 import jsonschema
@@ -24,7 +25,17 @@ VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 5, 10, 1.5, -2.5, 0.25, 100),
     *("", "a", "ab", "abc", "x", "b1", "é", 'q"\\\n', "2024-02-29", "a@b.co", "red"),
     *([], [1], [1, 2], ["a"], ["a", "a"], [1, "a"], [1, 2, 3], [[1]], [None]),
-    *({}, {"a": 1}, {"a": "x"}, {"a": 1, "b": 2}, {"b": "x"}, {"a": {"a": 1}}, {"x": 1}, {"a": 1, "b": 2, "c": 3}, {"kind": "cat", "lives": 9}),
+    *(
+        {},
+        {"a": 1},
+        {"a": "x"},
+        {"a": 1, "b": 2},
+        {"b": "x"},
+        {"a": {"a": 1}},
+        {"x": 1},
+        {"a": 1, "b": 2, "c": 3},
+        {"kind": "cat", "lives": 9},
+    ),
 )
 
 
@@ -85,8 +96,9 @@ def test_keywords_decide_like_jsonschema(case: Case) -> None:
     seen = set()
     for value in (*VALUES, *case.values):
         text, valid = written(value, case.schema), judge.is_valid(value)
-        assert accepts(grammar, text) == valid, f"{text}: jsonschema says {valid}"
-        assert walker.matches(lowered.start, text.encode()) == valid, f"{text}: the expression differs"
+        taken = accepts(grammar, text)
+        assert taken == walker.matches(lowered.start, text.encode()), f"{text}: the expression and the grammar differ"
+        assert (taken or in_other_order(walker, lowered.start, value)) == valid, f"{text}: jsonschema says {valid}"
         seen.add(valid)
     assert True in seen, "no value shows what is accepted"
     for seed in range(12):
@@ -109,7 +121,9 @@ SCALARS = st.one_of(
     st.builds(lambda low, size: {"type": "integer", "minimum": low, "maximum": low + size}, st.integers(-20, 20), st.integers(0, 30)),
     st.builds(lambda low: {"type": "number", "exclusiveMinimum": low}, st.sampled_from([0, -1.5, 2])),
     st.builds(lambda low, size: {"type": "string", "minLength": low, "maxLength": low + size}, st.integers(0, 3), st.integers(0, 3)),
-    st.sampled_from([{"pattern": "^a"}, {"type": "string", "pattern": "^[a-c]+$", "maxLength": 2}, {"enum": ["a", 1, None, {"a": 1}]}, {}, True]),
+    st.sampled_from(
+        [{"pattern": "^a"}, {"type": "string", "pattern": "^[a-c]+$", "maxLength": 2}, {"enum": ["a", 1, None, {"a": 1}]}, {}, True]
+    ),
     st.sampled_from([{"type": "integer", "multipleOf": 5}, {"type": ["string", "null"]}, {"const": "x"}]),
 )
 
@@ -147,7 +161,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(schema=SCHEMAS, values=st.lists(JSON, min_size=4, max_size=8), seed=st.integers(0, 1000))
 def test_generated_schemas_decide_like_jsonschema(schema: Any, values: list[Any], seed: int) -> None:
     judge = jsonschema.Draft202012Validator(schema)
@@ -173,8 +187,6 @@ def in_other_order(walker: Walker, start: int, value: Any) -> bool:
 
 
 def orders(value: Any) -> list[Any]:
-    from itertools import permutations, product
-
     if isinstance(value, list):
         return [list(items) for items in product(*map(orders, value))]
     if isinstance(value, dict):
