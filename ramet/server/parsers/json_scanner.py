@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from ramet.server.parsers.scan import EndOfText, Mismatch, Scan, Steps
 
 MAX_DEPTH = 128
+PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
+"""What a string may hold as it is."""
 SPACES = " \t\n\r"
 NUMBER: dict[str, dict[str, str]] = {
     "sign": {"0": "zero", "1-9": "whole"},
@@ -35,6 +38,11 @@ class JsonScanner:
         self._number = ""
         self._is_key = False
         self._hex_left = 0
+
+    @property
+    def in_string(self) -> bool:
+        """Then characters of `PLAIN` need not be fed."""
+        return self._state == "string"
 
     @property
     def done(self) -> bool:
@@ -150,6 +158,8 @@ def read_json(scan: Scan) -> Steps[Any]:
     start, scanner = scan.num_held, JsonScanner()
     while not scanner.done:
         char = yield from scan.peek()
+        if scanner.in_string and scan.run(PLAIN):
+            continue
         if char and not scanner.feed(char):
             break
         yield from scan.take()
@@ -171,6 +181,9 @@ def stream_object(scan: Scan) -> Steps[None]:
         char = yield from scan.peek()
         if not char:
             raise EndOfText
+        if scanner.in_string and (run := scan.run(PLAIN)):
+            scan.arguments(run)
+            continue
         scanner.feed(char)
         scan.arguments((yield from scan.take()))
 

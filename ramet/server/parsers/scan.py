@@ -140,12 +140,13 @@ class Scan:
         self._keep_solid(left)
         tail = ""  # perhaps the beginning of a marker
         while True:
-            if not tail:
-                self._keep_run(firsts)
             char = yield from self.peek()
             if not char:
                 self._keep_solid(tail)
                 return None
+            if not tail and not firsts.match(char):
+                self._keep_run(firsts)
+                continue
             self._at += 1
             tail += char
             if tail in markers:
@@ -154,6 +155,15 @@ class Scan:
             rest = _longest_beginning(tail, markers)
             self._keep_solid(tail[: len(tail) - len(rest)])
             tail = rest
+
+    def run(self, plain: re.Pattern[str]) -> str:
+        """As many of the characters at hand as match `plain`, a repeated class; now held. Perhaps none."""
+        found = plain.match(self._buffer, self._at)
+        if found is None:
+            return ""
+        self._at = found.end()
+        self._held.append(found[0])
+        return found[0]
 
     def rest(self) -> Steps[None]:
         """Keep all that is left, as it comes."""
