@@ -93,7 +93,7 @@ class Series:
 
 def measure(series: Series, engine: Engine, prompts: Sequence[str], sampling: Sequence[dict[str, Any]], concurrency: int) -> None:
     engine.flush_cache()
-    passes, replies = num_steps(engine), []
+    passes, replies = num_steps(engine), list[dict[str, Any]]()
     begin = time.perf_counter()
     for at in range(0, len(prompts), concurrency):
         replies += engine.generate(list(prompts[at : at + concurrency]), list(sampling[at : at + concurrency]))

@@ -149,20 +149,25 @@ class ParallelConfig:
     )
 
 
-_NO_SPECULATION = "speculative decoding is not built yet; leave it unset"
+_NO_DRAFT_MODEL = "speculative decoding is not built for draft models; use --speculative-algorithm NGRAM, or leave it unset"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculativeConfig:
     """Guess several tokens, verify them in one step."""
 
-    speculative_algorithm: str | None = option(None, "how tokens are guessed", works=("none",), instead=_NO_SPECULATION)
-    speculative_draft_model_path: str | None = option(
-        None, "the model that guesses", aliases=("speculative-draft-model",), instead=_NO_SPECULATION
+    speculative_algorithm: str | None = option(
+        None,
+        "how tokens are guessed; NGRAM: from what prompt and output said before",
+        works=("none", "NGRAM"),
+        instead=_NO_DRAFT_MODEL,
     )
-    speculative_num_steps: int | None = option(None, "steps of the draft model per verification", low=1, instead=_NO_SPECULATION)
-    speculative_eagle_topk: int | None = option(None, "branches per draft step", low=1, instead=_NO_SPECULATION)
-    speculative_num_draft_tokens: int | None = option(None, "tokens verified per step", low=1, instead=_NO_SPECULATION)
+    speculative_draft_model_path: str | None = option(
+        None, "the model that guesses", aliases=("speculative-draft-model",), instead=_NO_DRAFT_MODEL
+    )
+    speculative_num_steps: int | None = option(None, "steps of the draft model per verification", low=1, instead=_NO_DRAFT_MODEL)
+    speculative_eagle_topk: int | None = option(None, "branches per draft step", low=1, instead=_NO_DRAFT_MODEL)
+    speculative_num_draft_tokens: int | None = option(None, "most guesses verified per step and request; default: 4", low=1, high=64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

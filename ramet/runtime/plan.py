@@ -90,7 +90,9 @@ class PlanRow:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """One step. Rows of prefill and decode are mixed freely; decode rows have one token (or more, when tokens are forced)."""
+    """One step. Rows of prefill and decode are mixed freely; decode rows have one token (or more, when tokens are forced). A slot has
+    several rows where tokens are guessed: each begins where the one before it ends, none but the first may bring a reset or a
+    PENDING_TOKEN, and the next step does not begin with a PENDING_TOKEN for this slot."""
 
     step: int
     rows: tuple[PlanRow, ...]

@@ -192,6 +192,8 @@ class EngineStats:
     evicted_tokens_total: int = 0
     num_retractions_total: int = 0
     num_steps_total: int = 0
+    guessed_tokens_total: int = 0  # verified as speculation
+    right_guesses_total: int = 0
     gen_throughput: float = 0.0  # tokens/s over the last log interval
     weight_bytes: int = 0
     kv_pool_bytes: int = 0

@@ -1,4 +1,5 @@
-"""Jump-forward never changes the output: random grammars, requests, pools, chunks, pages, aborts and loops, against masking every token."""
+"""Jump-forward and guesses never change the output: random grammars, requests, pools, chunks, pages, aborts and loops, against masking
+every token."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ SCHEDULES = st.fixed_dictionaries(
         "chunked_prefill_size": st.sampled_from([1, 2, 3, 7, 32, -1]),
         "max_running": st.integers(1, 5),
         "overlap": st.booleans(),
-        "late": st.sampled_from([None, False, True]),
+        "late": st.sampled_from([None, None, False, True]),
+        "num_guesses": st.sampled_from([0, 0, 2, 5]),
         "cache": st.booleans(),
     }
 )
@@ -77,7 +79,8 @@ SCHEDULES = st.fixed_dictionaries(
 @given(arrivals=ARRIVALS, schedule=SCHEDULES, ratio=st.sampled_from([0.7, 0.0]))
 @settings(max_examples=100, deadline=None)
 def test_output_is_that_of_masking_every_token(arrivals: list[Arrival], schedule: dict[str, Any], ratio: float) -> None:
-    schedule = schedule | {"num_pages": schedule["num_pages"] // schedule["page_size"]}
+    late = None if schedule["num_guesses"] else schedule["late"]  # guesses need the results first
+    schedule = schedule | {"late": late, "num_pages": schedule["num_pages"] // schedule["page_size"]}
     drive = _play(arrivals, ratio, schedule)
     twin = _play([replace(arrival, abort_at=None) for arrival in arrivals], 0.7, {"disable_jump_forward": True})
     assert twin.scheduler.counters.forced_tokens == 0

@@ -14,7 +14,7 @@ from ramet.grammar.matcher import GrammarCompiler, Vocabulary
 from ramet.runtime.cache.lease import Cache
 from ramet.runtime.cache.no_cache import NoCache
 from ramet.runtime.cache.prefix_cache import PrefixCache
-from ramet.runtime.config import EngineConfig
+from ramet.runtime.config import EngineConfig, SpeculativeConfig
 from ramet.runtime.engine.channel import Channel
 from ramet.runtime.engine.generation_engine import ChatTemplate, Tokenizer
 from ramet.runtime.engine.worker import Worker
@@ -135,4 +135,19 @@ def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompil
         cache = NoCache(capacity.num_pages, capacity.page_size)
     else:
         cache = PrefixCache(capacity.num_pages, capacity.page_size, config.memory.radix_eviction_policy)
-    return Scheduler(capacity, model.context_len, model.vocab_size, config.schedule, cache, compiler, seed=config.model.random_seed)
+    return Scheduler(
+        capacity,
+        model.context_len,
+        model.vocab_size,
+        config.schedule,
+        cache,
+        compiler,
+        seed=config.model.random_seed,
+        num_guesses=_num_guesses(config.speculative),
+    )
+
+
+def _num_guesses(config: SpeculativeConfig) -> int:
+    if config.speculative_algorithm != "NGRAM":
+        return 0
+    return config.speculative_num_draft_tokens or 4

@@ -162,9 +162,11 @@ class FakeExecutor:
 
     def launch(self, plan: BatchPlan) -> None:
         _demand(self._launched is None, "launch before the last step was sampled")
-        slots = [row.slot for row in plan.rows]
-        _demand(len(set(slots)) == len(slots), "two rows in one slot")
         _demand(bool(plan.rows), "a step without rows")
+        ends: dict[int, int] = {}
+        for row in plan.rows:
+            _demand(ends.get(row.slot, row.start) == row.start, "two rows in one slot that do not follow each other")
+            ends[row.slot] = row.end
         for row in plan.rows:
             self._update_slot(row)
         self._store(plan)

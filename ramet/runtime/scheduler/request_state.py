@@ -10,6 +10,7 @@ WAITING_GRAMMAR ─► WAITING ─► PREFILLING ─► DECODING           │
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from ramet.grammar.matcher import Matcher
 from ramet.runtime.cache.lease import Lease
 from ramet.runtime.cache.radix_tree import TokenArray
 from ramet.runtime.request import Request
+
+if TYPE_CHECKING:
+    from ramet.runtime.scheduler.prompt_lookup import PromptLookup
 
 
 class Phase(StrEnum):
@@ -52,9 +56,12 @@ class RequestState:
         "arrival",
         "cached_tokens",
         "epoch",
+        "guessed",
+        "guessed_from",
         "is_fresh",
         "lease",
         "logprobs_next",
+        "lookup",
         "matcher",
         "max_outputs",
         "num_computed",
@@ -99,6 +106,9 @@ class RequestState:
         wanted = request.logprobs.start_len if request.logprobs is not None else -1
         # First position, up to num_known, whose logprob no row in flight will bring: it comes when the token is computed.
         self.logprobs_next = wanted if 0 <= wanted < self.prompt_len else None
+        self.lookup: PromptLookup | None = None  # where guesses come from, if any
+        self.guessed: tuple[int, ...] = ()  # tokens of rows in flight that may be wrong, at guessed_from and behind it
+        self.guessed_from = 0
         self.num_forced = 0  # output tokens that the grammar wrote
         self.num_sent = 0  # output tokens that have left the scheduler
         self.cached_tokens = 0

@@ -28,6 +28,7 @@ from ramet.runtime.scheduler.batch_report import BatchReport, Throughput
 from ramet.runtime.scheduler.constraints import GrammarCache, fill_masks
 from ramet.runtime.scheduler.forced_runs import ForcedRuns, allow_only
 from ramet.runtime.scheduler.jump_forward import JumpRate, append_forced
+from ramet.runtime.scheduler.prompt_lookup import PromptLookup, fill_masks_of_guesses, is_right, may_guess
 from ramet.runtime.scheduler.request_state import Phase, RequestState
 from ramet.runtime.scheduler.row_results import news, output, take_tokens
 from ramet.runtime.scheduler.step_builder import StepBuilder
@@ -47,6 +48,7 @@ class Scheduler:
         compiler: GrammarCompiler | None = None,
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
+        num_guesses: int = 0,
     ) -> None:
         self.capacity = capacity
         self.cache = cache
@@ -56,7 +58,7 @@ class Scheduler:
         self._options = options
         self._clock = clock
         self._grammars = GrammarCache(compiler) if compiler is not None else None
-        self.planner = StepPlanner(capacity, options, cache, self.counters, clock, seed)
+        self.planner = StepPlanner(capacity, options, cache, self.counters, clock, seed, num_guesses)
         self._states: dict[str, RequestState] = {}  # all that have not ended
         self._waiting_grammar: dict[str, RequestState] = {}
         self._flights: deque[tuple[BatchPlan, StepBuilder]] = deque()
@@ -65,6 +67,7 @@ class Scheduler:
         self._throughput = Throughput(clock)
         self._may_jump = not options.disable_jump_forward
         self._jumps = JumpRate()
+        self._guesses = num_guesses > 0
         self._num_arrivals = 0
         self._is_checked = True
 
@@ -143,6 +146,8 @@ class Scheduler:
         for row, state in rows:
             if row.end < state.num_known:  # forced after this row was planned
                 allow_only(masks.bits[row.mask_row], state.output_ids[row.end - state.prompt_len])
+        if self._guesses:
+            fill_masks_of_guesses(rows, masks.bits)
         return masks
 
     def commit(self, plan: BatchPlan, result: StepResult) -> list[RequestOutput]:
@@ -159,9 +164,9 @@ class Scheduler:
 
     @property
     def wants_results_first(self) -> bool:
-        """The overlapped loop should commit the step in flight before it plans the next one, so that this one computes what grammars
-        force after that one's tokens."""
-        return self._jumps.is_high
+        """The overlapped loop commits the step in flight before it plans the next one: this one then computes what grammars force after
+        that one's tokens, and knows which guesses were right."""
+        return self._guesses or self._jumps.is_high
 
     # ── the outside view ──
 
@@ -182,6 +187,8 @@ class Scheduler:
             evicted_tokens_total=self.cache.counters.evicted,
             num_retractions_total=counters.retractions,
             num_steps_total=counters.steps,
+            guessed_tokens_total=counters.guessed_tokens,
+            right_guesses_total=counters.right_guesses,
             gen_throughput=self._throughput.last,
         )
 
@@ -229,7 +236,10 @@ class Scheduler:
         self._num_arrivals += 1
         max_outputs = min(request.sampling.max_new_tokens, self._context_len - len(request.prompt_ids))
         phase = Phase.WAITING if request.grammar is None else Phase.WAITING_GRAMMAR
-        return RequestState(request, self._num_arrivals, max_outputs, phase)
+        state = RequestState(request, self._num_arrivals, max_outputs, phase)
+        if self._guesses and may_guess(state):
+            state.lookup = PromptLookup()
+        return state
 
     def _enqueue(self, state: RequestState) -> None:
         spec = state.request.grammar
@@ -282,6 +292,11 @@ class Scheduler:
         state.rows_in_flight -= 1
         if state.phase is Phase.FINISHED:
             return None
+        if row.end > state.num_planned:  # a guess
+            if not is_right(state, row):
+                return None
+            state.num_planned = row.end
+            self.counters.right_guesses += 1
         finish = self._take_tokens(state, row, result)
         if epoch == state.epoch:
             state.num_computed = min(row.end, state.num_known)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart
 from ramet.runtime.scheduler.request_state import Phase, RequestState
 
@@ -27,6 +29,12 @@ class StepBuilder:
             return
         state.num_planned += 1
         self._add(state, _PENDING, state.num_planned - 1, samples=True)
+
+    def guess(self, state: RequestState, guessed: Sequence[int]) -> None:
+        """Rows behind the decode row just added, one for each of the tokens that may follow; each samples what follows it in turn."""
+        state.guessed, state.guessed_from = tuple(guessed), state.num_planned
+        for start, token in enumerate(guessed, state.num_planned):
+            self._add(state, (token,), start, samples=True)
 
     def prefill(self, state: RequestState, num_tokens: int) -> None:
         """Compute the next `num_tokens` of the prompt (and of the output so far: after a retraction, or forced)."""
@@ -65,7 +73,7 @@ class StepBuilder:
         state.is_fresh = False
         state.rows_in_flight += 1
         if samples:
-            state.promised = row.end + 1
+            state.promised = state.num_planned + 1
         self.rows.append(row)
         self.states.append((state, state.epoch))
 

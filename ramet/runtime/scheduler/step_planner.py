@@ -13,6 +13,7 @@ from ramet.runtime.config import ScheduleConfig
 from ramet.runtime.plan import Capacity
 from ramet.runtime.scheduler.admission import NewTokenRatio, PrefillBudget
 from ramet.runtime.scheduler.policy import POLICIES, PolicyContext
+from ramet.runtime.scheduler.prompt_lookup import PromptLookup, guesses
 from ramet.runtime.scheduler.request_state import Phase, RequestState
 from ramet.runtime.scheduler.sharing import PrefixesInFlight
 from ramet.runtime.scheduler.step_builder import StepBuilder
@@ -30,6 +31,8 @@ class SchedulerCounters:
     prefill_tokens: int = 0  # really computed, after retractions too
     generation_tokens: int = 0
     forced_tokens: int = 0  # of these, written by a grammar
+    guessed_tokens: int = 0
+    right_guesses: int = 0
     retractions: int = 0
     steps: int = 0
 
@@ -45,6 +48,7 @@ class StepPlanner:
         counters: SchedulerCounters,
         clock: Callable[[], float],
         seed: int,
+        num_guesses: int = 0,
     ) -> None:
         self.waiting: dict[str, RequestState] = {}
         self.retracted: dict[str, RequestState] = {}
@@ -56,6 +60,7 @@ class StepPlanner:
         self._cache = cache
         self._counters = counters
         self._clock = clock
+        self._num_guesses = num_guesses
         self._free_slots = list(range(self.max_running - 1, -1, -1))
         self._order = POLICIES[options.schedule_policy]
         self._context = PolicyContext(cache, random.Random(seed), max_overtakes=4 * self.max_running)
@@ -103,11 +108,27 @@ class StepPlanner:
             self.retract_one()
             rows = self._decoding(budget.left)
         for state, num_tokens, missing in rows:
-            if missing and state.lease is not None:
-                state.lease.pages += pages[-missing:]
-                del pages[-missing:]
+            self._take_pages(state, missing, pages)
             builder.decode(state, num_tokens)
+            if state.lookup is not None and state.rows_in_flight == 1 and builder.rows[-1].samples:
+                self._add_guesses(state, state.lookup, builder)
         budget.spend_forced(sum([num_tokens for _, num_tokens, _ in rows]) - len(rows))
+
+    def _take_pages(self, state: RequestState, count: int, pages: list[int]) -> None:
+        if count and state.lease is not None:
+            state.lease.pages += pages[-count:]
+            del pages[-count:]
+
+    def _add_guesses(self, state: RequestState, lookup: PromptLookup, builder: StepBuilder) -> None:
+        """Guesses run where pages are free without evicting anything."""
+        guessed = guesses(state, lookup, self._num_guesses)
+        missing = self._missing_pages(state, state.num_planned + len(guessed))
+        if guessed and missing * self._capacity.page_size <= self._cache.available_tokens:
+            pages = self._cache.allocate(missing)
+            assert pages is not None, "there were free pages"
+            self._take_pages(state, missing, pages)
+            builder.guess(state, guessed)
+            self._counters.guessed_tokens += len(guessed)
 
     def _decoding(self, room: int) -> list[tuple[RequestState, int, int]]:
         """Requests that decode in this step, how many tokens each computes, and how many pages it lacks for them: one token, and as many

@@ -39,6 +39,7 @@ class Drive:
         compiler: GrammarCompiler | None = None,
         eviction: str = "lru",
         late: bool | None = None,
+        num_guesses: int = 0,
         **options: Any,
     ) -> None:
         self.model = model or FakeModel(vocab_size=64)
@@ -48,7 +49,14 @@ class Drive:
         options.setdefault("chunked_prefill_size", 32)
         self.now = 0.0
         self.scheduler = Scheduler(
-            capacity, self.model.context_len, self.model.vocab_size, ScheduleConfig(**options), self.cache, compiler, lambda: self.now
+            capacity,
+            self.model.context_len,
+            self.model.vocab_size,
+            ScheduleConfig(**options),
+            self.cache,
+            compiler,
+            lambda: self.now,
+            num_guesses=num_guesses,
         )
         self.executor = FakeExecutor(capacity, self.model)
         self.overlap = overlap

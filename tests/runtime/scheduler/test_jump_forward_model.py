@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -15,7 +15,7 @@ from ramet.runtime.cache.prefix_cache import PrefixCache
 from ramet.runtime.config import EngineConfig, MemoryConfig, ScheduleConfig
 from ramet.runtime.executor.torch_executor import TorchExecutor, create_executor
 from ramet.runtime.model_files import locate_model
-from ramet.runtime.request import GrammarSpec, LogprobParams, Request, RequestOutput, SamplingParams, TokenLogprob
+from ramet.runtime.request import EngineStats, GrammarSpec, LogprobParams, Request, RequestOutput, SamplingParams, TokenLogprob
 from ramet.runtime.scheduler.scheduler import Scheduler
 from ramet.runtime.text.tokenizer import HfTokenizer, load_tokenizer
 
@@ -64,7 +64,7 @@ class Ran:
     tokens: dict[str, list[int]] = field(default_factory=dict)
     logprobs: dict[str, list[TokenLogprob]] = field(default_factory=dict)
     ends: dict[str, RequestOutput] = field(default_factory=dict)
-    steps: int = 0
+    stats: EngineStats = field(default_factory=EngineStats)
 
 
 @dataclass
@@ -73,11 +73,11 @@ class Bench:
     tokenizer: HfTokenizer
     compiler: GrammarCompiler
 
-    def run(self, requests: list[Request], *, overlap: bool, **options: bool) -> Ran:
+    def run(self, requests: list[Request], *, overlap: bool, num_guesses: int = 0, **options: bool) -> Ran:
         capacity, model = self.executor.capacity, self.executor.model
         cache = PrefixCache(capacity.num_pages, capacity.page_size, "lru")
         schedule = ScheduleConfig(chunked_prefill_size=64, **options)
-        scheduler = Scheduler(capacity, model.context_len, model.vocab_size, schedule, cache, self.compiler)
+        scheduler = Scheduler(capacity, model.context_len, model.vocab_size, schedule, cache, self.compiler, num_guesses=num_guesses)
         for request in requests:
             scheduler.add(request)
         ran, flight = Ran(), None
@@ -92,7 +92,7 @@ class Bench:
                 self._take(ran, scheduler.commit(flight[0], flight[1].result()))
             flight = None if plan is None else (plan, self.executor.sample(plan, scheduler.masks(plan)))
             self._take(ran, scheduler.drain())
-        ran.steps = scheduler.stats().num_steps_total
+        ran.stats = scheduler.stats()
         scheduler.close()
         return ran
 
@@ -138,7 +138,7 @@ def test_tokens_are_those_of_masking_every_one(bench: Bench, sampling: SamplingP
         jumped = bench.run(wanted, overlap=overlap)
         assert jumped.tokens == twin.tokens
         assert {key: end.finish for key, end in jumped.ends.items()} == {key: end.finish for key, end in twin.ends.items()}
-        assert jumped.steps < twin.steps
+        assert jumped.stats.num_steps_total < twin.stats.num_steps_total
     if sampling.max_new_tokens > 13:
         _check_texts(bench.tokenizer, jumped)
 
@@ -159,3 +159,18 @@ def test_logprobs_are_those_of_masking_every_token(bench: Bench) -> None:
         assert [entry.token_id for entry in entries] == jumped.tokens[key]
         assert [entry.logprob for entry in entries] == pytest.approx([entry.logprob for entry in twin.logprobs[key]], abs=1e-6)
         assert [entry.top[0][0] for entry in entries] == [entry.top[0][0] for entry in twin.logprobs[key]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_guesses_change_nothing_and_save_passes(bench: Bench, temperature: float) -> None:
+    sampling = SamplingParams(max_new_tokens=48, temperature=temperature)
+    text = "red, green, blue, red, green, blue, red, green, blue, red, green,"
+    free = replace(requests(bench.tokenizer, sampling)[0], request_id="free", prompt_ids=tuple(bench.tokenizer.encode(text)), grammar=None)
+    wanted = [*requests(bench.tokenizer, sampling), free]
+    plain = bench.run(wanted, overlap=True)
+    guessed = bench.run(wanted, overlap=True, num_guesses=5)
+    assert guessed.tokens == plain.tokens
+    assert {key: end.finish for key, end in guessed.ends.items()} == {key: end.finish for key, end in plain.ends.items()}
+    assert 0 < guessed.stats.right_guesses_total < guessed.stats.guessed_tokens_total
+    alone = [bench.run([free], overlap=True, num_guesses=guesses).stats.num_steps_total for guesses in (0, 5)]
+    assert alone[1] < alone[0] * (0.5 if temperature == 0 else 1)
