@@ -17,7 +17,12 @@ def self_consistency(s, question, samples=5):
         sgl.gen("thoughts", max_tokens=64, temperature=0.8, seed=i) + "\nThe answer is " + sgl.gen("answer", regex="[0-9]{1,4}")
     )
     forks.join()
-    return Counter(s["answer"]).most_common()
+    return count(s["answer"])
+
+
+def count(answers):
+    """A plain Python function: a compiled program calls back for it."""
+    return Counter(answers).most_common()
 
 
 def main() -> None:

@@ -14,22 +14,22 @@ GRADES = ["hopeless", "possible", "promising"]
 def tree_of_thought(s, problem, depth=2, width=3):
     s += sgl.system("You solve problems step by step.")
     s += sgl.user(problem)
-    node = s
     for level in range(1, depth + 1):
-        branches = node.fork(width)
+        branches = s.fork(width)
         for number, branch in enumerate(branches):
             branch += sgl.assistant(f"Step {level}: " + sgl.gen("step", max_tokens=48, temperature=0.8, seed=number, stop="\n"))
             branch += sgl.user("How good is this step?")
             branch += sgl.assistant(sgl.select("grade", GRADES))
-        node = max(branches, key=value)
-    node += sgl.user("Now give the final answer.") + sgl.assistant(sgl.gen("answer", max_tokens=48))
-    return node["answer"], node.text()
+        best = most_promising([branch.get_meta_info("grade")["probabilities"] for branch in branches])
+        s += sgl.assistant(f"Step {level}: " + branches[best]["step"]) + sgl.user("Go on.")
+    s += sgl.assistant("So the final answer is " + sgl.gen("answer", max_tokens=48))
+    return s["answer"], s.text()
 
 
-def value(branch):
-    """Expected grade under the model's own distribution, finer than the chosen word."""
-    probabilities = branch.get_meta_info("grade")["probabilities"]
-    return sum(grade * probability for grade, probability in enumerate(probabilities))
+def most_promising(distributions):
+    """The branch with the highest expected grade under the model's own distribution, finer than the chosen words."""
+    expected = [sum(grade * probability for grade, probability in enumerate(each)) for each in distributions]
+    return expected.index(max(expected))
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ramet.compiler.context import Context, Member
 from ramet.compiler.diagnostics import Unfit
@@ -168,6 +169,8 @@ class ConversationLowering:
             return self._select(node, given)
         name = self._context.expressions.value(given.pop("name")) if "name" in given else None
         pairs = [(key, self._gen_argument(key, value)) for key, value in given.items()]
+        if "json_schema" in given and self._model_schema(given["json_schema"]) is not None:
+            pairs.append(("model", self._context.const(ast.unparse(given["json_schema"]), node)))
         if verb != "gen":
             pairs = [(k, v) for k, v in pairs if k != "dtype"]
             pairs.append(("dtype", self._context.const("int" if verb == "gen_int" else "str", node)))
@@ -178,7 +181,14 @@ class ConversationLowering:
             found = self._context.scope.lookup(node)
             if isinstance(found, type):
                 return self._context.const(found.__name__, node)
-        return self._context.expressions.value(node)
+        schema = self._model_schema(node) if key == "json_schema" else None
+        return self._context.expressions.value(node) if schema is None else self._context.const(schema, node)
+
+    def _model_schema(self, node: ast.expr) -> Any:
+        """Of a model class (pydantic's, or one that quacks like it), which the client makes instances of."""
+        found = self._context.scope.lookup(node)
+        describe = getattr(found, "model_json_schema", None) if isinstance(found, type) else None
+        return None if describe is None else describe()
 
     def _select(self, node: ast.Call, given: dict[str, ast.expr]) -> Generation:
         if "choices" not in given:

@@ -7,12 +7,13 @@ from typing import Any, NoReturn
 
 class HostObject:
     """Stands for what a host function returned and only host functions understand: a connection, a data frame, a set. A program may
-    keep it, pass it to host functions and return it; whatever looks into it is a TypeError. `number` is the host's name of it."""
+    keep it, pass it to host functions and return it; whatever looks into it is a TypeError. `number` is the host's name of it; one that
+    is yet to be made by the host's class `kind`, of a generated text, has that as its `content`."""
 
-    __slots__ = ("kind", "number")
+    __slots__ = ("content", "kind", "number")
 
-    def __init__(self, number: int, kind: str) -> None:
-        self.number, self.kind = number, kind
+    def __init__(self, number: int, kind: str, content: str | None = None) -> None:
+        self.number, self.kind, self.content = number, kind, content
 
     def _look(self, *_: Any) -> NoReturn:
         raise TypeError(

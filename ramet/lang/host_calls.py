@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ramet.compiler.driver import CompiledProgram
+from ramet.errors import InvalidRequest
 from ramet.ir.host_object import HostObject
 from ramet.lang.bridge import run_body
 from ramet.lang.process import enter_backend
@@ -16,8 +17,10 @@ from ramet.program.interpreter import HostCall
 class HostObjects:
     """Objects that a program may hold without seeing into them, for the length of one run."""
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: CompiledProgram) -> None:
+        self._compiled = compiled
         self._known: list[Any] = []
+        self._made: dict[tuple[str, str], Any] = {}
 
     def conceal(self, value: Any) -> Any:
         """What a program may get: plain values as they are, any other object as a HostObject."""
@@ -35,14 +38,23 @@ class HostObjects:
     def reveal(self, value: Any) -> Any:
         """The host's own objects again."""
         if isinstance(value, HostObject):
-            return self._known[value.number]
-        if not self._known:
-            return value
+            return self._known[value.number] if value.content is None else self._instance(value.kind, value.content)
         if isinstance(value, list):
             return [self.reveal(each) for each in value]
         if isinstance(value, tuple):
             return tuple(self.reveal(each) for each in value)
         return {key: self.reveal(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+    def _instance(self, model: str, content: str) -> Any:
+        """Of a model class, made of a generated text: once, as a variable and a returned value are one object."""
+        key = (model, content)
+        if key not in self._made:
+            make: Any = self._compiled.host_function(model)
+            try:
+                self._made[key] = make.model_validate_json(content)
+            except ValueError as error:
+                raise InvalidRequest(f"the answer is not a valid {model}: {content[:200]!r} ({error})") from error
+        return self._made[key]
 
 
 class ClientHost:
@@ -51,7 +63,7 @@ class ClientHost:
 
     def __init__(self, compiled: CompiledProgram, backend: Backend) -> None:
         self._compiled, self._backend = compiled, backend
-        self.objects = HostObjects()
+        self.objects = HostObjects(compiled)
 
     async def call(self, call: HostCall) -> Any:
         return await self.run(call.function, call.args, call.kwargs)

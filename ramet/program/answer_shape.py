@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ramet.errors import InvalidRequest
+from ramet.ir.host_object import HostObject
 
 INT_REGEX = r"[-+]?[0-9]+[ \n]?"
 FLOAT_REGEX = r"[-+]?[0-9]+(\.[0-9]+)?[ \n]?"
@@ -31,10 +32,13 @@ class AnswerShape:
 def answer_shape(arguments: Mapping[str, Any]) -> AnswerShape:
     """From a gen's arguments, None meaning absent."""
     given = {name: value for name, value in arguments.items() if value is not None}
+    model = given.pop("model", None)
     constraints = [name for name in CONSTRAINTS if name in given]
     if len(constraints) > 1:
         raise InvalidRequest(f"gen() takes one constraint, got {' and '.join(constraints)}; keep one", param=constraints[1])
     constrained, parse = _constrained(constraints[0], given[constraints[0]]) if constraints else ({}, _plain)
+    if model is not None:
+        parse = _instance_of(str(model))
     sampling = {
         SERVER_NAMES.get(name, name): value for name, value in given.items() if name not in LOGPROB_NAMES and name not in CONSTRAINTS
     }
@@ -65,6 +69,16 @@ def _dtype(name: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:
     if name not in known:
         raise InvalidRequest(f"dtype is int, float, bool or str, not {name}; for anything else use json_schema", param="dtype")
     return known[name]
+
+
+def _instance_of(model: str) -> Callable[[str], Any]:
+    """An instance of the client's class, which only the client can make; that the text is whole is known here."""
+
+    def parse(text: str) -> HostObject:
+        json.loads(text)
+        return HostObject(-1, model, text)
+
+    return parse
 
 
 def _plain(text: str) -> str:

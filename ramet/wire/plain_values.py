@@ -3,7 +3,7 @@
 JSON's own values stand for themselves. Everything else is an object with one key that begins with "~":
 
     (1, 2) → {"~tuple": [1, 2]}      {1: "a"} → {"~dict": [[1, "a"]]}      range(3) → {"~range": [0, 3, 1]}
-    inf → {"~float": "inf"}          an object of the host → {"~host": [number, "kind"]}
+    inf → {"~float": "inf"}          an object of the host → {"~host": [number, "kind", content]}
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def to_json(value: Any, depth: int = 0) -> Any:
     if isinstance(value, range):
         return {"~range": [to_json(each) for each in (value.start, value.stop, value.step)]}
     if isinstance(value, HostObject):
-        return {"~host": [value.number, value.kind]}
+        return {"~host": [value.number, value.kind, value.content]}
     raise InvalidRequest(f"a {type(value).__name__} cannot travel; use text, numbers, lists and dicts")
 
 
@@ -75,8 +75,8 @@ def _tagged(tag: str, inner: Any, depth: int) -> Any:
                 return float(inner)
             case "~int", str() if len(inner) < 1 << 14:
                 return int(inner, 16)
-            case "~host", [int(number), str(kind)]:
-                return HostObject(number, kind[:80])
+            case "~host", [int(number), str(kind), None | str() as content]:
+                return HostObject(number, kind[:80], content)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"{tag}: {error}") from None
     raise InvalidRequest(f"{tag[:40]!r} is no tag of a value; known: ~tuple, ~dict, ~range, ~float, ~int, ~host")
