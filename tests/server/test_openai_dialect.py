@@ -11,6 +11,8 @@ from ramet.errors import InvalidRequest, Unsupported
 from ramet.runtime.config import ApiConfig
 from ramet.runtime.text.chat_template import JinjaChatTemplate
 from ramet.server.openai.chat_dialect import ChatDialect
+from ramet.server.openai.chat_prompt import thinking_of
+from ramet.server.openai.schema import ChatRequest
 from ramet.server.openai.tool_prompt import described
 from ramet.server.parsers.formats import tool_format
 from ramet.server.parsers.reply_parser import ReplyParser, parse_reply
@@ -113,6 +115,16 @@ def test_results_become_turns_where_a_template_refuses_them() -> None:
     written = described(messages, [], dialect(strict))
     text = "<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>"
     assert written == [messages[0], {"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "thinking"),
+    [("qwen3", {}, None), ("qwen3", {"enable_thinking": False}, False), (DEEPSEEK, {}, True), ("chatml", {}, False)],
+)
+def test_the_prompt_says_whether_thoughts_are_open(text: str, variables: dict[str, Any], thinking: bool | None) -> None:
+    body = ChatRequest.model_validate({"messages": [{"role": "user", "content": "<think>"}], "chat_template_kwargs": variables})
+    prompt = template(text).render([{"role": "user", "content": "<think>"}], variables=variables)
+    assert thinking_of(body, dialect(text), prompt) is thinking
 
 
 def test_history_without_a_format_is_refused_by_name() -> None:

@@ -22,6 +22,8 @@ from ramet.server.parsers.tool_format import Wire
 COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 AS_TEMPLATES_WRITE = COMPACT | {"item_separator": ", ", "key_separator": ": "}
 """Arguments as templates write them back into later prompts, so that those find the reply in the cache."""
+MAX_PARALLEL = 32
+"""Calls in one reply: a model that repeats itself comes to an end."""
 ANY_JSON = "$$ANY$$"
 TEXT = r"R_TEXT: /(.|\n)*/"
 LARK_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|\[(?:\\.|[^\]\\])*\]|[^/\\])+/|//[^\n]*|\bstart\b')
@@ -117,7 +119,7 @@ class Grammar:
         for index, tool in enumerate(use.tools):
             self.lines += [f"r_tool_{index}: {self._call(index, tool, wire.head, wire)}"]
         self.lines += ["r_call: " + _any_of("r_tool", use)]
-        more = f" ({self.literal(wire.separator)} r_call)*" if use.parallel else ""
+        more = f" ({self.literal(wire.separator)} r_call){{0,{MAX_PARALLEL - 1}}}" if use.parallel else ""
         rest = f"{more} {self.literal(wire.closing)}"
         calls = f"{self.literal(wire.opening)} r_call{rest}"
         if use.mode == "required" or answers:
