@@ -37,7 +37,7 @@ class Invoice:
 @sgl.function
 def extract(s, letter):
     s += sgl.user("Extract the invoice as JSON with customer, total and paid.\n\n" + letter)
-    s += sgl.assistant(sgl.gen("invoice", json_schema=Invoice, max_tokens=96, temperature=0))
+    s += sgl.assistant(sgl.gen("invoice", json_schema=Invoice, max_tokens=256, temperature=0))
     return s["invoice"]
 
 

@@ -19,7 +19,7 @@ def multi_turn_conversation(user_input):
     return response
 
 
-PERSON = r'\{\s*"name":\s*"[^"]+",\s*"age":\s*\d+\s*\}'
+PERSON = r'\{ ?"name": ?"[^"\\]+", ?"age": ?[0-9]+ ?\}'
 
 
 @sgl.function  # explicit state

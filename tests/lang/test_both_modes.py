@@ -17,7 +17,6 @@ from tests.fakes import fake_engine
 from tests.server.live_server import live_server
 
 
-
 def closed_object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 

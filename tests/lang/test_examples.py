@@ -1,16 +1,24 @@
-"""Every example runs to its end on the fake backend."""
+"""Every example compiles, quickly, and runs to its end: on the scripted backend, and on a server over the fake executor."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import runpy
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import ramet as sgl
+from ramet.lang.compilation import Compilation, Prepared
 from ramet.lang.process import _process
+from ramet.wire.codec import decode
+from tests.fakes import fake_engine
+from tests.server.live_server import live_server
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SAYS = {
@@ -27,6 +35,9 @@ SAYS = {
     "tree_of_thought": "Answer:",
 }
 
+NOISE_SAYS = {"quickstart": "prompt tokens cached]"}
+"""Where noise, cut short, does not come as far as the scripted backend."""
+
 
 @pytest.fixture(autouse=True)
 def _own_default_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -37,12 +48,63 @@ def _own_default_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("connect", None)
 
 
-@pytest.mark.parametrize("name", SAYS)
-def test_example(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--fake"])
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    engine = fake_engine()
+    with live_server(engine) as url:
+        yield url
+    engine.close_now()
+
+
+def run(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nHow are you?\n\n"))
-    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
-    assert SAYS[name] in capsys.readouterr().out
+    return runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize("name", SAYS)
+@pytest.mark.parametrize("on_server", [False, True])
+def test_example(name: str, on_server: bool, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(name, ["--endpoint", url] if on_server else ["--fake"], monkeypatch)
+    said = capsys.readouterr().out
+    assert (NOISE_SAYS.get(name, SAYS[name]) if on_server else SAYS[name]) in said
+    programs = [value for value in found.values() if isinstance(value, sgl.Function)]
+    assert programs and all(program.explain().compiled for program in programs)
+
+
+COMPILE_SECONDS, REGISTER_SECONDS = 0.050, 0.100
+NOISE = 4.0
+"""Other work on the machine; the limits themselves are what is printed and wanted."""
+
+
+def test_compiling_and_registering_are_quick(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    endpoint, lines = sgl.RuntimeEndpoint(url), []
+    for name in SAYS:
+        for program in run(name, ["--fake"], monkeypatch).values():
+            if isinstance(program, sgl.Function):
+                compiling, registering = _timed(program, endpoint)
+                lines.append(f"{name}.{program.__name__}: compiled in {compiling * 1000:.1f} ms, registered in {registering * 1000:.1f} ms")
+                assert compiling < COMPILE_SECONDS * NOISE and registering < REGISTER_SECONDS * NOISE, lines[-1]
+    with capsys.disabled():
+        print("", *lines, sep="\n")
+
+
+def _timed(program: sgl.Function, endpoint: sgl.RuntimeEndpoint) -> tuple[float, float]:
+    """The best of three compilations; registering with its round trip, without what compiling a grammar takes."""
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        prepared = Compilation(program.function, program.ambient).get()
+        times.append(time.perf_counter() - began)
+    return min(times), asyncio.run(_registering(endpoint, prepared))
+
+
+async def _registering(endpoint: sgl.RuntimeEndpoint, prepared: Prepared) -> float:
+    await endpoint.programs.register(prepared.digest, prepared.encoded)  # connects, compiles the grammars
+    began = time.perf_counter()
+    decode(prepared.encoded, prepared.digest)  # the server's own share, which a known digest skips
+    await endpoint.programs.register(prepared.digest, prepared.encoded, again=True)
+    return time.perf_counter() - began
 
 
 def test_every_example_is_listed() -> None:
