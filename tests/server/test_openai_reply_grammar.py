@@ -126,6 +126,8 @@ def test_a_tool_that_is_not_exact_takes_any_object(compiler: LlguidanceCompiler,
 
 def test_auto_without_exact_tools_is_free() -> None:
     use = ToolUse("auto", (ANY,))
+    tags = {"structural_tag": "{}"}
+    assert reply_constraint(ChatDialect(tools=tool_format("hermes")), use, False, tags) == ReplyConstraint(tags)
     assert reply_constraint(ChatDialect(tools=tool_format("hermes")), use, False, {}) == ReplyConstraint({})
 
 
@@ -195,6 +197,9 @@ def test_what_cannot_be_combined_is_refused_by_name() -> None:
     with pytest.raises(Unsupported) as caught:
         reply_constraint(dialect, ToolUse(), None, {"structural_tag": "{}"})
     assert caught.value.param == "structural_tag"
+    unsayable = CallableTool("f", {"type": "object", "properties": {"my-key": {}}}, "tools[0].function.parameters", True)
+    with pytest.raises(Unsupported, match="properties/my-key"):
+        reply_constraint(ChatDialect(tools=tool_format("pythonic")), ToolUse("required", (unsayable,)), False, {})
     limited = CallableTool("f", {"type": "object", "minProperties": 2}, "tools[0].function.parameters", True)
     with pytest.raises(Unsupported, match=r"tools\[0\].function.parameters/minProperties"):
         reply_constraint(ChatDialect(tools=tool_format("pythonic")), ToolUse("required", (limited,)), False, {})

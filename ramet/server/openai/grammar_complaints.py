@@ -14,6 +14,8 @@ from ramet.server.openai.tool_use import CallableTool
 from ramet.server.server_context import ServerContext
 
 LINE = re.compile(r"line (\d+)")
+OWN_WORDS = re.compile(r"^ebnf: | \(at line [^)]*\)$")
+"""What is about the composed grammar, which the request does not show."""
 STRUCTURE = re.compile(r"/structures/(\d+)/schema")
 
 
@@ -23,7 +25,7 @@ async def blamed(context: ServerContext, body: SamplingFields, constraint: Reply
     tool = constraint.tools.get(int(found[1])) if found else None
     if tool is not None and found is not None:
         reason = await _complaint_about(context, tool) if "ebnf" in constraint.sampling else error.message.replace(found[0], "")
-        return GrammarError(f"{tool.place}: {reason or error.message}", param=tool.place)
+        return GrammarError(f"{tool.place}: {reason or OWN_WORDS.sub('', error.message)}", param=tool.place)
     if body.response_format is not None:
         nested = ".json_schema.schema" if body.response_format.type == "json_schema" else ""
         return GrammarError(error.message, param=f"response_format{nested}")

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from typing import Any
 
 from ramet.errors import GrammarError, Unsupported
@@ -52,7 +53,8 @@ def reply_constraint(dialect: ChatDialect, use: ToolUse, thinking: bool | None, 
     """`answer`: what the request wants its answer to follow, as in `ReplyConstraint.sampling`. `thinking`: where the reply begins
     (`ThinkTags.state_after`)."""
     may_think = dialect.thoughts is not None and thinking is not False
-    may_call = dialect.tools is not None and (use.is_constrained or (use.mode == "auto" and bool(answer)))
+    excludes_calls = bool(answer) and "structural_tag" not in answer  # which is free text, where it says nothing
+    may_call = dialect.tools is not None and (use.is_constrained or (use.mode == "auto" and excludes_calls))
     if not may_call and not (may_think and answer):
         return ReplyConstraint(answer)
     if dialect.tools is not None and not (answer or may_think) and _is_structural(dialect, use):
@@ -198,11 +200,13 @@ def keyword_rules(index: int, tool: CallableTool) -> Rules:
     definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     rules: Rules = []
     for n, (name, value) in enumerate(properties.items()):
-        keyword = f"{json.dumps(name + '=', ensure_ascii=False)} r_value_{index}_{n}"
+        if not name.isidentifier() or iskeyword(name):
+            raise Unsupported(f"{tool.place}/properties/{name}: not a name that a Python call can give", param=tool.place)
+        given_as = f"{json.dumps(name + '=', ensure_ascii=False)} r_value_{index}_{n}"
         value_schema = value | definitions if isinstance(value, dict) else value
         rules += [f"r_value_{index}_{n}: %json {_styled(value_schema, AS_TEMPLATES_WRITE)}"]
         left_out = name not in schema.get("required", ())
-        given = f"{keyword} r_more_{index}_{n + 1}"
+        given = f"{given_as} r_more_{index}_{n + 1}"
         rules += [f"r_given_{index}_{n}: {given}" + (f" | r_given_{index}_{n + 1}" if left_out else "")]
         rules += [f'r_more_{index}_{n}: ", " {given}' + (f" | r_more_{index}_{n + 1}" if left_out else "")]
     return [*rules, f'r_given_{index}_{len(properties)}: ""', f'r_more_{index}_{len(properties)}: ""']
