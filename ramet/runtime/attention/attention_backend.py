@@ -25,6 +25,15 @@ class KVPool:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Positions start … end-1 lie in the same pages for all `rows` (two or more, each with one new token after `end`)."""
+
+    rows: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardBatch:
     """One step as tensors, built once per step by `executor/inputs.py`. Lengths also come as Python ints, so that
     no backend has to synchronise with the device to learn them."""
@@ -38,6 +47,7 @@ class ForwardBatch:
     logit_indices: torch.Tensor  # [S] int64: tokens whose logits are wanted
     query_lens: tuple[int, ...]  # per row, on the host
     kv_lens_host: tuple[int, ...]
+    shared_prefixes: tuple[SharedPrefix, ...] = ()  # outer ones first; a backend may read each once, or ignore them
 
 
 class AttentionBackend(Protocol):

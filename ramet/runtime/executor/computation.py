@@ -16,8 +16,9 @@ from ramet.log import get_logger
 from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardBatch, KVPool
 from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import EngineConfig, ModelConfig
+from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.quantized_weights import load_quantized, why_not
-from ramet.runtime.executor.step_runner import Forward
+from ramet.runtime.executor.step_runner import DecodePath, Forward
 from ramet.runtime.executor.weights import LoadedModel, load_model
 from ramet.runtime.kernels import cpu_library
 from ramet.runtime.model_files import ModelFiles
@@ -42,12 +43,14 @@ BITS = {"q4_1": 4, "q8_0": 8, None: None}
 
 @dataclass(frozen=True, slots=True)
 class Computation:
-    """`bind` makes the forward pass over a pool. `activation_bytes`: of one prompt token at the widest point of a layer."""
+    """`bind` makes the forward pass over a pool, `bind_decode` the faster way through decode steps, where there is one.
+    `activation_bytes`: of one prompt token at the widest point of a layer."""
 
     info: ModelInfo
     kv_dtype: torch.dtype
     activation_bytes: int
     bind: Callable[[KVPool], Forward]
+    bind_decode: Callable[[KVPool], Callable[[SlotTables], DecodePath] | None] = lambda pool: None
 
 
 def load_computation(config: EngineConfig, device: torch.device, files: ModelFiles) -> Computation:
@@ -60,10 +63,38 @@ def load_computation(config: EngineConfig, device: torch.device, files: ModelFil
         raise Unsupported(f"quantization={options.quantization} runs on CPUs only so far; leave it out on {device.type}")
     dtype = resolve_dtype(options, files, device)
     loaded = load_model(options, device=device, dtype=dtype, files=files)
-    attention = create_attention(config.backend.attention_backend)
-    _LOG.info("Attention backend: %s; sampling backend: pytorch", type(attention).__name__)
     kv_dtype = dtype if options.kv_cache_dtype == "auto" else DTYPES[options.kv_cache_dtype]
+    if config.backend.attention_backend == "triton" or (config.backend.attention_backend == "auto" and device.type == "cuda"):
+        return _on_gpu(config, loaded, kv_dtype, dtype, device)
+    attention = TorchAttention()
+    _LOG.info("Attention backend: torch; sampling backend: pytorch")
     return Computation(loaded.info, kv_dtype, activation_bytes(loaded.spec, dtype), lambda pool: eager_forward(loaded, attention, pool))
+
+
+def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dtype: torch.dtype, device: torch.device) -> Computation:
+    """Our kernels, and graphs of the decode step unless they are turned off. Imported here, since only a GPU has Triton."""
+    if device.type != "cuda":
+        raise ConfigError("attention_backend=triton needs a CUDA device; use torch", param="attention_backend")
+    from ramet.runtime.attention.triton_backend import TritonAttention
+    from ramet.runtime.executor.cuda_graphs import DecodeGraphs
+    from ramet.runtime.models.fused_step import FusedStep
+
+    spec, graphs = loaded.spec, not config.backend.disable_cuda_graph
+    attention = TritonAttention(num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=device)
+    step = FusedStep(loaded.model, attention)
+    _LOG.info("Attention backend: triton; sampling backend: pytorch; CUDA graphs: %s", "on" if graphs else "off")
+
+    def bind(pool: KVPool) -> Forward:
+        def forward(batch: ForwardBatch) -> torch.Tensor:
+            attention.prepare(batch, pool)
+            return step.forward(batch)
+
+        return forward
+
+    def bind_decode(pool: KVPool) -> Callable[[SlotTables], DecodePath] | None:
+        return (lambda tables: DecodeGraphs(step, attention, pool, tables, spec.vocab_size)) if graphs else None
+
+    return Computation(loaded.info, kv_dtype, activation_bytes(spec, dtype), bind, bind_decode)
 
 
 def _wants_quantized(options: ModelConfig, files: ModelFiles) -> bool:
@@ -109,13 +140,6 @@ def eager_forward(loaded: LoadedModel, attention: AttentionBackend, pool: KVPool
         return logits
 
     return forward
-
-
-def create_attention(name: str) -> AttentionBackend:
-    """`auto` is torch: the only backend so far."""
-    if name not in ("auto", "torch"):
-        raise ConfigError(f"attention_backend={name!r} is not one of auto, torch", param="attention_backend")
-    return TorchAttention()
 
 
 def resolve_dtype(config: ModelConfig, files: ModelFiles, device: torch.device) -> torch.dtype:

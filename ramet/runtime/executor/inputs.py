@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ramet.runtime.attention.attention_backend import ForwardBatch
+from ramet.runtime.executor.prefix_groups import PrefixGroups
 from ramet.runtime.plan import PENDING_TOKEN, Capacity, PlanRow
 
 Int64Array = npt.NDArray[np.int64]
@@ -34,9 +35,12 @@ class SlotTables:
         width = -(-min(context_len, capacity.num_tokens) // capacity.page_size) + 1
         self.pages = torch.zeros(capacity.max_running, width, dtype=torch.int32, device=device)
         self.last_token = torch.zeros(capacity.max_running, dtype=torch.int64, device=device)
+        self.groups = PrefixGroups(capacity.max_running, width, capacity.page_size) if device.type == "cuda" else None
 
     def add_pages(self, rows: Sequence[PlanRow]) -> None:
         """Write the plan's new pages behind those that the slots have."""
+        if self.groups is not None:
+            self.groups.add_pages(rows)
         width = self.pages.shape[1]
         index = [row.slot * width + row.first_page + i for row in rows for i in range(len(row.new_pages))]
         if not index:
@@ -73,6 +77,7 @@ class SlotTables:
             logit_indices=logits,
             query_lens=tuple(lens.tolist()),
             kv_lens_host=tuple(ends.tolist()),
+            shared_prefixes=self.groups.find(rows) if self.groups is not None else (),
         )
         return StepInputs(batch, len(extra))
 
@@ -84,6 +89,11 @@ def to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Ten
     """One copy; from pinned memory and without waiting where the device is not the CPU."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def device_tensor(values: object, dtype: npt.DTypeLike, device: torch.device) -> torch.Tensor:
+    """Numbers of the host as a tensor, without waiting for the device's queue (which `torch.tensor` would)."""
+    return to_device(np.array(values, dtype=dtype), device)
 
 
 def _flat(starts: Int64Array, wanted: Sequence[range]) -> Int64Array:

@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from ramet.runtime.attention.row_groups import MAX_SHORT_QUERY
+from ramet.runtime.executor.inputs import device_tensor
 from ramet.runtime.plan import PlanRow
 from ramet.runtime.request import LogprobParams, TokenLogprob
 
@@ -34,7 +36,7 @@ def compute_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, params: Logp
     """`logits` [n, vocab] float32, `token_ids` [n]. Only a logsumexp touches the whole vocabulary; nothing of that size is kept."""
     total = logits.logsumexp(-1, keepdim=True)
     top = logits.topk(min(params.top, logits.shape[1]), -1)
-    wanted = torch.tensor(params.token_ids, dtype=torch.int64, device=logits.device)
+    wanted = device_tensor(params.token_ids, np.int64, logits.device)
     picked = logits.gather(1, token_ids[:, None]) - total
     return LogprobTensors(token_ids, picked[:, 0], top.indices, top.values - total, logits[:, wanted] - total)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from ramet.runtime.executor.inputs import device_tensor
 from ramet.runtime.request import SamplingParams
 
 
@@ -70,7 +72,7 @@ class PenaltyCounts:
         return old
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._counts.device)
+        return device_tensor(values, np.int64, self._counts.device)
 
     def _column(self, values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._counts.device)[:, None]
+        return device_tensor(values, np.float32, self._counts.device)[:, None]

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ramet.runtime.executor.inputs import device_tensor
 from ramet.runtime.request import SamplingParams
 
 _WIDTHS = (256, 4096)
@@ -54,7 +55,7 @@ def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     for width, rows in classes.items():
         for first in range(0, len(rows), at_once):
             part = rows[first : first + at_once]
-            index = torch.tensor(part, device=device)
+            index = device_tensor(part, np.int64, device)
             chosen = [draws[row] for row in part]
             here = logits if len(part) == len(draws) else logits[index]
             tokens[index] = _draw_unfiltered(here, chosen) if width == 0 else _draw_filtered(here, chosen, width)
@@ -112,7 +113,7 @@ def _redraw_where_too_narrow(
     narrow = [row for row, draw in enumerate(draws) if full[row] and not 0 < draw.params.top_k <= width]
     if narrow:
         wider = next((w for w in _WIDTHS if width < w < logits.shape[1]), logits.shape[1])
-        index = torch.tensor(narrow, device=device)
+        index = device_tensor(narrow, np.int64, device)
         tokens[index] = _draw_filtered(logits[index], [draws[row] for row in narrow], wider)
 
 
@@ -123,7 +124,7 @@ def _invert(cumulative: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
 
 
 def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
+    return device_tensor(values, np.float64, device)[:, None]
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ramet.runtime.executor.inputs import to_device
+from ramet.runtime.executor.inputs import device_tensor, to_device
 from ramet.runtime.executor.penalties import PenaltyCounts, is_penalised
 from ramet.runtime.executor.random_choice import Draw, draw_tokens, uniforms
 from ramet.runtime.plan import PlanRow, RowStart, TokenMasks
@@ -60,7 +60,7 @@ class Sampler:
                 self._reset(row.slot, row.reset)
             if (state := self._slots[row.slot]).penalised and row.end > state.counted:
                 forced = row.token_ids[max(state.counted - row.start, 0) :]
-                self._penalties.add([row.slot] * len(forced), torch.tensor(forced, device=self._device))
+                self._penalties.add([row.slot] * len(forced), device_tensor(forced, np.int64, self._device))
                 state.counted = row.end
 
     def sample(self, rows: Sequence[PlanRow], logits: torch.Tensor, masks: TokenMasks | None) -> torch.Tensor:
@@ -76,10 +76,14 @@ class Sampler:
         self._add_biases(states, logits)
         tokens = self._choose(rows, states, logits)
         if penalised:
-            self._penalties.add([rows[i].slot for i in penalised], tokens[torch.tensor(penalised, device=self._device)])
+            self._penalties.add([rows[i].slot for i in penalised], tokens[device_tensor(penalised, np.int64, self._device)])
             for i in penalised:
                 states[i].counted = rows[i].end + 1
         return tokens
+
+    def is_plain(self, rows: Sequence[PlanRow]) -> bool:
+        """Whether the tokens of `rows` are nothing but the likeliest ones of untouched logits."""
+        return all(row.mask_row is None and _is_plain(self._slots[row.slot], row) for row in rows)
 
     def _reset(self, slot: int, start: RowStart) -> None:
         penalised = is_penalised(start.sampling)
@@ -98,13 +102,13 @@ class Sampler:
             if token < self._vocab_size
         ]
         if early:
-            where = torch.tensor(early, device=self._device)
+            where = device_tensor(early, np.int64, self._device)
             logits[where[:, 0], where[:, 1]] = _FORBIDDEN
 
     def _apply_masks(self, rows: Sequence[PlanRow], logits: torch.Tensor, masks: TokenMasks) -> None:
         constrained = [(i, row.mask_row) for i, row in enumerate(rows) if row.mask_row is not None]
         if constrained:
-            index = torch.tensor([i for i, _ in constrained], device=self._device)
+            index = device_tensor([i for i, _ in constrained], np.int64, self._device)
             allowed = unpack_masks(masks.bits[[mask_row for _, mask_row in constrained]], self._vocab_size, self._device)
             logits[index] = logits[index].masked_fill_(~allowed, float("-inf"))
 
@@ -117,8 +121,8 @@ class Sampler:
         ]
         if biased:
             row, token, bias = zip(*biased, strict=True)
-            where = torch.tensor([row, token], device=self._device)
-            logits[where[0], where[1]] += torch.tensor(bias, dtype=logits.dtype, device=self._device)
+            where = device_tensor([row, token], np.int64, self._device)
+            logits[where[0], where[1]] += device_tensor(bias, np.float32, self._device)
 
     def _choose(self, rows: Sequence[PlanRow], states: Sequence[SlotSampling], logits: torch.Tensor) -> torch.Tensor:
         drawing = [i for i, state in enumerate(states) if not state.start.sampling.greedy]
@@ -131,10 +135,18 @@ class Sampler:
             return draw_tokens(logits, draws)
         greedy = [i for i, state in enumerate(states) if state.start.sampling.greedy]
         tokens = torch.empty(len(rows), dtype=torch.int64, device=self._device)
-        at_greedy, at_drawing = (torch.tensor(part, device=self._device) for part in (greedy, drawing))
+        at_greedy, at_drawing = (device_tensor(part, np.int64, self._device) for part in (greedy, drawing))
         tokens[at_greedy] = logits[at_greedy].argmax(-1)
         tokens[at_drawing] = draw_tokens(logits[at_drawing], draws)
         return tokens
+
+
+def _is_plain(state: SlotSampling, row: PlanRow) -> bool:
+    start = state.start
+    params = start.sampling
+    if state.penalised or start.logprobs is not None or params.logit_bias or not params.greedy:
+        return False
+    return params.min_new_tokens <= state.output_position(row) or not start.stop_token_ids
 
 
 def unpack_masks(bits: npt.NDArray[np.uint32], vocab_size: int, device: torch.device) -> torch.Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
 
-from ramet.runtime.attention.attention_backend import ForwardBatch
-from ramet.runtime.executor.inputs import SlotTables
+from ramet.runtime.attention.attention_backend import ForwardBatch, SharedPrefix
+from ramet.runtime.executor.inputs import SlotTables, device_tensor
 from ramet.runtime.executor.logprobs import PromptPiece, compute_logprobs, split_output, split_prompt
 from ramet.runtime.executor.sampler import Sampler
 from ramet.runtime.executor.step_readback import RowLogprobs, StepClock, StepReadback
@@ -19,12 +21,41 @@ Forward = Callable[[ForwardBatch], torch.Tensor]
 may overwrite them."""
 
 
+class DecodeResult(Protocol):
+    """`logits` [n, vocab] may be overwritten; `tokens` [n] are their greedy choice; `slots` [n] int64."""
+
+    @property
+    def logits(self) -> torch.Tensor: ...
+
+    @property
+    def tokens(self) -> torch.Tensor: ...
+
+    @property
+    def slots(self) -> torch.Tensor: ...
+
+
+class DecodePath(Protocol):
+    """A faster way through steps that only decode."""
+
+    def run(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix]) -> DecodeResult | None:
+        """None where it does not cover the step. Everything given is valid until the next step."""
+
+
 class StepRunner:
     """Everything between a plan and its result. On a GPU nothing here waits for the device."""
 
-    def __init__(self, forward: Forward, model: ModelInfo, capacity: Capacity, device: torch.device) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        model: ModelInfo,
+        capacity: Capacity,
+        device: torch.device,
+        decode_path: Callable[[SlotTables], DecodePath] | None = None,
+    ) -> None:
         self._forward, self._device = forward, device
         self._tables = SlotTables(capacity, model.context_len, device)
+        self._decode_path = decode_path(self._tables) if decode_path is not None else None
+        self._decoded: DecodeResult | None = None
         self._sampler = Sampler(model.vocab_size, device)
         self._clock = StepClock(device)
         self._logits: torch.Tensor | None = None  # of the sampling rows, between forward and sample
@@ -33,15 +64,13 @@ class StepRunner:
     def forward(self, plan: BatchPlan) -> None:
         """Compute all rows. A row that wants prompt logprobs runs in pieces where its logits would take too much memory; output that was
         forced runs in one pass with what is before it, but in short rows of its own, which attend as decode rows do."""
-        self._clock, self._prompt, self._logits = StepClock(self._device), [], None
+        self._clock, self._prompt, self._logits, self._decoded = StepClock(self._device), [], None, None
         if not plan.rows:
             return
         self._clock.start()
         self._sampler.begin(plan.rows)
-        pieces = [split_prompt(i, row) for i, row in enumerate(plan.rows)]
-        for early in [piece for parts in pieces for piece in parts[:-1]]:
-            self._run([early])
-        self._logits = self._run([parts[-1] for parts in pieces])
+        self._decoded = self._decode(plan)
+        self._logits = self._decoded.logits if self._decoded is not None else self._compute(plan)
         self._clock.stop()
 
     def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> StepReadback:
@@ -53,13 +82,31 @@ class StepRunner:
         if numbers:
             assert self._logits is not None, "forward() comes before sample()"
             rows = [plan.rows[i] for i in numbers]
-            before = self._before_changes(rows)
-            tokens = self._sampler.sample(rows, self._logits, masks)
-            self._tables.last_token[torch.tensor([row.slot for row in rows], device=self._device)] = tokens
-            sampled = [self._logprobs_of(params, at, logits, tokens, numbers) for params, at, logits in before]
+            if self._decoded is not None and self._sampler.is_plain(rows):
+                tokens, slots = self._decoded.tokens, self._decoded.slots
+            else:
+                before = self._before_changes(rows)
+                tokens = self._sampler.sample(rows, self._logits, masks)
+                sampled = [self._logprobs_of(params, at, logits, tokens, numbers) for params, at, logits in before]
+                slots = device_tensor([row.slot for row in rows], np.int64, self._device)
+            self._tables.last_token.index_copy_(0, slots, tokens)
         self._clock.stop()
-        self._logits = None
+        self._logits = self._decoded = None
         return StepReadback(plan, tokens, sampled, self._prompt, self._clock)
+
+    def _decode(self, plan: BatchPlan) -> DecodeResult | None:
+        """The step by the faster way, where there is one and every row brings and samples one token."""
+        if self._decode_path is None or self._tables.groups is None or any(len(row.token_ids) > 1 or not row.samples for row in plan.rows):
+            return None
+        self._tables.add_pages(plan.rows)
+        return self._decode_path.run(plan.rows, self._tables.groups.find(plan.rows))
+
+    def _compute(self, plan: BatchPlan) -> torch.Tensor:
+        """Logits of the sampling rows, for every kind of step."""
+        pieces = [split_prompt(i, row) for i, row in enumerate(plan.rows)]
+        for early in [piece for parts in pieces for piece in parts[:-1]]:
+            self._run([early])
+        return self._run([parts[-1] for parts in pieces])
 
     def _run(self, rows: Sequence[PromptPiece]) -> torch.Tensor:
         pieces = [part for piece in rows for part in split_output(piece, len(self._sampler[piece.row.slot].start.prompt_ids))]
@@ -69,7 +116,7 @@ class StepRunner:
         done = 0
         for piece in pieces:
             if piece.targets:
-                targets = torch.tensor(piece.targets, device=self._device)
+                targets = device_tensor(piece.targets, np.int64, self._device)
                 params = self._sampler[piece.row.slot].start.logprobs or LogprobParams()
                 values = compute_logprobs(logits[done : done + len(targets)], targets, params)
                 self._prompt.append(RowLogprobs((piece.row_index,), params, values))
@@ -84,10 +131,10 @@ class StepRunner:
             params = self._sampler[row.slot].start.logprobs
             if params is not None:
                 wishes.setdefault(params, []).append(i)
-        return [(params, at, self._logits[torch.tensor(at, device=self._device)]) for params, at in wishes.items()]
+        return [(params, at, self._logits[device_tensor(at, np.int64, self._device)]) for params, at in wishes.items()]
 
     def _logprobs_of(
         self, params: LogprobParams, at: Sequence[int], logits: torch.Tensor, tokens: torch.Tensor, numbers: Sequence[int]
     ) -> RowLogprobs:
-        values = compute_logprobs(logits, tokens[torch.tensor(at, device=self._device)], params)
+        values = compute_logprobs(logits, tokens[device_tensor(at, np.int64, self._device)], params)
         return RowLogprobs(tuple(numbers[i] for i in at), params, values)

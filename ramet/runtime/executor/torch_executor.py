@@ -7,6 +7,7 @@ an event behind the copy of the tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,10 +18,11 @@ from ramet.log import get_logger
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.executor.computation import load_computation
 from ramet.runtime.executor.executor import PendingResult
+from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
 from ramet.runtime.executor.memory import log_plan, measure_memory, plan_memory
 from ramet.runtime.executor.step_readback import StepReadback
-from ramet.runtime.executor.step_runner import Forward, StepRunner
+from ramet.runtime.executor.step_runner import DecodePath, Forward, StepRunner
 from ramet.runtime.model_files import locate_model
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, StepResult, TokenMasks
 
@@ -31,11 +33,19 @@ class TorchExecutor:
     """Implements `executor.Executor`. `num_threads`: torch's threads on CPU; None leaves torch's choice, one per physical core."""
 
     def __init__(
-        self, forward: Forward, model: ModelInfo, capacity: Capacity, device: torch.device, *, num_threads: int | None = None
+        self,
+        forward: Forward,
+        model: ModelInfo,
+        capacity: Capacity,
+        device: torch.device,
+        *,
+        num_threads: int | None = None,
+        decode_path: Callable[[SlotTables], DecodePath] | None = None,
     ) -> None:
         self._model, self._capacity = model, capacity
+        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, decode_path)
         self._device_context = _device_context(device)
-        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device)
+        self.on_gpu = device.type == "cuda"
         self._forward: Future[None] | None = None
         initializer = None if num_threads is None else (lambda: torch.set_num_threads(num_threads))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ramet-device", initializer=initializer)
@@ -108,7 +118,7 @@ def create_executor(config: EngineConfig) -> TorchExecutor:
     pool = allocate_pool(info, num_pages=capacity.num_pages, page_size=capacity.page_size, dtype=kv_dtype, device=device)
     _LOG.info("Model %s: %s on %s", info.name, info.architecture, device)
     log_plan(plan, info, str(kv_dtype).removeprefix("torch."))
-    return TorchExecutor(computation.bind(pool), info, capacity, device)
+    return TorchExecutor(computation.bind(pool), info, capacity, device, decode_path=computation.bind_decode(pool))
 
 
 def resolve_device(name: str) -> torch.device:

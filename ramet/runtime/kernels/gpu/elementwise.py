@@ -1,0 +1,142 @@
+"""What stands between the matrix products of a decoder layer, each in one pass over memory."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from ramet.runtime.kernels.gpu.launch import launch_options
+
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+
+
+def add_rms_norm(hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`hidden += delta; return rms_norm(hidden) * weight` in float32 inside, both in the type of `hidden` [T, hidden].
+
+    Torch: hidden.add_(delta); F.rms_norm(hidden.float(), …, weight.float(), eps).to(hidden.dtype)
+    """
+    num_tokens, size = hidden.shape
+    out = torch.empty_like(hidden)
+    _add_rms_norm[(num_tokens,)](
+        hidden, hidden if delta is None else delta, weight, out, eps, SIZE=size, BLOCK=triton.next_power_of_2(size), ADD=delta is not None,
+        num_warps=8 if size > 2048 else 4, **launch_options(hidden.device),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _add_rms_norm(
+    hidden, delta, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * SIZE
+    column = tl.arange(0, BLOCK)
+    inside = column < SIZE
+    w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    x = tl.load(hidden + row + column, mask=inside, other=0.0)
+    if ADD:
+        x = (x.to(tl.float32) + tl.load(delta + row + column, mask=inside, other=0.0).to(tl.float32)).to(x.dtype)
+        tl.store(hidden + row + column, x, mask=inside)
+    x = x.to(tl.float32)
+    y = x * tl.rsqrt(tl.sum(x * x, 0) / SIZE + eps) * w
+    tl.store(out + row + column, y.to(out.dtype.element_ty), mask=inside)
+
+
+def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+    """[T, 2 I] → [T, I]: act(first half) · second half. Torch: act(gate) * up of `gate_up.chunk(2, -1)`."""
+    num_tokens, width = gate_up.shape
+    size = width // 2
+    out = torch.empty(num_tokens, size, dtype=gate_up.dtype, device=gate_up.device)
+    block = 1024
+    _gated_activation[(num_tokens, triton.cdiv(size, block))](
+        gate_up, out, SIZE=size, BLOCK=block, ACTIVATION=ACTIVATIONS[activation], num_warps=4, **launch_options(gate_up.device)
+    )
+    return out
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == 0:
+        return x / (1.0 + tl.exp(-x))
+    if ACTIVATION == 1:
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    return x - x / (1.0 + tl.exp(2.0 * inner))
+
+
+@triton.jit
+def _gated_activation(gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < SIZE
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    gate = tl.load(gate_up + row * 2 * SIZE + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * SIZE + SIZE + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * SIZE + column, (activate(gate, ACTIVATION) * up).to(out.dtype.element_ty), mask=inside)
+
+
+def rotate_and_store(
+    query_key: torch.Tensor,  # [T, H + KH, D], any token stride
+    value: torch.Tensor,  # [T, KH, D], any token stride
+    angles: tuple[torch.Tensor, torch.Tensor] | None,  # cos and sin [T, rotary_dim / 2] float32; None: no rotation
+    kv_slots: torch.Tensor,  # [T] int64; negative: a token of padding, stored nowhere
+    keys: torch.Tensor,  # [slots, KH, D]
+    values: torch.Tensor,
+) -> torch.Tensor:  # [T, H, D]
+    """Rotated queries; rotated keys and values go to their places in the pool.
+
+    Torch: `layers.rotary.rotate` of query_key, then index_copy_ of keys and values.
+    """
+    num_tokens, num_rotated, head_dim = query_key.shape
+    num_kv_heads = keys.shape[1]
+    num_heads = num_rotated - num_kv_heads
+    cos, sin = angles if angles is not None else (query_key, query_key)
+    query = torch.empty(num_tokens, num_heads, head_dim, dtype=query_key.dtype, device=query_key.device)
+    _rotate_and_store[(num_tokens, triton.cdiv(num_rotated + num_kv_heads, 8))](
+        query_key, value, cos, sin, kv_slots, keys, values, query, query_key.stride(0), value.stride(0),
+        HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim),
+        HALF=cos.shape[-1] if angles is not None else 1, ROTATE=angles is not None, num_warps=4, **launch_options(query_key.device),
+    )  # fmt: skip
+    return query
+
+
+@triton.jit
+def _rotate_and_store(
+    query_key, value, cos, sin, kv_slots, keys, values, query, qk_stride, value_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, HALF: tl.constexpr,
+    ROTATE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * 8 + tl.arange(0, 8))[:, None]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    in_head = d < HEAD_DIM
+    is_rotated = head < HEADS + KV_HEADS
+    source = query_key + token * qk_stride + head * HEAD_DIM
+    x = tl.load(source + d, mask=is_rotated & in_head, other=0.0).to(tl.float32)
+    if ROTATE:
+        turned = d < 2 * HALF
+        other = tl.where(d < HALF, d + HALF, d - HALF)
+        partner = tl.load(source + other, mask=is_rotated & turned, other=0.0).to(tl.float32)
+        angle = tl.where(d < HALF, d, d - HALF)
+        c = tl.load(cos + token * HALF + angle, mask=turned, other=1.0)
+        s = tl.load(sin + token * HALF + angle, mask=turned, other=0.0)
+        x = x * c + tl.where(d < HALF, -partner, partner) * s
+    tl.store(query + (token * HEADS + head) * HEAD_DIM + d, x.to(query.dtype.element_ty), mask=(head < HEADS) & in_head)
+    slot = tl.load(kv_slots + token)
+    is_stored = slot >= 0
+    kv_head = head - HEADS
+    place = (slot * KV_HEADS + kv_head) * HEAD_DIM + d
+    tl.store(keys + place, x.to(keys.dtype.element_ty), mask=(kv_head >= 0) & is_rotated & in_head & is_stored)
+    v_head = kv_head - KV_HEADS
+    is_value = (v_head >= 0) & (v_head < KV_HEADS) & in_head & is_stored
+    v = tl.load(value + token * value_stride + v_head * HEAD_DIM + d, mask=is_value, other=0.0)
+    tl.store(values + (slot * KV_HEADS + v_head) * HEAD_DIM + d, v.to(values.dtype.element_ty), mask=is_value)

@@ -1,0 +1,193 @@
+"""Attention of single queries over paged keys, split into work items of about equal size (flash decoding, with shared prefixes).
+
+An item is a range of keys of one page table and up to `rows` queries that all see it: one row's own keys, or a prefix that several
+rows share, which is then read once for all of them. Where several items serve a row, each leaves a partial result, and `combine`
+joins them:
+
+    out = Σ o_i · exp(l_i - l) ,   l = log Σ exp(l_i)
+
+All integers of the plan are int32: items [I, 5] (first member, members, table row, first key, end), members [P, 3] (token, position,
+1 if its item serves it alone), rows [R, 3] (token, first in order, number of partials), order [P] (partials by row).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from ramet.runtime.kernels.gpu.launch import launch_options
+
+LOG2E = 1.4426950408889634
+SMALL_BLOCK, LARGE_BLOCK = 16, 64  # query heads of an item: of one row, of a shared prefix
+
+
+@dataclass(frozen=True, slots=True)
+class PagedKeys:
+    """One layer's keys and values [slots, KH, D], and pages [rows, max_pages] int32."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    pages: torch.Tensor
+    page_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Partials:
+    """Results of items that do not serve a row alone: [P, H, D] and [P, H] float32, scaled by the item's own sum."""
+
+    out: torch.Tensor
+    log_sum: torch.Tensor
+
+
+def attend_items(
+    query: torch.Tensor,  # [T, H, D]
+    paged: PagedKeys,
+    items: torch.Tensor,
+    members: torch.Tensor,
+    out: torch.Tensor,  # [T, H, D]
+    partials: Partials,
+    shape: AttentionShape,
+    *,
+    block: int = SMALL_BLOCK,
+) -> None:
+    """Softmax attention of every item's queries over its keys. `block` bounds members times query heads per key/value head."""
+    num_kv_heads, head_dim = paged.keys.shape[1], paged.keys.shape[2]
+    if not items.shape[0]:
+        return
+    block = max(block, triton.next_power_of_2(query.shape[1] // num_kv_heads))
+    _attend_items[(items.shape[0], num_kv_heads)](
+        query, paged.keys, paged.values, paged.pages, items, members, out, partials.out, partials.log_sum,
+        query.stride(0), out.stride(0), paged.keys.stride(0), paged.pages.stride(0),
+        shape.scale * LOG2E, shape.window or 0, shape.softcap or 0.0,
+        PAGE_SIZE=paged.page_size, HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim),
+        NUM_HEADS=query.shape[1], GROUP=query.shape[1] // num_kv_heads, BLOCK_M=block, BLOCK_N=64,
+        HAS_WINDOW=shape.window is not None, HAS_SOFTCAP=shape.softcap is not None,
+        num_warps=4, num_stages=3, **launch_options(query.device),
+    )  # fmt: skip
+
+
+def combine(rows: torch.Tensor, order: torch.Tensor, partials: Partials, out: torch.Tensor) -> None:
+    """Join the partial results of every row that has several."""
+    num_heads, head_dim = out.shape[1], out.shape[2]
+    _combine[(rows.shape[0], num_heads)](
+        rows, order, partials.out, partials.log_sum, out, out.stride(0), NUM_HEADS=num_heads, HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim), BLOCK_P=16, num_warps=2, **launch_options(out.device),
+    )  # fmt: skip
+
+
+@triton.jit
+def capped(scores, cap):
+    """cap · tanh(scores / cap); scores and result in units of log2(e), as everything here."""
+    x = scores * (2.0 / cap)  # 2^x = exp(2 s / cap) for s in natural units once cap is in the same unit
+    return cap * (1.0 - 2.0 / (1.0 + tl.exp2(x * 1.4426950408889634)))
+
+
+@triton.jit
+def key_places(pages, table_row, pages_stride, position, inside, PAGE_SIZE: tl.constexpr):
+    """Place in the pool of every position of a row."""
+    page = tl.load(pages + table_row.to(tl.int64) * pages_stride + position // PAGE_SIZE, mask=inside, other=0).to(tl.int64)
+    return page * PAGE_SIZE + position % PAGE_SIZE
+
+
+@triton.jit
+def _attend_items(
+    query, keys, values, pages, items, members, out, partial_out, partial_sum,
+    query_stride, out_stride, kv_stride, pages_stride, scale, window, softcap,
+    PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, NUM_HEADS: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    item, kv_head = tl.program_id(0), tl.program_id(1)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    first_member, num_members = tl.load(items + item * 5), tl.load(items + item * 5 + 1)
+    if num_members == 0:
+        return
+    table_row, start, end = tl.load(items + item * 5 + 2), tl.load(items + item * 5 + 3), tl.load(items + item * 5 + 4)
+    m = tl.arange(0, BLOCK_M)
+    member = first_member + m // GROUP
+    is_query = (m // GROUP) < num_members
+    head = kv_head * GROUP + m % GROUP
+    token = tl.load(members + member * 3, mask=is_query, other=0).to(tl.int64)
+    position = tl.load(members + member * 3 + 1, mask=is_query, other=end)
+    alone = tl.load(members + member * 3 + 2, mask=is_query, other=0)
+    d = tl.arange(0, BLOCK_D)
+    in_head = d < HEAD_DIM
+    q = tl.load(query + token[:, None] * query_stride + head[:, None] * HEAD_DIM + d[None, :], is_query[:, None] & in_head[None, :], 0.0)
+    if HAS_WINDOW:
+        start = tl.maximum(start, tl.min(position) - window + 1)
+    largest = tl.full([BLOCK_M], -1e30, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    head_offset = kv_head * HEAD_DIM + d[None, :]
+    for n in range(start, end, BLOCK_N):
+        index = n + tl.arange(0, BLOCK_N)
+        inside = index < end
+        place = key_places(pages, table_row, pages_stride, index, inside, PAGE_SIZE)[:, None] * kv_stride + head_offset
+        visible = inside[:, None] & in_head[None, :]
+        k = tl.load(keys + place, mask=visible, other=0.0)
+        scores = tl.dot(q, tl.trans(k.to(q.dtype))) * scale
+        if HAS_SOFTCAP:
+            scores = capped(scores, softcap * 1.4426950408889634)
+        seen = inside[None, :]
+        if HAS_WINDOW:
+            seen = seen & (index[None, :] > position[:, None] - window)
+        scores = tl.where(seen, scores, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, 1))
+        p = tl.exp2(scores - new_largest[:, None])
+        shrink = tl.exp2(largest - new_largest)
+        total = total * shrink + tl.sum(p, 1)
+        v = tl.load(values + place, mask=visible, other=0.0)
+        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * shrink[:, None])
+        largest = new_largest
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    log_sum = tl.where(total > 0, largest + tl.log2(total), float("-inf"))
+    here = is_query[:, None] & in_head[None, :]
+    final = alone > 0
+    tl.store(out + token[:, None] * out_stride + head[:, None] * HEAD_DIM + d[None, :], acc.to(out.dtype.element_ty), here & final[:, None])
+    partial = member.to(tl.int64) * NUM_HEADS + head
+    tl.store(partial_out + partial[:, None] * HEAD_DIM + d[None, :], acc, here & (alone == 0)[:, None])
+    tl.store(partial_sum + partial, log_sum, is_query & (alone == 0))
+
+
+@triton.jit
+def _combine(
+    rows, order, partial_out, partial_sum, out, out_stride,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    row, head = tl.program_id(0), tl.program_id(1)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    token, first, count = tl.load(rows + row * 3).to(tl.int64), tl.load(rows + row * 3 + 1), tl.load(rows + row * 3 + 2)
+    if count < 2:
+        return
+    d = tl.arange(0, BLOCK_D)
+    in_head = d < HEAD_DIM
+    largest = tl.full([1], -1e30, tl.float32)
+    total = tl.zeros([1], tl.float32)
+    acc = tl.zeros([BLOCK_D], tl.float32)
+    for begin in range(0, count, BLOCK_P):
+        index = begin + tl.arange(0, BLOCK_P)
+        there = index < count
+        partial = tl.load(order + first + index, mask=there, other=0).to(tl.int64) * NUM_HEADS + head
+        log_sum = tl.load(partial_sum + partial, mask=there, other=float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(log_sum, 0))
+        weight = tl.exp2(log_sum - new_largest)
+        shrink = tl.exp2(largest - new_largest)
+        o = tl.load(partial_out + partial[:, None] * HEAD_DIM + d[None, :], mask=there[:, None] & in_head[None, :], other=0.0)
+        acc = acc * shrink + tl.sum(o * weight[:, None], 0)
+        total = total * shrink + tl.sum(weight, 0)
+        largest = new_largest
+    tl.store(out + token * out_stride + head * HEAD_DIM + d, (acc / total).to(out.dtype.element_ty), mask=in_head)

@@ -1,0 +1,125 @@
+"""A dense decoder's step on a GPU: `transformer.py` over the same weights, with what stands between the matrix products in fused kernels.
+
+Two ways through a layer, equal but for rounding:
+
+    many tokens        hidden += delta, norm → qkv → rotate, store → attend → out = delta → hidden += delta, norm → gate, up → act → down
+    at most 16 tokens  norm·qkv → rotate, store → attend → hidden += out → norm·gate·up·act → hidden += down     (one kernel per arrow)
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch.nn import functional as F
+
+from ramet.runtime.attention.attention_backend import ForwardBatch
+from ramet.runtime.attention.triton_backend import Angles, TritonAttention
+from ramet.runtime.kernels.gpu.elementwise import add_rms_norm, gated_activation
+from ramet.runtime.kernels.gpu.skinny_linear import fits, skinny_linear
+from ramet.runtime.layers.linear import Linear
+from ramet.runtime.layers.rms_norm import RMSNorm
+from ramet.runtime.layers.rotary import Rotary
+from ramet.runtime.models.transformer import Attention, DecoderLayer, Transformer
+
+
+class FusedStep:
+    """The forward pass over an attention backend that has its plan. Every family that `Transformer` knows."""
+
+    def __init__(self, model: Transformer, attention: TritonAttention) -> None:
+        self._model, self._attention = model, attention
+        self._activation = model.spec.activation
+
+    def forward(self, batch: ForwardBatch, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [S, vocab] float32 of `batch.logit_indices`, in `out` where it is given."""
+        hidden = self._model.embed(batch.token_ids)
+        angles = [_angles(cast(Rotary, rotary), batch.positions) for rotary in self._model.rotaries]
+        delta: torch.Tensor | None = None
+        for module in self._model.layers:
+            layer = cast(DecoderLayer, module)
+            if self._is_skinny(layer, len(hidden)):
+                self._skinny_layer(layer, hidden, angles)
+            else:
+                delta = self._layer(layer, hidden, delta, angles)
+        wanted = batch.logit_indices
+        delta = None if delta is None else delta.index_select(0, wanted)
+        return self._logits(hidden.index_select(0, wanted), delta, out)
+
+    def _layer(self, layer: DecoderLayer, hidden: torch.Tensor, delta: torch.Tensor | None, angles: list[Angles]) -> torch.Tensor:
+        """Updates `hidden` in place; what the MLP adds to it is returned, for the next norm to add."""
+        x = _norm(layer.attention_norm, hidden, delta)
+        delta = _linear(layer.attention.output, self._attend(layer.attention, _linear(layer.attention.qkv, x), angles))
+        delta = _post(layer.attention_post_norm, delta)
+        x = _norm(layer.mlp_norm, hidden, delta)
+        delta = _linear(layer.mlp.down, gated_activation(_linear(layer.mlp.gate_up, x), self._activation))
+        return _post(layer.mlp_post_norm, delta)
+
+    def _is_skinny(self, layer: DecoderLayer, num_tokens: int) -> bool:
+        linears = (layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down)
+        return layer.attention_post_norm is None and all(fits(linear.weight, num_tokens) for linear in linears)
+
+    def _skinny_layer(self, layer: DecoderLayer, hidden: torch.Tensor, angles: list[Angles]) -> None:
+        attention, mlp = layer.attention, layer.mlp
+        qkv = skinny_linear(hidden, attention.qkv.weight, bias=attention.qkv.bias, norm=_norm_of(layer.attention_norm))
+        attended = self._attend(attention, qkv, angles)
+        skinny_linear(attended, attention.output.weight, bias=attention.output.bias, add_to=hidden)
+        norm = _norm_of(layer.mlp_norm)
+        if len(hidden) == 1:
+            inner = skinny_linear(hidden, mlp.gate_up.weight, bias=mlp.gate_up.bias, norm=norm, activation=self._activation)
+        else:  # two sums per program leave the matrix units waiting
+            inner = gated_activation(skinny_linear(hidden, mlp.gate_up.weight, bias=mlp.gate_up.bias, norm=norm), self._activation)
+        skinny_linear(inner, mlp.down.weight, bias=mlp.down.bias, add_to=hidden)
+
+    def _attend(self, attention: Attention, qkv: torch.Tensor, angles: list[Angles]) -> torch.Tensor:
+        heads = qkv.view(qkv.shape[0], -1, attention.head_dim)
+        query_key, value = heads[:, : attention.num_qk_heads], heads[:, attention.num_qk_heads :]
+        if attention.head_norm is not None:
+            query_key = attention.head_norm(query_key)
+        rotation = None if attention.rotation is None else angles[attention.rotation]
+        query = self._attention.rotate_and_store(query_key, value, rotation, attention.index)
+        out = self._attention.attend(query, attention.index, attention.scale, attention.window, attention.softcap)
+        return out.view(qkv.shape[0], -1)
+
+    def _logits(self, hidden: torch.Tensor, delta: torch.Tensor | None, out: torch.Tensor | None) -> torch.Tensor:
+        model = self._model
+        weight = model.embed.weight if model.head is None else model.head.weight
+        logits = _float_product(_norm(model.norm, hidden, delta), weight, out)
+        cap = model.spec.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _float_product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    """x Wᵀ, left in the float32 in which it was summed."""
+    if x.shape[0] and fits(weight, x.shape[0]):
+        return skinny_linear(x, weight, out=out, dtype=torch.float32)
+    if x.is_cuda and x.dtype != torch.float32:
+        if out is None:
+            return torch.mm(x, weight.t(), out_dtype=torch.float32)
+        return torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
+    logits = F.linear(x, weight).float()
+    return logits if out is None else out.copy_(logits)
+
+
+def _linear(linear: Linear, x: torch.Tensor) -> torch.Tensor:
+    if fits(linear.weight, x.shape[0]):
+        return skinny_linear(x, linear.weight, bias=linear.bias)
+    return F.linear(x, linear.weight, linear.bias)
+
+
+def _norm(norm: RMSNorm, hidden: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
+    return add_rms_norm(hidden, delta, norm.weight, float(norm.eps))
+
+
+def _norm_of(norm: RMSNorm) -> tuple[torch.Tensor, float]:
+    return norm.weight, float(norm.eps)
+
+
+def _post(norm: RMSNorm | None, delta: torch.Tensor) -> torch.Tensor:
+    return delta if norm is None else _norm(norm, delta, None)
+
+
+def _angles(rotary: Rotary, positions: torch.Tensor) -> Angles:
+    angles = positions[:, None].float() * rotary.frequencies
+    cos, sin = angles.cos(), angles.sin()
+    factor = rotary.attention_factor
+    return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)

@@ -1,0 +1,131 @@
+"""The fused step on a CUDA device against the plain transformer: shapes, families, page sizes, shared prefixes, and each kernel alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool, SharedPrefix
+from ramet.runtime.attention.torch_backend import TorchAttention
+from ramet.runtime.model_spec import LayerSpec, ModelSpec, RopeSpec
+from ramet.runtime.models.transformer import Transformer
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+DEVICE = torch.device("cuda", 0)
+PLAIN = ModelSpec(
+    architecture="Test", vocab_size=512, hidden_size=256, intermediate_size=384, num_heads=8, num_kv_heads=2, head_dim=64,
+    layers=(LayerSpec(RopeSpec(10000.0, 64)), LayerSpec(RopeSpec(10000.0, 64), window=40)), norm_eps=1e-5, activation="silu",
+    context_len=2048, attention_scale=64**-0.5, tied_embeddings=True,
+)  # fmt: skip
+GEMMA_LIKE = replace(
+    PLAIN, sandwich_norms=True, attention_softcap=20.0, logit_softcap=30.0, activation="gelu_tanh", qk_norm=True, head_dim=128, num_heads=4,
+    layers=(LayerSpec(RopeSpec(10000.0, 128)), LayerSpec(RopeSpec(1e6, 128), window=100)), attention_scale=128**-0.5,
+)  # fmt: skip
+ODD = replace(
+    PLAIN, head_dim=96, num_heads=7, num_kv_heads=1, qkv_bias=True, layers=(LayerSpec(RopeSpec(10000.0, 64)), LayerSpec(None)),
+    attention_scale=96**-0.5, tied_embeddings=False, norm_offset=1.0,
+)  # fmt: skip
+MIXED = ((1, 5, 1, 130, 1, 2, 300), (700, 5, 33, 300, 650, 80, 300))
+DECODE = ((1,) * 6, (700, 5, 33, 300, 650, 80))
+
+
+def make_model(spec: ModelSpec, dtype: torch.dtype) -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(spec, dtype=dtype, device=DEVICE).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.06)
+    return model
+
+
+def make_pool(spec: ModelSpec, dtype: torch.dtype, page_size: int) -> KVPool:
+    torch.manual_seed(1)
+    both = [torch.randn(4096, spec.num_kv_heads, spec.head_dim, dtype=dtype, device=DEVICE) for _ in range(2 * spec.num_layers)]
+    return KVPool(tuple(both[: spec.num_layers]), tuple(both[spec.num_layers :]), page_size)
+
+
+def make_batch(
+    spec: ModelSpec, lens: tuple[tuple[int, ...], tuple[int, ...]], page_size: int, shared: tuple[SharedPrefix, ...]
+) -> ForwardBatch:
+    query_lens, kv_lens = lens
+    torch.manual_seed(2)
+    table = torch.zeros(len(kv_lens), -(-max(kv_lens) // page_size), dtype=torch.int32)
+    pages, used = torch.randperm(4096 // page_size, dtype=torch.int32), 0
+    for row, length in enumerate(kv_lens):
+        count = -(-length // page_size)
+        table[row, :count] = pages[used : used + count]
+        used += count
+    for prefix in shared:
+        places = slice(prefix.start // page_size, prefix.end // page_size)
+        table[list(prefix.rows), places] = table[prefix.rows[0], places]
+    starts = np.concatenate(([0], np.cumsum(query_lens)))
+    position = torch.cat([torch.arange(k - q, k) for q, k in zip(query_lens, kv_lens, strict=True)])
+    row_of = torch.repeat_interleave(torch.arange(len(query_lens)), torch.tensor(query_lens))
+    places = table[row_of, position // page_size].long() * page_size + position % page_size
+    tokens = torch.randint(0, spec.vocab_size, (int(starts[-1]),))
+    numbers = (tokens, position, places, torch.tensor(starts, dtype=torch.int32), torch.tensor(kv_lens, dtype=torch.int32), table)
+    wanted = torch.tensor(starts[1:] - 1)
+    return ForwardBatch(*(t.to(DEVICE) for t in (*numbers, wanted)), query_lens, kv_lens, shared)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("lens", [MIXED, DECODE], ids=["mixed", "decode"])
+@pytest.mark.parametrize(
+    ("spec", "page_size"), [(PLAIN, 1), (PLAIN, 16), (GEMMA_LIKE, 4), (ODD, 1)], ids=["plain", "pages16", "gemma", "odd"]
+)
+def test_fused_step_equals_transformer(
+    spec: ModelSpec, page_size: int, lens: tuple[tuple[int, ...], tuple[int, ...]], dtype: torch.dtype
+) -> None:
+    from ramet.runtime.attention.triton_backend import TritonAttention
+    from ramet.runtime.models.fused_step import FusedStep
+
+    shared = (SharedPrefix((0, 4), 0, 512),)
+    batch = make_batch(spec, lens, page_size, shared)
+    with torch.inference_mode():
+        exact_pool, exact = make_pool(spec, torch.float32, page_size), TorchAttention()
+        exact_model = make_model(spec, dtype).float()
+        exact.prepare(batch, exact_pool)
+        for rotary in exact_model.rotaries:
+            rotary.dtype = torch.float32
+        expected = exact_model(batch, exact)
+        attention, pool = (
+            TritonAttention(num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=DEVICE),
+            make_pool(spec, dtype, page_size),
+        )
+        attention.prepare(batch, pool)
+        given = FusedStep(make_model(spec, dtype), attention).forward(batch)
+    tolerance = {torch.bfloat16: 4e-2, torch.float16: 6e-3, torch.float32: 2e-3}[dtype]
+    assert torch.isfinite(given).all()
+    assert (given - expected).norm() / expected.norm() < tolerance
+    for left, right in zip(exact_pool.keys + exact_pool.values, pool.keys + pool.values, strict=True):
+        assert (left - right).norm() / left.norm() < tolerance
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 16])
+def test_skinny_linear(num_tokens: int) -> None:
+    from ramet.runtime.kernels.gpu.skinny_linear import skinny_linear
+
+    torch.manual_seed(num_tokens)
+    h, w = torch.randn(num_tokens, 1024, device=DEVICE), torch.randn(500, 1024, device=DEVICE) / 32
+    norm, bias = torch.rand(1024, device=DEVICE), torch.randn(500, device=DEVICE)
+    x, wb, nb, bb = (t.bfloat16() for t in (h, w, norm, bias))
+    normed = F.rms_norm(x.float(), (1024,), nb.float(), 1e-5)
+    gate, up = F.linear(normed, wb.float()).chunk(2, -1)
+    base = torch.randn(num_tokens, 500, device=DEVICE).bfloat16()
+    expected = [F.linear(x.float(), wb.float(), bb.float()), F.silu(gate) * up, base.float() + F.linear(x.float(), wb.float())]
+    given = [skinny_linear(x, wb, bias=bb), skinny_linear(x, wb, norm=(nb, 1e-5), activation="silu"), skinny_linear(x, wb, add_to=base)]
+    for want, got in zip(expected, given, strict=True):
+        assert (got.float() - want).norm() / want.norm() < 1e-2
+
+
+def test_greedy_choice_takes_the_first_of_equals() -> None:
+    from ramet.runtime.kernels.gpu.greedy_choice import greedy_tokens
+
+    torch.manual_seed(0)
+    logits = torch.randn(7, 50001, device=DEVICE).bfloat16().float()  # many ties
+    first = (logits == logits.max(-1, keepdim=True).values).int().argmax(-1)
+    assert torch.equal(greedy_tokens(logits), first)
