@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -178,15 +179,21 @@ def test_thoughts_before_calls(compiler: LlguidanceCompiler) -> None:
     assert not accepts(compiler, constraint, "hm</think>\n\nBern!")
 
 
+@pytest.mark.parametrize(
+    "schema", ['{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}', '{"type": "object"}']
+)
 @pytest.mark.parametrize("name", FORMATS)
-def test_calls_or_a_constrained_answer(compiler: LlguidanceCompiler, name: str) -> None:
-    answer = {
-        "json_schema": '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": false}'
-    }
-    constraint = reply_constraint(ChatDialect(tools=tool_format(name)), ToolUse("auto", (WEATHER, CLOCK)), False, answer)
+def test_calls_or_a_constrained_answer(compiler: LlguidanceCompiler, name: str, schema: str) -> None:
+    tools = (replace(WEATHER, exact=False), replace(CLOCK, exact=False)) if name == "llama3" else (WEATHER, CLOCK)
+    constraint = reply_constraint(ChatDialect(tools=tool_format(name)), ToolUse("auto", tools), False, {"json_schema": schema})
     assert accepts(compiler, constraint, '{"a":1}')
     assert accepts(compiler, constraint, written(name, *GOOD[1]))
     assert not accepts(compiler, constraint, "free text")
+
+
+def test_bare_calls_and_answers_cannot_be_told_apart() -> None:
+    with pytest.raises(Unsupported, match=r"tools\[0\].function.strict"):
+        reply_constraint(ChatDialect(tools=tool_format("llama3")), ToolUse("auto", (WEATHER,)), False, {"json_schema": "{}"})
 
 
 def test_what_cannot_be_combined_is_refused_by_name() -> None:

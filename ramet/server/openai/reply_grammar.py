@@ -29,11 +29,11 @@ ANY_JSON = "$$ANY$$"
 TEXT = r"R_TEXT: /(.|\n)*/"
 LARK_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|\[(?:\\.|[^\]\\])*\]|[^/\\])+/|//[^\n]*|\bstart\b')
 JSON_TOKEN = re.compile(r'"[^"]*"|[\[\]{}]|[:,] ?|[^"\[\]{}:,]+|"')
-PYTHON = [
+PYTHON = (
     'r_python: (R_OTHER | R_STRING | "(" r_python ")" | "[" r_python "]" | "{" r_python "}")*',
     r"R_OTHER: /[^()\[\]{}'\"]+/",
     r"""R_STRING: /"([^"\\\n]|\\.)*"|'([^'\\\n]|\\.)*'/""",
-]
+)
 """Arguments without a promise, up to the parenthesis that closes them."""
 PROPERTY_KEYWORDS = {"type", "properties", "required", "additionalProperties", "title", "description", "$defs", "definitions", "$schema"}
 
@@ -61,6 +61,8 @@ def reply_constraint(dialect: ChatDialect, use: ToolUse, thinking: bool | None, 
         return ReplyConstraint({"structural_tag": structural_tag(dialect.tools.wire, use)}, dict(enumerate(use.tools)))
     rules = Grammar(dialect.special_ids)
     answers = [] if use.mode == "required" else answer_rules(answer)
+    if answers and dialect.tools is not None:
+        _check_apart(dialect.tools.wire, use)
     if may_call and dialect.tools is not None:
         rules.add_calls(dialect.tools.wire, use, answers)
     else:
@@ -210,6 +212,15 @@ def keyword_rules(index: int, tool: CallableTool) -> Rules:
         rules += [f"r_given_{index}_{n}: {given}" + (f" | r_given_{index}_{n + 1}" if left_out else "")]
         rules += [f'r_more_{index}_{n}: ", " {given}' + (f" | r_more_{index}_{n + 1}" if left_out else "")]
     return [*rules, f'r_given_{index}_{len(properties)}: ""', f'r_more_{index}_{len(properties)}: ""']
+
+
+def _check_apart(wire: Wire, use: ToolUse) -> None:
+    """Where calls are bare JSON, an answer might be one by accident, and would keep no promise about its arguments."""
+    bare = not (wire.opening or wire.trigger)
+    exact = next((tool for tool in use.tools if tool.exact), None)
+    if bare and exact is not None:
+        what = "strict: in this model's format a call looks like a constrained answer"
+        raise Unsupported(f"{exact.place.removesuffix('parameters')}{what}; leave out strict or the answer's format", param=exact.place)
 
 
 def _any_of(rule: str, use: ToolUse) -> str:
