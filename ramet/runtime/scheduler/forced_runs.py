@@ -21,7 +21,8 @@ class ForcedRuns:
     def __init__(self, matcher: Matcher) -> None:
         self._matcher = matcher
         self._run: Sequence[int] = ()
-        self._done = 0  # tokens of the run that were accepted; all of them: what comes next was not asked yet
+        self._done = 0  # tokens of the run that were accepted
+        self._asked = False  # behind the run: whether another begins here was asked, and none does
         self._before: list[tuple[Sequence[int], int]] = []  # (run, done) before each accepted token
 
     def accept(self, token_ids: Sequence[int]) -> int:
@@ -31,6 +32,7 @@ class ForcedRuns:
                 return count
             self._before.append((self._run, self._done))
             self._done += in_run
+            self._asked = False
         return len(token_ids)
 
     def rollback(self, num_tokens: int) -> None:
@@ -38,6 +40,7 @@ class ForcedRuns:
         if num_tokens:
             self._run, self._done = self._before[-num_tokens]
             del self._before[-num_tokens:]
+            self._asked = False
 
     def fill_mask(self, row: npt.NDArray[np.uint32]) -> None:
         self._begin_run()
@@ -51,8 +54,8 @@ class ForcedRuns:
         return list(self._run[self._done :])
 
     def _begin_run(self) -> None:
-        if self._done == len(self._run):
-            self._run, self._done = self._matcher.forced_tokens(), 0
+        if self._done == len(self._run) and not self._asked:
+            self._run, self._done, self._asked = self._matcher.forced_tokens(), 0, True
 
     @property
     def complete(self) -> bool:
