@@ -28,6 +28,7 @@ router = APIRouter(tags=["programs"])
 
 MAX_BATCH = 10_000
 MAX_TRACES = 256
+MAX_SPANS = 100_000  # of all traces kept
 
 
 class RunRequest(BaseModel):
@@ -87,10 +88,13 @@ class LiveRuns:
         run.events = None
         del self._live[run.id]
         self._ended[run.id] = run
-        while len(self._ended) > MAX_TRACES:
+        while len(self._ended) > MAX_TRACES or (len(self._ended) > 1 and self._num_spans() > MAX_SPANS):
             self._ended.popitem(last=False)
         if self.metrics is not None:
             self.metrics.ended(run.status, run.seconds, run.spent.generations, run.num_host_calls)
+
+    def _num_spans(self) -> int:
+        return sum(len(run.timeline.spans) for run in self._ended.values())
 
 
 def get_runs(request: Request) -> LiveRuns:
