@@ -36,9 +36,8 @@ class _After(NamedTuple):
 class Closing:
     """`tokenize`: bytes → tokens that spell them. Safe to share between threads."""
 
-    def __init__(self, walker: Walker, start: int, worst: int, trie: TokenTrie, token_bytes: Sequence[bytes], tokenize: Tokenize) -> None:
+    def __init__(self, walker: Walker, start: int, trie: TokenTrie, token_bytes: Sequence[bytes], tokenize: Tokenize) -> None:
         self.start = start
-        self.worst = worst  # bytes of the shortest ending at the worst place; INFINITE when there is no bound
         self.token_bytes = token_bytes
         self._walker = walker
         self._trie = trie
@@ -89,16 +88,22 @@ class Closing:
         return self._after[state]
 
 
+class ClosingSource(NamedTuple):
+    """`make` is called when first needed. `worst`: bytes of the shortest ending at the worst place; INFINITE when there is no bound."""
+
+    make: Callable[[], Closing]
+    worst: int
+
+
 class Budget:
     """`num_tokens` may be accepted in all. `always`: tokens that a mask keeps whatever is left (ends of text)."""
 
-    def __init__(self, closing: Closing, num_tokens: int, always: Sequence[int]) -> None:
-        self._closing = closing
+    def __init__(self, source: ClosingSource, num_tokens: int, always: Sequence[int]) -> None:
+        self._source = source
         self._num_tokens = num_tokens
         self._always = list(always)
         self._taken: list[int] = []
-        self._state = closing.start
-        self._num_walked = 0
+        self._states: list[int] = []  # after each of the tokens taken that have been walked
         self._plan: list[int] | None = None
         self._planned_at = 0
 
@@ -108,22 +113,28 @@ class Budget:
     def rollback(self, num_tokens: int) -> None:
         if num_tokens:
             del self._taken[-num_tokens:]
-        if self._num_walked > len(self._taken):
-            self._state, self._num_walked = self._closing.start, 0
+            del self._states[len(self._taken) :]
+        if self._planned_at > len(self._taken):
             self._plan = None
 
     @property
     def is_low(self) -> bool:
         """The next token must be looked at."""
-        return self._num_tokens - len(self._taken) - 1 < self._closing.worst
+        return self.num_unwatched <= 0
+
+    @property
+    def num_unwatched(self) -> int:
+        """How many tokens may come before one must be looked at."""
+        return self._num_tokens - len(self._taken) - self._source.worst
 
     def narrow(self, row: npt.NDArray[np.uint32]) -> None:
         """Take out of a mask what would leave too little."""
-        num_left = self._num_tokens - len(self._taken)
-        plan = self._current_plan()
-        if plan is None or len(plan) > num_left:
-            return  # too little from the beginning
-        allowed = self._closing.allowed(self._state, num_left - 1)
+        closing, num_left = self._source.make(), self._num_tokens - len(self._taken)
+        state = self._state(closing)
+        if state == NONE:
+            return  # an end was taken
+        plan = self._current_plan(closing.ending(state))
+        allowed = closing.allowed(state, num_left - 1) if len(plan) <= num_left else None  # else it was too little from the beginning
         if allowed is None:
             return
         allowed[self._always] = True
@@ -134,15 +145,31 @@ class Budget:
         if plan:
             row[plan[0] >> 5] |= np.uint32(1 << (plan[0] & 31))
 
-    def _current_plan(self) -> list[int] | None:
-        """The shorter of the old plan, if it was followed, and one made here. None outside of the grammar (an end was taken)."""
-        for token in self._taken[self._num_walked :]:
-            self._state = self._closing.walk(self._state, token)
-        since, self._num_walked = self._taken[self._planned_at :], len(self._taken)
-        if self._state == NONE:
-            return None
-        fresh = self._closing.ending(self._state)
-        if self._plan is not None and self._plan[: len(since)] == since and len(self._plan) - len(since) < len(fresh):
+    def affords(self, token_ids: Sequence[int]) -> bool:
+        """Whether the text can be completed after these tokens. Of what is forced, the tokenizer's spelling may be a longer one."""
+        if not self.is_low:
+            return True
+        closing, num_left = self._source.make(), self._num_tokens - len(self._taken)
+        state = self._state(closing)
+        if state == NONE or len(self._current_plan(closing.ending(state))) > num_left:
+            return True  # there is nothing to save
+        num_left -= len(token_ids)
+        for token in token_ids:
+            state = closing.walk(state, token)
+        return state != NONE and num_left >= 0 and len(closing.ending(state)) <= num_left
+
+    def _state(self, closing: Closing) -> int:
+        state = self._states[-1] if self._states else closing.start
+        for token in self._taken[len(self._states) :]:
+            state = closing.walk(state, token)
+            self._states.append(state)
+        return state
+
+    def _current_plan(self, fresh: list[int]) -> list[int]:
+        """The shorter of the old plan, if it was followed, and a fresh one."""
+        since = self._taken[self._planned_at :]
+        followed = self._plan is not None and self._plan[: len(since)] == since
+        if self._plan is not None and followed and len(self._plan) - len(since) < len(fresh):
             fresh = self._plan[len(since) :]
         self._plan, self._planned_at = fresh, len(self._taken)
         return fresh

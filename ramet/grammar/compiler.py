@@ -8,13 +8,27 @@ from ramet.errors import ConfigError, Unsupported
 from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler, Vocabulary
 
 
-def create_grammar_compiler(backend: str, vocabulary: Vocabulary, encode: Callable[[str], Sequence[int]] | None = None) -> GrammarCompiler:
+def create_grammar_compiler(
+    backend: str,
+    vocabulary: Vocabulary,
+    encode: Callable[[str], Sequence[int]] | None = None,
+    *,
+    json_whitespace: str = "",
+    bounded: bool = True,
+    isolated: bool = False,
+) -> GrammarCompiler:
     """`backend`: the option grammar_backend. `encode`: text in the middle of a generation → ids, as the model's tokenizer writes it
-    (`HfTokenizer.encode_continuation`); needed for `Matcher.forced_tokens`, which returns nothing without it."""
+    (`HfTokenizer.encode_continuation`); needed for `Matcher.forced_tokens`, which returns nothing without it.
+    `json_whitespace`: a regex of what may stand between JSON tokens. `bounded`: matchers with max_tokens close their text in time.
+    `isolated`: constraints are read and tried in a process that is killed when it takes too long; for sources from the network."""
     if backend == "llguidance":
         from ramet.grammar.llguidance_compiler import LlguidanceCompiler
 
-        return LlguidanceCompiler(vocabulary, encode)
+        if not isolated:
+            return LlguidanceCompiler(vocabulary, encode, json_whitespace, bounded)
+        from ramet.grammar.lowering_process import LoweringProcesses
+
+        return LlguidanceCompiler(vocabulary, encode, json_whitespace, bounded, LoweringProcesses())
     if backend == "none":
         return RefusingCompiler()
     raise ConfigError(f"grammar_backend={backend!r} is not one of llguidance, none", param="grammar_backend")

@@ -9,32 +9,43 @@ from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from ramet.errors import GrammarError, Unsupported
-from ramet.grammar.budget import Budget, Closing
-from ramet.grammar.derivatives import Walker
+from ramet.grammar.budget import Budget, Closing, ClosingSource
+from ramet.grammar.derivatives import INFINITE, Walker
 from ramet.grammar.json_layout import COMPACT
 from ramet.grammar.lowering import Lowered, lower
+from ramet.grammar.lowering_process import LoweringProcesses
 from ramet.grammar.matcher import CompiledGrammar, Matcher, Vocabulary
 from ramet.grammar.regex_dialect import Translation, refuse, translate
 from ramet.grammar.token_trie import TokenTrie
 from ramet.grammar.vocabulary_tokenizer import Encode, VocabularyTokenizer
 
+MAX_LEXER_STATES = 50_000
+"""Of 1–2 KB each."""
 TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex", "InternalError")
 
 
 class LlguidanceCompiler:
     """Implements `GrammarCompiler`. Building it takes a pass over the vocabulary (0.1 s per 100k tokens); compiling mostly milliseconds."""
 
-    def __init__(self, vocabulary: Vocabulary, encode: Encode | None = None, whitespace: str = COMPACT, bounded: bool = True) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        encode: Encode | None = None,
+        whitespace: str = COMPACT,
+        bounded: bool = True,
+        processes: LoweringProcesses | None = None,
+    ) -> None:
         self._eos_ids = frozenset(index for index in vocabulary.eos_ids if index < vocabulary.size)
         if not self._eos_ids:
             raise Unsupported("constraints need a token that ends the text, and this model's tokenizer names none")
         self._canonical = encode is not None
         self._whitespace = whitespace
         self._bounded = bounded
+        self._processes = processes
         self._spelling = VocabularyTokenizer(vocabulary, self._eos_ids, encode)
         self._tokenizer = LLTokenizer(TokenizerWrapper(self._spelling), eos_token=sorted(self._eos_ids))
         self._trie = cache(lambda: TokenTrie(self._spelling.pieces))
@@ -49,7 +60,13 @@ class LlguidanceCompiler:
         """Kinds: regex (see `regex_dialect`), json_schema (text of an object), ebnf (Lark, or GBNF with `root ::=`), structural_tag."""
         if kind not in self._builders:
             raise Unsupported(f"grammars of kind {kind!r} are not supported; known: {', '.join(self._builders)}", param=kind)
-        return self.assemble(lower(kind, source, self._whitespace))
+        lowering = lower if self._processes is None else self._processes.lower
+        return self.assemble(lowering(kind, source, self._whitespace))
+
+    def close(self) -> None:
+        """End the processes that it started."""
+        if self._processes is not None:
+            self._processes.close()
 
     def assemble(self, lowered: Lowered) -> CompiledGrammar:
         """The part of `compile` that needs the vocabulary. It runs without the interpreter lock, within the engine's limits."""
@@ -62,13 +79,16 @@ class LlguidanceCompiler:
             raise GrammarError(f"{kind}: no text at all satisfies it", param=kind)
         return _Compiled(matcher, self._eos_ids, self._canonical, self._closing(lowered))
 
-    def _closing(self, lowered: Lowered) -> Callable[[], Closing] | None:
+    def _closing(self, lowered: Lowered) -> ClosingSource | None:
         """Made when a budget first runs low."""
         if lowered.arena is None or not self._bounded:
             return None
         arena, start, worst = lowered.arena, lowered.start, lowered.worst
         spelling = self._spelling
-        return cache(lambda: Closing(Walker(arena), start, worst, self._trie(), spelling.pieces, spelling.spell))
+        made = cache(lambda: Closing(Walker(arena), start, self._trie(), spelling.pieces, spelling.spell))
+        if worst >= INFINITE:
+            made()  # every step of it will ask: better here than on the scheduler's thread
+        return ClosingSource(made, worst)
 
     def _regex(self, source: str) -> LLMatcher:
         translation = translate(source)
@@ -103,19 +123,18 @@ class LlguidanceCompiler:
         return matcher
 
     def _build(self, grammar: str) -> LLMatcher:
-        return LLMatcher(self._tokenizer, grammar, log_level=0)
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(max_lexer_states=MAX_LEXER_STATES))
 
 
 class _Compiled:
-    def __init__(self, prototype: LLMatcher, eos_ids: frozenset[int], canonical: bool, closing: Callable[[], Closing] | None) -> None:
+    def __init__(self, prototype: LLMatcher, eos_ids: frozenset[int], canonical: bool, closing: ClosingSource | None) -> None:
         self._prototype = prototype
         self._eos_ids = eos_ids
         self._canonical = canonical
         self._closing = closing
 
     def matcher(self, max_tokens: int | None = None) -> Matcher:
-        closing = None if max_tokens is None or self._closing is None else self._closing()
-        budget = None if closing is None or max_tokens is None else Budget(closing, max_tokens, sorted(self._eos_ids))
+        budget = None if max_tokens is None or self._closing is None else Budget(self._closing, max_tokens, sorted(self._eos_ids))
         return _Matcher(self._prototype.deep_copy(), self._eos_ids, self._canonical, budget)
 
 
@@ -164,10 +183,8 @@ class _Matcher:
             self._budget.narrow(row)
 
     def forced_tokens(self) -> list[int]:
-        if self._budget is not None and self._budget.is_low:
-            return []  # the mask says what may come; it may spell what is forced in fewer tokens
         forced: list[int] = self._matcher.compute_ff_tokens() if self._canonical and not self.stopped else []
-        return forced
+        return forced if not forced or self._budget is None or self._budget.affords(forced) else []
 
     @property
     def complete(self) -> bool:

@@ -58,4 +58,4 @@ class GrammarCompiler(Protocol):
     """Bound to one vocabulary."""
 
     def compile(self, kind: str, source: str) -> CompiledGrammar:
-        """Raises `GrammarError` naming the place."""
+        """Raises `GrammarError` naming the place. A compiler that has a `close` is closed with who owns it."""

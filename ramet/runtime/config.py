@@ -111,6 +111,13 @@ class BackendConfig:
     attention_backend: str = option("auto", "attention kernels", choices=("auto", "torch"))
     sampling_backend: str = option("auto", "sampling kernels", choices=("auto", "pytorch"))
     grammar_backend: str = option("llguidance", "constraint engine; none: refuse constraints", choices=("llguidance", "none"))
+    constrained_json_whitespace_pattern: str | None = option(
+        None, "regex of the whitespace that JSON output may hold between its tokens; default: none, JSON is compact"
+    )
+    constrained_json_disable_any_whitespace: bool = option(
+        True, "compact JSON (always on here unless constrained_json_whitespace_pattern is set; accepted for SGLang's sake)"
+    )
+    disable_grammar_closing: bool = option(False, "let constrained outputs run into max_new_tokens instead of closing them in time")
     disable_cuda_graph: bool = option(False, "run decode steps eagerly (the slow twin)")
     cuda_graph_max_bs: int | None = option(
         None, "largest decode batch that gets a CUDA graph", low=1, instead="decode steps run eagerly in this version; leave it unset"

@@ -125,7 +125,14 @@ def _grammar_compiler(config: EngineConfig, tokenizer: Tokenizer, model: ModelIn
         return None
     vocabulary = Vocabulary(tokenizer.token_bytes(), tokenizer.special_ids, eos, model.vocab_size)
     encode = getattr(tokenizer, "encode_continuation", partial(tokenizer.encode, add_special_tokens=False))
-    return create_grammar_compiler(config.backend.grammar_backend, vocabulary, encode)
+    return create_grammar_compiler(
+        config.backend.grammar_backend,
+        vocabulary,
+        encode,
+        json_whitespace=config.backend.constrained_json_whitespace_pattern or "",
+        bounded=not config.backend.disable_grammar_closing,
+        isolated=True,
+    )
 
 
 def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompiler | None) -> Scheduler:

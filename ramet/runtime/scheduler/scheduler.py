@@ -265,7 +265,7 @@ class Scheduler:
         if isinstance(compiled, RametError):
             self._end(state, finish_rules.failed(compiled))
             return
-        state.matcher = ForcedRuns(compiled.matcher())
+        state.matcher = ForcedRuns(compiled.matcher(state.max_outputs))
         finish = self._jump_at_start(state)
         if finish is not None:
             self._end(state, finish)

@@ -33,7 +33,7 @@ class Automaton:
     def __init__(self, moves: Sequence[Mapping[int, int]], ends: frozenset[int]) -> None:
         self.moves, self.ends = moves, ends
 
-    def matcher(self) -> AutomatonMatcher:
+    def matcher(self, max_tokens: int | None = None) -> AutomatonMatcher:
         return AutomatonMatcher(self)
 
 

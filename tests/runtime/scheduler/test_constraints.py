@@ -63,7 +63,7 @@ class Cycling:
     def __init__(self, length: int) -> None:
         self._length = length
 
-    def matcher(self) -> CyclingMatcher:
+    def matcher(self, max_tokens: int | None = None) -> CyclingMatcher:
         return CyclingMatcher(self._length)
 
 
