@@ -1,8 +1,7 @@
 """Runs a verified module on a backend: the same code inside the server, inside an engine and on the client.
 
 The driver walks the blocks in program order, one method per op. Conversations are chains of futures: appending and generating never
-wait, so forks run concurrently as soon as they exist. Reading a variable waits, as in Python, unless a pass has marked the read as
-`deferred`; its value is then a future, too, and only what truly needs it waits.
+wait, so forks run concurrently as soon as they exist. Reading a variable waits, as in Python, unless a pass marked it `deferred`.
 """
 
 from __future__ import annotations

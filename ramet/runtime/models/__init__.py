@@ -1,0 +1,1 @@
+"""Which models there are, as data, and the one decoder that the data drives."""
