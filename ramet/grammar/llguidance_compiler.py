@@ -81,11 +81,16 @@ class LlguidanceCompiler:
 
     def _closing(self, lowered: Lowered) -> ClosingSource | None:
         """Made when a budget first runs low."""
-        if lowered.arena is None or not self._bounded:
+        if lowered.language is None or not self._bounded:
             return None
-        arena, start, worst = lowered.arena, lowered.start, lowered.worst
-        spelling = self._spelling
-        made = cache(lambda: Closing(Walker(arena), start, self._trie(), spelling.pieces, spelling.spell))
+        spelling, worst = self._spelling, lowered.worst
+
+        @cache
+        def made() -> Closing:
+            arena = lowered.arena
+            assert arena is not None
+            return Closing(Walker(arena), lowered.start, self._trie(), spelling.pieces, spelling.spell)
+
         if worst >= INFINITE:
             made()  # every step of it will ask: better here than on the scheduler's thread
         return ClosingSource(made, worst)

@@ -24,24 +24,29 @@ MAX_DEPTH = 200
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """`text`: in llguidance's Lark, or for regexes the regex. `arena`: None where the language is not known as an expression; then outputs
-    are not bounded. `worst`: `longest_ending` of it."""
+    """`text`: in llguidance's Lark, or for regexes the regex. `language`: the same as an expression, or one as another process wrote it; None
+    where it is not known, and outputs are not bounded. `worst`: `longest_ending` of it."""
 
     kind: str
     text: str
-    arena: Arena | None = None
+    language: Arena | bytes | None = None
     start: int = 0
     worst: int = INFINITE
 
-    def dump(self) -> dict[str, Any]:
-        """As JSON values."""
-        arena = None if self.arena is None else self.arena.dump()
-        return {"kind": self.kind, "text": self.text, "arena": arena, "start": self.start, "worst": self.worst}
+    @property
+    def arena(self) -> Arena | None:
+        """The language, read from bytes each time: most constraints never ask for it, and reading takes the interpreter's time."""
+        return Arena.load(json.loads(self.language)) if isinstance(self.language, bytes) else self.language
+
+    def dump(self) -> tuple[dict[str, Any], bytes]:
+        """Head, as JSON values, and the language as a line of JSON."""
+        arena = self.arena
+        dumped = None if arena is None else arena.dump()
+        return {"kind": self.kind, "text": self.text, "start": self.start, "worst": self.worst}, json.dumps(dumped).encode()
 
     @classmethod
-    def load(cls, dumped: dict[str, Any]) -> Lowered:
-        arena = None if dumped["arena"] is None else Arena.load(dumped["arena"])
-        return cls(dumped["kind"], dumped["text"], arena, dumped["start"], dumped["worst"])
+    def load(cls, head: dict[str, Any], language: bytes) -> Lowered:
+        return cls(head["kind"], head["text"], None if language.strip() == b"null" else language, head["start"], head["worst"])
 
 
 def lower(kind: str, source: str, whitespace: str = COMPACT) -> Lowered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -14,38 +15,47 @@ from ramet.grammar.lowering import lower
 from ramet.grammar.matcher import Vocabulary
 
 MAX_RECURSION = 5000
+NICENESS = 10
+"""The model comes first."""
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes stdin
+    os.nice(NICENESS)
     limit = int(sys.argv[1]) << 20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     sys.setrecursionlimit(MAX_RECURSION)
     pieces = tuple(bytes([byte]) for byte in range(256))
     compiler = LlguidanceCompiler(Vocabulary((*pieces, b""), frozenset({256}), (256,), 257), bounded=False)
-    _say({})
+    _say({}, b"")
     for line in sys.stdin:
-        _say(_answer(compiler, json.loads(line)))
+        head, language = _answer(compiler, json.loads(line))
+        _say(head, language)
 
 
-def _answer(compiler: LlguidanceCompiler, question: dict[str, Any]) -> dict[str, Any]:
+def _answer(compiler: LlguidanceCompiler, question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """What is wrong comes with an empty second line."""
     try:
         lowered = lower(question["kind"], question["source"], question["whitespace"])
         compiler.assemble(lowered)
-        return {"lowered": lowered.dump()}
-    except GrammarError as error:
-        return {"message": error.message, "where": error.where, "param": error.param}
-    except RametError as error:
-        return {"message": error.message, "where": None, "param": error.param}
-    except MemoryError:
-        return {"message": f"{question['kind']}: compiling it needs too much memory", "where": None, "param": question["kind"]}
-    except Exception as error:  # the parent makes an InternalError of it, and logs it
-        return {"internal": f"{type(error).__name__}: {error}"}
+        head, language = lowered.dump()
+        return {"lowered": head}, language
+    except Exception as error:  # the parent makes an InternalError of what is none of the constraint's faults, and logs it
+        return _fault(error, question["kind"]), b""
 
 
-def _say(answer: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer, separators=(",", ":")) + "\n")
-    sys.stdout.flush()
+def _fault(error: Exception, kind: str) -> dict[str, Any]:
+    if isinstance(error, RametError):
+        where = error.where if isinstance(error, GrammarError) else None
+        return {"message": error.message, "where": where, "param": error.param}
+    if isinstance(error, MemoryError):
+        return {"message": f"{kind}: compiling it needs too much memory", "where": None, "param": kind}
+    return {"internal": f"{type(error).__name__}: {error}"}
+
+
+def _say(head: dict[str, Any], language: bytes) -> None:
+    sys.stdout.buffer.write(json.dumps(head, separators=(",", ":")).encode() + b"\n" + language + b"\n")
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

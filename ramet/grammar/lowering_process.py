@@ -1,7 +1,7 @@
 """Lowering in a process of its own, which can be killed: a constraint from the network may be built to hang or to eat memory.
 
 The process says what the grammar is in llguidance's terms, having compiled it once for trial. What is left for the caller runs without the
-interpreter lock and in known time. One line of JSON goes each way.
+interpreter lock and in known time. One line of JSON goes there, two come back.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class LoweringProcesses:
             process.kill()
             raise GrammarError(f"{kind}: compiling it needs more than the limit of {self._limits.memory_mib} MiB", param=kind) from error
         self._idle.put(process)
-        return _lowered(answer, kind)
+        return _lowered(*answer, kind)
 
     def close(self) -> None:
         while True:
@@ -76,16 +76,16 @@ class _Process:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         try:
-            self._read_line(START_TIME)
+            self._read_lines(START_TIME)
         except (EOFError, TimeoutError) as error:
             self.kill()
             raise InternalError("the process that compiles grammars did not start") from error
 
-    def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def ask(self, question: dict[str, Any], seconds: float) -> tuple[dict[str, Any], bytes]:
         self._stdin.write(json.dumps(question).encode() + b"\n")
         self._stdin.flush()
-        answer: dict[str, Any] = json.loads(self._read_line(seconds))
-        return answer
+        head, _, language = self._read_lines(seconds).partition(b"\n")
+        return json.loads(head), language
 
     def kill(self) -> None:
         self._process.kill()
@@ -93,23 +93,26 @@ class _Process:
         self._stdin.close()
         self._stdout.close()
 
-    def _read_line(self, seconds: float) -> bytes:
+    def _read_lines(self, seconds: float) -> bytes:
+        """Two lines."""
         deadline = time.monotonic() + seconds
         pieces: list[bytes] = []
+        num_lines = 0
         with selectors.DefaultSelector() as selector:
             selector.register(self._stdout, selectors.EVENT_READ)
-            while not pieces or not pieces[-1].endswith(b"\n"):
+            while num_lines < 2:
                 if not selector.select(max(deadline - time.monotonic(), 0)):
                     raise TimeoutError
                 pieces.append(os.read(self._stdout.fileno(), 1 << 20))
                 if not pieces[-1]:
                     raise EOFError
+                num_lines += pieces[-1].count(b"\n")
         return b"".join(pieces)
 
 
-def _lowered(answer: dict[str, Any], kind: str) -> Lowered:
+def _lowered(answer: dict[str, Any], language: bytes, kind: str) -> Lowered:
     if "lowered" in answer:
-        return Lowered.load(answer["lowered"])
+        return Lowered.load(answer["lowered"], language)
     if "internal" in answer:
         raise InternalError(f"{kind}: the grammar compiler failed: {answer['internal']}")
     where = answer["where"]

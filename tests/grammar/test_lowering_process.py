@@ -1,0 +1,93 @@
+"""Hostile constraints: refused by the limit that they hit, while others are compiled and plain requests run on."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ramet.errors import GrammarError
+from ramet.grammar.compiler import create_grammar_compiler
+from ramet.grammar.lowering import lower
+from ramet.grammar.lowering_process import Limits, LoweringProcesses
+from ramet.grammar.matcher import Vocabulary
+from ramet.runtime.request import GrammarSpec
+from ramet.runtime.scheduler.constraints import GrammarCache
+
+BYTES = Vocabulary((*(bytes([byte]) for byte in range(256)), b""), frozenset({256}), (256,), 257)
+SLOW = "(?:a{1000}){1000}"
+
+
+def nested_one_of(depth: int) -> str:
+    schema: object = {"type": "integer"}
+    for index in range(depth):
+        schema = {"oneOf": [schema, {"type": "object", "properties": {"k": {"const": index}}, "required": ["k"]}]}
+    return json.dumps(schema)
+
+
+HOSTILE = (
+    ("json_schema", nested_one_of(16)),
+    ("json_schema", json.dumps({"enum": [f"choice {index}" for index in range(10_000)]})),
+    ("regex", SLOW),
+    ("regex", "(?:[ab]{0,5000}c){0,2000}"),
+    ("json_schema", json.dumps({"$ref": "#/$defs/t", "$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}})),
+    ("json_schema", json.dumps({"properties": {f"property_{index}": {"type": "string"} for index in range(2_000)}})),
+    ("json_schema", '{"items":' * 3000 + "true" + "}" * 3000),
+)
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[LoweringProcesses]:
+    found = LoweringProcesses(Limits(seconds=1.5))
+    yield found
+    found.close()
+
+
+def test_the_process_says_what_the_function_says(processes: LoweringProcesses) -> None:
+    for kind, source in (("json_schema", '{"properties": {"a": {"minimum": 3}}}'), ("regex", "a|b{3}"), ("ebnf", 'start: "a"')):
+        ours, theirs = lower(kind, source), processes.lower(kind, source)
+        assert ours.dump() == theirs.dump() and (ours.arena is None) == (kind == "ebnf")
+    with pytest.raises(GrammarError) as refused:
+        processes.lower("json_schema", '{"properties": {"a": {"type": "objekt"}}}')
+    assert (refused.value.where, refused.value.param) == ("/properties/a/type", "json_schema") and str(refused.value).count("(at") == 1
+
+
+def test_what_takes_too_long_is_killed_and_the_next_one_is_not_kept_waiting(processes: LoweringProcesses) -> None:
+    start = time.monotonic()
+    with pytest.raises(GrammarError, match=r"limit of 1\.5 s"):
+        processes.lower("regex", SLOW)
+    assert time.monotonic() - start < 10
+    assert processes.lower("regex", "ab").start
+
+
+@pytest.mark.parametrize("source", ["[" * 100_000, json.dumps({"title": "x" * (1 << 20)})], ids=["depth", "size"])
+def test_limits_are_named(processes: LoweringProcesses, source: str) -> None:
+    with pytest.raises(GrammarError, match="limit"):
+        processes.lower("json_schema", source)
+
+
+def test_a_thread_beside_hostile_constraints_keeps_its_pace() -> None:
+    """The rate of a loop that, like a scheduler, needs the interpreter for 1 ms in every 10."""
+    compiler = create_grammar_compiler("llguidance", BYTES, isolated=True)
+    compiler.compile("regex", "warm")
+    alone = steps_in(1.5)
+    cache = GrammarCache(compiler)
+    for index, (kind, source) in enumerate(HOSTILE):
+        cache.request(GrammarSpec(kind, source), str(index))  # type: ignore[arg-type]
+    beside = steps_in(1.5)
+    cache.close()
+    assert beside >= 0.8 * alone, (beside, alone)  # 0.9 where the machine is quiet
+
+
+def steps_in(seconds: float) -> int:
+    steps, stop = 0, time.monotonic() + seconds
+    while time.monotonic() < stop:
+        threading.Event().wait(0.009)
+        until = time.perf_counter() + 0.001
+        while time.perf_counter() < until:
+            pass
+        steps += 1
+    return steps
