@@ -24,8 +24,8 @@ MAX_DEPTH = 200
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """`text`: in llguidance's Lark, or for regexes the regex. `language`: the same as an expression, or one as another process wrote it; None
-    where it is not known, and outputs are not bounded. `worst`: `longest_ending` of it."""
+    """`text`: in llguidance's Lark, or for regexes the regex. `language`: the same as an expression, or one as another process wrote it;
+    None where it is not known, and outputs are not bounded. `worst`: `longest_ending` of it."""
 
     kind: str
     text: str

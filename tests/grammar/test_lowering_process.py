@@ -79,7 +79,7 @@ def test_a_thread_beside_hostile_constraints_keeps_its_pace() -> None:
         cache.request(GrammarSpec(kind, source), str(index))  # type: ignore[arg-type]
     beside = steps_in(1.5)
     cache.close()
-    assert beside >= 0.8 * alone, (beside, alone)  # 0.9 where the machine is quiet
+    assert beside >= 0.6 * alone, (beside, alone)  # a stall shows as 0.1; a busy machine as 0.75
 
 
 def steps_in(seconds: float) -> int:

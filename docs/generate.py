@@ -1,0 +1,70 @@
+"""Writes the pages that are made from the code: docs/json_schema.md from the cases of its tests, docs/flags.md from the options."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from ramet.cli.flags import flags_markdown  # noqa: E402
+from ramet.errors import GrammarError  # noqa: E402
+from ramet.grammar.lowering import lower  # noqa: E402
+from ramet.grammar.schema_document import ANNOTATIONS, ENFORCED, REFUSED  # noqa: E402
+from ramet.grammar.string_formats import FORMATS, INTEGER_FORMATS  # noqa: E402
+from ramet.runtime.config import ServerConfig  # noqa: E402
+from tests.grammar.schema_cases import CASES  # noqa: E402
+from tests.grammar.schema_cases import REFUSED as REFUSED_CASES  # noqa: E402
+
+HEAD = """# JSON Schema
+
+Made by `make docs` from the cases that `tests/grammar/test_json_schema.py` judges with the `jsonschema` package.
+
+Every keyword of draft 2020-12 is enforced, or the request is refused with status 400 and the JSON pointer of the place. None is accepted
+and ignored. What is *written* is one of the ways to write a valid value:
+
+- properties in the order of their declaration, undeclared ones after them;
+- compact, unless `--constrained-json-whitespace-pattern` says what may stand between tokens;
+- integers without fraction and exponent; numbers with bounds or multipleOf without exponent;
+- `pattern`: `\\\\d`, `\\\\w`, `\\\\s` hold what ECMA 262 and Python agree on; `format` is enforced, not an annotation.
+"""
+
+
+def main() -> None:
+    (ROOT / "docs" / "flags.md").write_text(flags_markdown(ServerConfig))
+    (ROOT / "docs" / "json_schema.md").write_text("\n".join([HEAD.replace("\\\\", "\\"), *_keywords(), *_enforced(), *_refused()]) + "\n")
+
+
+def _keywords() -> list[str]:
+    listed = {
+        "Enforced, within the limits below": sorted(ENFORCED),
+        "Annotations, without effect": [*sorted(ANNOTATIONS), "x-…"],
+        "Refused wherever they stand": sorted(REFUSED),
+        "Formats": [*sorted(FORMATS), *sorted(INTEGER_FORMATS)],
+    }
+    return [line for title, names in listed.items() for line in (f"## {title}", "", " ".join(f"`{name}`" for name in names), "")]
+
+
+def _enforced() -> list[str]:
+    rows = [f"| {case.name.replace('|', '/')} | `{_cell(case.schema)}` |" for case in CASES]
+    return ["## Enforced: tested cases", "", "| case | schema |", "|---|---|", *rows, ""]
+
+
+def _refused() -> list[str]:
+    rows = []
+    for schema, where in REFUSED_CASES:
+        try:
+            lower("json_schema", json.dumps(schema))
+        except GrammarError as error:
+            rows.append(f"| `{_cell(schema)}` | `{where}` | {error.message.removesuffix(f' (at {where})').removeprefix('json_schema: ')} |")
+    return ["## Refused: tested cases", "", "| schema | pointer | why |", "|---|---|---|", *rows]
+
+
+def _cell(schema: object) -> str:
+    return json.dumps(schema, ensure_ascii=False).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()
