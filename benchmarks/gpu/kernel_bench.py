@@ -69,25 +69,11 @@ def linear(bandwidth: float) -> None:
         inputs = {t: torch.randn(t, depth, device=DEVICE, dtype=torch.bfloat16) for t in (1, 16, 64)}
         floor = rows * depth * 2 / bandwidth * 1e6
         blas = [milliseconds(*[lambda w=w, x=x: F.linear(x, w) for w in weights]) * 1e3 for x in inputs.values()]
-        kinds: dict[str, dict[str, object]] = {"plain": {}}
-        norm = (torch.ones(depth, device=DEVICE, dtype=torch.bfloat16), 1e-5)
-        if name == "gate_up":
-            kinds["gated"] = {"norm": norm, "activation": "silu"}
-        if name in ("qkv", "gate_up"):
-            kinds["normed"] = {"norm": norm}
         print(f"{name:8} {floor:7.1f} | " + " ".join(f"{t:7.1f}" for t in blas), flush=True)
-        for kind, options in kinds.items():
-            times = []
-            for blocks in candidates:
-                try:
-                    run = [lambda w=w, b=blocks: skinny_linear(inputs[1], w, blocks=b, **options) for w in weights]
-                    times.append((milliseconds(*run) * 1e3, blocks))
-                except Exception as error:
-                    print(f"   {blocks}: {type(error).__name__}", flush=True)
-            times.sort(key=lambda pair: pair[0])
-            print(f"   {kind:7} " + "; ".join(f"{t:.1f} n{b.rows} k{b.depth} w{b.warps} s{b.stages}" for t, b in times[:6]), flush=True)
-            many = [lambda w=w: skinny_linear(inputs[16], w, **options) for w in weights]
-            print(f"   {kind:7} at 16 tokens {milliseconds(*many) * 1e3:.1f}", flush=True)
+        times = [(milliseconds(*[lambda w=w, b=b: skinny_linear(inputs[1], w, blocks=b) for w in weights]) * 1e3, b) for b in candidates]
+        times.sort(key=lambda pair: pair[0])
+        print("   " + "; ".join(f"{t:.1f} n{b.rows} k{b.depth} w{b.warps}" for t, b in times), flush=True)
+        print(f"   at 16 tokens {milliseconds(*[lambda w=w: skinny_linear(inputs[16], w) for w in weights]) * 1e3:.1f}", flush=True)
 
 
 def batch_of(query_lens: list[int], kv_lens: list[int], pool_tokens: int, shared: int = 0, group: int = 16) -> ForwardBatch:
@@ -138,7 +124,9 @@ def flash(query: torch.Tensor, lens: list[int]) -> float:
     """PyTorch's own flash attention over contiguous keys, microseconds."""
     key = torch.randn(len(query), 8, 128, device=DEVICE, dtype=torch.bfloat16)
     starts = torch.tensor([0, *np.cumsum(lens)], dtype=torch.int32, device=DEVICE)
-    run = lambda: torch.ops.aten._flash_attention_forward(query, key, key, starts, starts, max(lens), max(lens), 0.0, True, False, scale=0.1)  # noqa: E731
+    run = lambda: torch.ops.aten._flash_attention_forward(
+        query, key, key, starts, starts, max(lens), max(lens), 0.0, True, False, scale=0.1
+    )  # noqa: E731
     return milliseconds(*[run] * 4) * 1e3
 
 

@@ -10,7 +10,7 @@ import torch
 from ramet.runtime.attention.attention_backend import ForwardBatch
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.kv_pool import allocate_pool
-from ramet.runtime.executor.step_runner import DecodePath
+from ramet.runtime.executor.step_runner import FastPath
 from ramet.runtime.executor.torch_executor import TorchExecutor
 from ramet.runtime.model_spec import LayerSpec, ModelSpec, RopeSpec
 from ramet.runtime.models.transformer import Transformer
@@ -32,7 +32,7 @@ PREFIX = 300
 
 def make_executor(*, graphs: bool) -> TorchExecutor:
     from ramet.runtime.attention.triton_backend import TritonAttention
-    from ramet.runtime.executor.cuda_graphs import DecodeGraphs
+    from ramet.runtime.executor.cuda_graphs import StepGraphs
     from ramet.runtime.models.fused_step import FusedStep
 
     torch.manual_seed(0)
@@ -46,8 +46,8 @@ def make_executor(*, graphs: bool) -> TorchExecutor:
         attention.prepare(batch, pool)
         return step.forward(batch)
 
-    path: Callable[[SlotTables], DecodePath] = lambda tables: DecodeGraphs(step, attention, pool, tables, 1000)  # noqa: E731
-    return TorchExecutor(forward, INFO, CAPACITY, DEVICE, decode_path=path if graphs else None)
+    path: Callable[[SlotTables], FastPath] = lambda tables: StepGraphs(step, attention, pool, tables, 1000)  # noqa: E731
+    return TorchExecutor(forward, INFO, CAPACITY, DEVICE, fast_path=path if graphs else None)
 
 
 def plans(num_rows: int, *, shared: bool) -> list[BatchPlan]:

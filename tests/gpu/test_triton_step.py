@@ -31,6 +31,7 @@ ODD = replace(
     attention_scale=96**-0.5, tied_embeddings=False, norm_offset=1.0,
 )  # fmt: skip
 MIXED = ((1, 5, 1, 130, 1, 2, 300), (700, 5, 33, 300, 650, 80, 300))
+PROMPTS = ((2100, 1, 60), (2100, 90, 60))
 DECODE = ((1,) * 6, (700, 5, 33, 300, 650, 80))
 
 
@@ -111,15 +112,29 @@ def test_skinny_linear(num_tokens: int) -> None:
 
     torch.manual_seed(num_tokens)
     h, w = torch.randn(num_tokens, 1024, device=DEVICE), torch.randn(500, 1024, device=DEVICE) / 32
-    norm, bias = torch.rand(1024, device=DEVICE), torch.randn(500, device=DEVICE)
-    x, wb, nb, bb = (t.bfloat16() for t in (h, w, norm, bias))
-    normed = F.rms_norm(x.float(), (1024,), nb.float(), 1e-5)
-    gate, up = F.linear(normed, wb.float()).chunk(2, -1)
+    bias = torch.randn(500, device=DEVICE)
+    x, wb, bb = (t.bfloat16() for t in (h, w, bias))
     base = torch.randn(num_tokens, 500, device=DEVICE).bfloat16()
-    expected = [F.linear(x.float(), wb.float(), bb.float()), F.silu(gate) * up, base.float() + F.linear(x.float(), wb.float())]
-    given = [skinny_linear(x, wb, bias=bb), skinny_linear(x, wb, norm=(nb, 1e-5), activation="silu"), skinny_linear(x, wb, add_to=base)]
+    product = F.linear(x.float(), wb.float())
+    expected = [product + bb.float(), base.float() + product, product]
+    given = [skinny_linear(x, wb, bias=bb), skinny_linear(x, wb, add_to=base), skinny_linear(x, wb, dtype=torch.float32)]
     for want, got in zip(expected, given, strict=True):
         assert (got.float() - want).norm() / want.norm() < 1e-2
+
+
+def test_long_whole_prompts_through_dense_attention() -> None:
+    from ramet.runtime.attention.triton_backend import TritonAttention
+    from ramet.runtime.models.fused_step import FusedStep
+
+    spec = replace(PLAIN, layers=(LayerSpec(RopeSpec(10000.0, 64)),) * 2)
+    batch = make_batch(spec, PROMPTS, 1, ())
+    logits = []
+    with torch.inference_mode():
+        for dense in (False, True):
+            attention = TritonAttention(num_heads=8, num_kv_heads=2, device=DEVICE, dense_prompts=dense)
+            attention.prepare(batch, make_pool(spec, torch.bfloat16, 1))
+            logits.append(FusedStep(make_model(spec, torch.bfloat16), attention).forward(batch))
+    assert (logits[0] - logits[1]).norm() / logits[0].norm() < 2e-2
 
 
 def test_greedy_choice_takes_the_first_of_equals() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool, SharedPrefix
+from ramet.runtime.attention.dense_prompts import DensePrompt, attend_dense, find_dense
 from ramet.runtime.attention.work_plan import DeviceShape, Int32Array, PlanSizes, WorkPlan, plan_work
 from ramet.runtime.kernels.gpu.elementwise import rotate_and_store
 from ramet.runtime.kernels.gpu.paged_decode import LARGE_BLOCK, AttentionShape, PagedKeys, Partials, attend_items, combine
@@ -43,24 +44,29 @@ class DevicePlan:
 class TritonAttention:
     """Implements `AttentionBackend`; `attend` also serves callers that store keys and values themselves."""
 
-    def __init__(self, *, num_heads: int, num_kv_heads: int, device: torch.device) -> None:
+    def __init__(self, *, num_heads: int, num_kv_heads: int, device: torch.device, dense_prompts: bool = False) -> None:
+        """`dense_prompts`: long whole prompts go through cuDNN (half precision, no layer with a window or softcap)."""
         group = num_heads // num_kv_heads
         self.num_heads, self._device = num_heads, device
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
         self.shape = DeviceShape(processors, num_kv_heads, max(LARGE_BLOCK // group, 1), TILE)
+        self._uses_dense, self._dense = dense_prompts, tuple[DensePrompt, ...]()
         self._plan: DevicePlan | None = None
         self._pool: KVPool | None = None
         self._partials: Partials | None = None
 
     def prepare(self, batch: ForwardBatch, pool: KVPool) -> None:
         """Plan on the host, one copy to the device."""
+        dense = find_dense(batch.query_lens, batch.kv_lens_host) if self._uses_dense else {}
         rows = np.arange(len(batch.query_lens), dtype=np.int32)
-        work = self.plan(np.array(batch.query_lens, np.int32), np.array(batch.kv_lens_host, np.int32), rows, batch.shared_prefixes)
+        lens = np.array(batch.query_lens, np.int32), np.array(batch.kv_lens_host, np.int32)
+        work = plan_work(*lens, rows, batch.shared_prefixes, self.shape, tuple(dense))
         sizes = PlanSizes.of(work)
         packed = torch.from_numpy(sizes.pack(work))
         if self._device.type == "cuda":
             packed = packed.pin_memory().to(self._device, non_blocking=True)
         self.use(DevicePlan.cut(packed, sizes, batch.page_table, batch.kv_slots), pool)
+        self._dense = tuple(dense.values())
 
     def plan(self, query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Array, shared: Sequence[SharedPrefix]) -> WorkPlan:
         """See `plan_work`."""
@@ -68,7 +74,7 @@ class TritonAttention:
 
     def use(self, plan: DevicePlan, pool: KVPool) -> None:
         """Attend by this plan until the next one: for plans in fixed memory, which a CUDA graph reads anew at every replay."""
-        self._plan, self._pool = plan, pool
+        self._plan, self._pool, self._dense = plan, pool, ()
         head_dim = pool.keys[0].shape[2]
         if self._partials is None or self._partials.out.shape[0] < plan.members.shape[0]:
             num_pairs = max(plan.members.shape[0], 1)
@@ -105,6 +111,8 @@ class TritonAttention:
         paged = PagedKeys(pool.keys[layer], pool.values[layer], plan.page_table, pool.page_size)
         shape = AttentionShape(scale, window, softcap)
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        for prompt in self._dense:
+            attend_dense(query, paged.keys, paged.values, plan.kv_slots, prompt, out, scale)
         attend_tiles(query, paged, plan.tiles, out, shape)
         if plan.rows.shape[0]:
             attend_items(query, paged, plan.shared_items, plan.members, out, partials, shape, block=LARGE_BLOCK)

@@ -86,8 +86,10 @@ def plan_work(
     table_rows: Int32Array,
     shared: Sequence[SharedPrefix],
     device: DeviceShape,
+    elsewhere: Sequence[int] = (),
 ) -> WorkPlan:
-    """Parallel to the step's rows: new tokens, length after the step, row of the page table. `shared` names rows with one query only."""
+    """Parallel to the step's rows: new tokens, length after the step, row of the page table. `shared` names rows with one query only,
+    `elsewhere` rows with several that somebody else computes."""
     first_tokens = np.concatenate(([0], np.cumsum(query_lens)[:-1])).astype(np.int32)
     decoding = np.flatnonzero(query_lens == 1)
     starts = np.zeros(len(query_lens), dtype=np.int32)
@@ -101,7 +103,8 @@ def plan_work(
     order = np.argsort(pair_rows, kind="stable")
     row_first = np.concatenate(([0], np.cumsum(counts)[:-1]))
     rows = np.stack((first_tokens, row_first, counts), 1)[decoding]
-    tiles = _tiles(query_lens, kv_lens, table_rows, first_tokens, device.tile)
+    tiled = np.setdiff1d(np.flatnonzero(query_lens > 1), np.array(elsewhere, dtype=np.int64))
+    tiles = _tiles(tiled, query_lens, kv_lens, table_rows, first_tokens, device.tile)
     return WorkPlan(*(part.astype(np.int32) for part in (items, shared_items, members, rows, order, tiles)))
 
 
@@ -145,9 +148,9 @@ def _chunk(num_keys: int, device: DeviceShape, least: int) -> int:
 
 
 def _tiles(
-    query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Array, first_tokens: Int32Array, tile: int
+    long: npt.NDArray[np.int64], query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Array, first_tokens: Int32Array, tile: int
 ) -> npt.NDArray[np.int64]:
-    long = np.flatnonzero(query_lens > 1)
+    """Rows `long` in tiles [N, 4]."""
     counts = -(-query_lens[long] // tile)
     rows = np.repeat(long, counts)
     offset = (np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)) * tile

@@ -18,7 +18,7 @@ from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import EngineConfig, ModelConfig
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.quantized_weights import load_quantized, why_not
-from ramet.runtime.executor.step_runner import DecodePath, Forward
+from ramet.runtime.executor.step_runner import FastPath, Forward
 from ramet.runtime.executor.weights import LoadedModel, load_model
 from ramet.runtime.kernels import cpu_library
 from ramet.runtime.model_files import ModelFiles
@@ -43,14 +43,14 @@ BITS = {"q4_1": 4, "q8_0": 8, None: None}
 
 @dataclass(frozen=True, slots=True)
 class Computation:
-    """`bind` makes the forward pass over a pool, `bind_decode` the faster way through decode steps, where there is one.
+    """`bind` makes the forward pass over a pool, `bind_fast` the faster way through decode steps, where there is one.
     `activation_bytes`: of one prompt token at the widest point of a layer."""
 
     info: ModelInfo
     kv_dtype: torch.dtype
     activation_bytes: int
     bind: Callable[[KVPool], Forward]
-    bind_decode: Callable[[KVPool], Callable[[SlotTables], DecodePath] | None] = lambda pool: None
+    bind_fast: Callable[[KVPool], Callable[[SlotTables], FastPath] | None] = lambda pool: None
 
 
 def load_computation(config: EngineConfig, device: torch.device, files: ModelFiles) -> Computation:
@@ -76,11 +76,13 @@ def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dt
     if device.type != "cuda":
         raise ConfigError("attention_backend=triton needs a CUDA device; use torch", param="attention_backend")
     from ramet.runtime.attention.triton_backend import TritonAttention
-    from ramet.runtime.executor.cuda_graphs import DecodeGraphs
+    from ramet.runtime.executor.cuda_graphs import StepGraphs
     from ramet.runtime.models.fused_step import FusedStep
 
     spec, graphs = loaded.spec, not config.backend.disable_cuda_graph
-    attention = TritonAttention(num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=device)
+    attention = TritonAttention(
+        num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=device, dense_prompts=_takes_dense_prompts(spec, dtype, kv_dtype)
+    )
     step = FusedStep(loaded.model, attention)
     _LOG.info("Attention backend: triton; sampling backend: pytorch; CUDA graphs: %s", "on" if graphs else "off")
 
@@ -91,10 +93,17 @@ def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dt
 
         return forward
 
-    def bind_decode(pool: KVPool) -> Callable[[SlotTables], DecodePath] | None:
-        return (lambda tables: DecodeGraphs(step, attention, pool, tables, spec.vocab_size)) if graphs else None
+    def bind_fast(pool: KVPool) -> Callable[[SlotTables], FastPath] | None:
+        return (lambda tables: StepGraphs(step, attention, pool, tables, spec.vocab_size)) if graphs else None
 
-    return Computation(loaded.info, kv_dtype, activation_bytes(spec, dtype), bind, bind_decode)
+    return Computation(loaded.info, kv_dtype, activation_bytes(spec, dtype), bind, bind_fast)
+
+
+def _takes_dense_prompts(spec: ModelSpec, dtype: torch.dtype, kv_dtype: torch.dtype) -> bool:
+    """Whether cuDNN's causal attention is this model's: half precision, heads of usual sizes, every layer sees all that is before."""
+    sees_all = all(layer.window is None or layer.window >= spec.context_len for layer in spec.layers)
+    is_half = dtype == kv_dtype and dtype in (torch.bfloat16, torch.float16)
+    return is_half and sees_all and spec.attention_softcap is None and spec.head_dim in (64, 128)
 
 
 def _wants_quantized(options: ModelConfig, files: ModelFiles) -> bool:

@@ -1,7 +1,8 @@
-"""Decode steps as CUDA graphs: hundreds of kernels launched by one call.
+"""Short steps as CUDA graphs: hundreds of kernels launched by one call.
 
-A graph is recorded for a number of rows, and a step of fewer rows runs in the next larger one, padded with rows that compute nothing
-that lasts. Everything that changes from step to step goes into one fixed buffer by one copy: tokens, positions, slots and the
+A graph is recorded for a number of tokens and of rows, and a smaller step runs in the next larger one, padded with tokens that leave
+nothing behind. Decode steps have as many rows as tokens; short prompts and rows of several forced tokens,
+whose launching would take longer than their computing, have graphs of their own. Everything that changes from step to step goes into one fixed buffer by one copy: tokens, positions, slots and the
 attention's work plan. Pages and last tokens are read from the slots' own tables on the device.
 
     the first step of a size       runs eagerly, over the same fixed buffer, and is recorded behind
@@ -22,7 +23,7 @@ import torch
 from ramet.log import get_logger
 from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool, SharedPrefix
 from ramet.runtime.attention.triton_backend import DevicePlan, TritonAttention
-from ramet.runtime.attention.work_plan import PlanSizes
+from ramet.runtime.attention.work_plan import Int32Array, PlanSizes
 from ramet.runtime.executor.inputs import SlotTables, to_device
 from ramet.runtime.kernels.gpu.decode_inputs import decode_inputs
 from ramet.runtime.kernels.gpu.greedy_choice import greedy_tokens
@@ -32,11 +33,24 @@ from ramet.runtime.plan import PlanRow
 _LOG = get_logger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+MIXED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512)
+"""Steps in which some row brings several tokens: short prompts, and output that a grammar forced."""
+MAX_RECORDINGS = 96
 PADDING = (0, -1, 0)  # token, position, slot
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeResult:
+class GraphKey:
+    """What a recording is made for. `rows` < `tokens`: some rows bring several tokens."""
+
+    tokens: int
+    rows: int
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GraphResult:
     """`logits` [n, vocab] may be overwritten; `tokens` [n] are their greedy choice; `slots` [n] int64. Valid until the next step."""
 
     logits: torch.Tensor
@@ -49,70 +63,87 @@ class Recording:
     """`keeps`: memory that the graph uses and nobody else may free."""
 
     graph: torch.cuda.CUDAGraph
-    result: DecodeResult
+    result: GraphResult
     keeps: object
 
 
-class DecodeGraphs:
-    """Runs steps in which every row brings one token and samples one. Used by one thread, on its current stream."""
+class StepGraphs:
+    """Implements `step_runner.FastPath`. Used by one thread, on its current stream."""
 
     def __init__(
         self, step: FusedStep, attention: TritonAttention, pool: KVPool, tables: SlotTables, vocab_size: int, sizes: Sequence[int] = SIZES
     ) -> None:
         self._step, self._attention, self._pool, self._tables = step, attention, pool, tables
         self._device = tables.pages.device
-        max_running = tables.pages.shape[0]
-        self._sizes = sorted({min(size, max_running) for size in sizes})
-        largest = self._sizes[-1]
-        length = 3 * largest + sum(self._plan_sizes(largest, shared=True).lengths)
-        self._inputs = torch.zeros(length, dtype=torch.int32, device=self._device)
-        self._logits = torch.empty(largest, vocab_size, dtype=torch.float32, device=self._device)
-        self._recordings: dict[tuple[int, bool], Recording] = {}
+        self._sizes = sorted({min(size, tables.pages.shape[0]) for size in sizes})
+        largest = GraphKey(max(self._sizes[-1], MIXED_TOKENS[-1]), max(self._sizes[-1], MIXED_ROWS[-1]), shared=True)
+        self._inputs = torch.zeros(sum(self._lengths(largest)) + 8 * largest.tokens, dtype=torch.int32, device=self._device)
+        self._logits = torch.empty(largest.rows, vocab_size, dtype=torch.float32, device=self._device)
+        self._recordings: dict[GraphKey, Recording] = {}
         self._memory = torch.cuda.graph_pool_handle()
+        # Apart from the stream that steps run on: results of earlier steps are freed by other threads meanwhile, which marks that stream.
+        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
-    def run(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix]) -> DecodeResult | None:
-        """The step's result; None where no graph covers it."""
-        if len(rows) > self._sizes[-1] or any(len(row.token_ids) != 1 or not row.samples for row in rows):
-            return None
-        size = self._sizes[bisect_left(self._sizes, len(rows))]
-        inputs = self._packed(rows, shared, size)
-        if inputs is None:
+    def covers(self, rows: Sequence[PlanRow]) -> bool:
+        return self._key(rows, shared=False) is not None
+
+    def run(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix]) -> GraphResult | None:
+        """See `FastPath.run`."""
+        key = self._key(rows, shared=bool(shared))
+        inputs = None if key is None else self._packed(rows, shared, key)
+        if key is None or inputs is None:
             return None
         self._inputs[: len(inputs)].copy_(to_device(inputs, self._device), non_blocking=True)
-        key = (size, bool(shared))
         recording = self._recordings.get(key)
-        if recording is None:
-            result = self._compute(*key)
-            self._recordings[key] = self._record(*key)
-        else:
+        if recording is not None:
             recording.graph.replay()
             result = recording.result
-        return DecodeResult(result.logits[: len(rows)], result.tokens[: len(rows)], result.slots[: len(rows)])
+        else:
+            result = self._compute(key)
+            if len(self._recordings) < MAX_RECORDINGS:
+                self._recordings[key] = self._record(key)
+        return GraphResult(result.logits[: len(rows)], result.tokens[: len(rows)], result.slots[: len(rows)])
 
-    def _packed(
-        self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix], size: int
-    ) -> np.ndarray[tuple[int], np.dtype[np.int32]] | None:
-        """Rows and work plan as the graph of this size reads them; None where the plan is larger than the graph provides for."""
-        fixed = np.array([(row.token_ids[0], row.start, row.slot) for row in rows] + [PADDING] * (size - len(rows)), dtype=np.int32)
-        ones = np.ones(len(rows), dtype=np.int32)
-        work = self._attention.plan(ones, fixed[: len(rows), 1] + 1, fixed[: len(rows), 2], shared)
-        sizes = self._plan_sizes(size, shared=bool(shared))
-        return np.concatenate((fixed.T.reshape(-1), sizes.pack(work))) if sizes.holds(work) else None
+    def _key(self, rows: Sequence[PlanRow], *, shared: bool) -> GraphKey | None:
+        num_tokens = sum(len(row.token_ids) for row in rows)
+        if num_tokens == len(rows):
+            size = _at_least(self._sizes, num_tokens)
+            return None if size is None else GraphKey(size, size, shared)
+        num_rows, size = _at_least(MIXED_ROWS, len(rows)), _at_least(MIXED_TOKENS, num_tokens)
+        return None if num_rows is None or size is None else GraphKey(max(size, num_rows + 1), num_rows, shared)
 
-    def _plan_sizes(self, size: int, *, shared: bool) -> PlanSizes:
+    def _packed(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix], key: GraphKey) -> Int32Array | None:
+        """Tokens, rows and work plan as the graph reads them; None where the plan is larger than the graph provides for."""
+        tokens = np.array([(token, row.start + i, row.slot) for row in rows for i, token in enumerate(row.token_ids)], dtype=np.int32)
+        padded = np.full((key.tokens, 3), PADDING, dtype=np.int32)
+        padded[: len(tokens)] = tokens
+        lens = np.array([len(row.token_ids) for row in rows], dtype=np.int32)
+        slots = np.array([row.slot for row in rows], dtype=np.int32)
+        last = np.zeros((2, key.rows), dtype=np.int32)
+        last[0, : len(rows)], last[1, : len(rows)] = np.cumsum(lens) - 1, slots
+        work = self._attention.plan(lens, np.array([row.end for row in rows], dtype=np.int32), slots, shared)
+        sizes = self._plan_sizes(key)
+        if not sizes.holds(work):
+            return None
+        return np.concatenate((padded.T.reshape(-1), last.reshape(-1), sizes.pack(work)))
+
+    def _plan_sizes(self, key: GraphKey) -> PlanSizes:
         """Room for every row's own item and the cuts that fill the device; prefixes may serve each row a few times."""
         shape = self._attention.shape
         cuts = 4 * shape.num_processors // shape.num_kv_heads + 1
-        members = size + cuts + (4 * size + cuts if shared else 0)
-        return PlanSizes(items=size + cuts, shared_items=size + cuts if shared else 0, members=members, rows=size, order=members, tiles=0)
+        members = key.rows + cuts + (4 * key.rows + cuts if key.shared else 0)
+        tiles = 0 if key.tokens == key.rows else key.tokens // shape.tile + key.rows
+        return PlanSizes(key.rows + cuts, key.rows + cuts if key.shared else 0, members, key.rows, members, tiles)
 
-    def _compute(self, size: int, shared: bool) -> DecodeResult:
+    def _lengths(self, key: GraphKey) -> list[int]:
+        return [3 * key.tokens, key.rows, key.rows, *self._plan_sizes(key).lengths]
+
+    def _compute(self, key: GraphKey) -> GraphResult:
         """The step over the fixed buffer: what is recorded."""
-        rows = self._inputs[: 3 * size].view(3, size)
-        inputs = decode_inputs(rows, self._tables.last_token, self._tables.pages, self._tables.page_size)
-        sizes = self._plan_sizes(size, shared=shared)
-        packed = self._inputs[3 * size : 3 * size + sum(sizes.lengths)]
-        self._attention.use(DevicePlan.cut(packed, sizes, self._tables.pages, inputs.kv_slots), self._pool)
+        lengths = self._lengths(key)
+        rows, last, slots, packed = torch.split(self._inputs[: sum(lengths)], [*lengths[:3], sum(lengths[3:])])
+        inputs = decode_inputs(rows.view(3, -1), self._tables.last_token, self._tables.pages, self._tables.page_size)
+        self._attention.use(DevicePlan.cut(packed, self._plan_sizes(key), self._tables.pages, inputs.kv_slots), self._pool)
         nothing = packed[:0]
         batch = ForwardBatch(
             token_ids=inputs.token_ids,
@@ -121,19 +152,26 @@ class DecodeGraphs:
             query_starts=nothing,
             kv_lens=nothing,
             page_table=self._tables.pages,
-            logit_indices=torch.arange(size, device=self._device),
-            query_lens=(1,) * size,
+            logit_indices=last,
+            query_lens=(),
             kv_lens_host=(),
         )
-        logits = self._step.forward(batch, self._logits[:size])
-        return DecodeResult(logits, greedy_tokens(logits), inputs.slots)
+        logits = self._step.forward(batch, self._logits[: key.rows])
+        return GraphResult(logits, greedy_tokens(logits), slots.long())
 
-    def _record(self, size: int, shared: bool) -> Recording:
+    def _record(self, key: GraphKey) -> Recording:
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
-        try:
-            result = self._compute(size, shared)
-        finally:
-            graph.capture_end()
-        _LOG.debug("Recorded the decode step of %d rows%s", size, " with shared prefixes" if shared else "")
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+            try:
+                result = self._compute(key)
+            finally:
+                graph.capture_end()
+        _LOG.debug("Recorded %s", key)
         return Recording(graph, result, self._attention.partials)
+
+
+def _at_least(sizes: Sequence[int], number: int) -> int | None:
+    """The smallest of the ascending `sizes` that is no less; None: there is none."""
+    at = bisect_left(sizes, number)
+    return sizes[at] if at < len(sizes) else None

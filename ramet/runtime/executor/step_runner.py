@@ -21,8 +21,8 @@ Forward = Callable[[ForwardBatch], torch.Tensor]
 may overwrite them."""
 
 
-class DecodeResult(Protocol):
-    """`logits` [n, vocab] may be overwritten; `tokens` [n] are their greedy choice; `slots` [n] int64."""
+class FastResult(Protocol):
+    """For the n rows of the step: `logits` [n, vocab], which may be overwritten, their greedy choice, and slots as int64."""
 
     @property
     def logits(self) -> torch.Tensor: ...
@@ -34,11 +34,15 @@ class DecodeResult(Protocol):
     def slots(self) -> torch.Tensor: ...
 
 
-class DecodePath(Protocol):
-    """A faster way through steps that only decode."""
+class FastPath(Protocol):
+    """A faster way through steps of few tokens."""
 
-    def run(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix]) -> DecodeResult | None:
-        """None where it does not cover the step. Everything given is valid until the next step."""
+    def covers(self, rows: Sequence[PlanRow]) -> bool:
+        """Whether it computes steps of so many rows and tokens."""
+
+    def run(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix]) -> FastResult | None:
+        """`rows` all sample, and their pages are in the slots' tables. What is given is valid until the next step; None: the step
+        is too intricate, and nothing was done."""
 
 
 class StepRunner:
@@ -50,12 +54,12 @@ class StepRunner:
         model: ModelInfo,
         capacity: Capacity,
         device: torch.device,
-        decode_path: Callable[[SlotTables], DecodePath] | None = None,
+        fast_path: Callable[[SlotTables], FastPath] | None = None,
     ) -> None:
         self._forward, self._device = forward, device
         self._tables = SlotTables(capacity, model.context_len, device)
-        self._decode_path = decode_path(self._tables) if decode_path is not None else None
-        self._decoded: DecodeResult | None = None
+        self._fast_path = fast_path(self._tables) if fast_path is not None else None
+        self._fast: FastResult | None = None
         self._sampler = Sampler(model.vocab_size, device)
         self._clock = StepClock(device)
         self._logits: torch.Tensor | None = None  # of the sampling rows, between forward and sample
@@ -64,13 +68,13 @@ class StepRunner:
     def forward(self, plan: BatchPlan) -> None:
         """Compute all rows. A row that wants prompt logprobs runs in pieces where its logits would take too much memory; output that was
         forced runs in one pass with what is before it, but in short rows of its own, which attend as decode rows do."""
-        self._clock, self._prompt, self._logits, self._decoded = StepClock(self._device), [], None, None
+        self._clock, self._prompt, self._logits, self._fast = StepClock(self._device), [], None, None
         if not plan.rows:
             return
         self._clock.start()
         self._sampler.begin(plan.rows)
-        self._decoded = self._decode(plan)
-        self._logits = self._decoded.logits if self._decoded is not None else self._compute(plan)
+        self._fast = self._run_fast(plan)
+        self._logits = self._fast.logits if self._fast is not None else self._compute(plan)
         self._clock.stop()
 
     def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> StepReadback:
@@ -82,8 +86,8 @@ class StepRunner:
         if numbers:
             assert self._logits is not None, "forward() comes before sample()"
             rows = [plan.rows[i] for i in numbers]
-            if self._decoded is not None and self._sampler.is_plain(rows):
-                tokens, slots = self._decoded.tokens, self._decoded.slots
+            if self._fast is not None and self._sampler.is_plain(rows):
+                tokens, slots = self._fast.tokens, self._fast.slots
             else:
                 before = self._before_changes(rows)
                 tokens = self._sampler.sample(rows, self._logits, masks)
@@ -91,15 +95,18 @@ class StepRunner:
                 slots = device_tensor([row.slot for row in rows], np.int64, self._device)
             self._tables.last_token.index_copy_(0, slots, tokens)
         self._clock.stop()
-        self._logits = self._decoded = None
+        self._logits = self._fast = None
         return StepReadback(plan, tokens, sampled, self._prompt, self._clock)
 
-    def _decode(self, plan: BatchPlan) -> DecodeResult | None:
-        """The step by the faster way, where there is one and every row brings and samples one token."""
-        if self._decode_path is None or self._tables.groups is None or any(len(row.token_ids) > 1 or not row.samples for row in plan.rows):
+    def _run_fast(self, plan: BatchPlan) -> FastResult | None:
+        """The step by the faster way, where there is one and every row samples."""
+        groups = self._tables.groups
+        if self._fast_path is None or groups is None or any(not row.samples or row.prompt_logprobs_from is not None for row in plan.rows):
+            return None
+        if not self._fast_path.covers(plan.rows):
             return None
         self._tables.add_pages(plan.rows)
-        return self._decode_path.run(plan.rows, self._tables.groups.find(plan.rows))
+        return self._fast_path.run(plan.rows, groups.find(plan.rows))
 
     def _compute(self, plan: BatchPlan) -> torch.Tensor:
         """Logits of the sampling rows, for every kind of step."""

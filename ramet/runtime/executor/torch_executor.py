@@ -18,11 +18,12 @@ from ramet.log import get_logger
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.executor.computation import load_computation
 from ramet.runtime.executor.executor import PendingResult
+from ramet.runtime.executor.gpu_warm_up import warm_up
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
 from ramet.runtime.executor.memory import log_plan, measure_memory, plan_memory
 from ramet.runtime.executor.step_readback import StepReadback
-from ramet.runtime.executor.step_runner import DecodePath, Forward, StepRunner
+from ramet.runtime.executor.step_runner import FastPath, Forward, StepRunner
 from ramet.runtime.model_files import locate_model
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, StepResult, TokenMasks
 
@@ -40,10 +41,10 @@ class TorchExecutor:
         device: torch.device,
         *,
         num_threads: int | None = None,
-        decode_path: Callable[[SlotTables], DecodePath] | None = None,
+        fast_path: Callable[[SlotTables], FastPath] | None = None,
     ) -> None:
         self._model, self._capacity = model, capacity
-        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, decode_path)
+        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, fast_path)
         self._device_context = _device_context(device)
         self.on_gpu = device.type == "cuda"
         self._forward: Future[None] | None = None
@@ -118,7 +119,10 @@ def create_executor(config: EngineConfig) -> TorchExecutor:
     pool = allocate_pool(info, num_pages=capacity.num_pages, page_size=capacity.page_size, dtype=kv_dtype, device=device)
     _LOG.info("Model %s: %s on %s", info.name, info.architecture, device)
     log_plan(plan, info, str(kv_dtype).removeprefix("torch."))
-    return TorchExecutor(computation.bind(pool), info, capacity, device, decode_path=computation.bind_decode(pool))
+    executor = TorchExecutor(computation.bind(pool), info, capacity, device, fast_path=computation.bind_fast(pool))
+    if device.type == "cuda":
+        warm_up(executor)
+    return executor
 
 
 def resolve_device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 Two ways through a layer, equal but for rounding:
 
     many tokens        hidden += delta, norm → qkv → rotate, store → attend → out = delta → hidden += delta, norm → gate, up → act → down
-    at most 16 tokens  norm·qkv → rotate, store → attend → hidden += out → norm·gate·up·act → hidden += down     (one kernel per arrow)
+    at most 16 tokens  norm → qkv → rotate, store → attend → hidden += out → norm → gate, up → act → hidden += down
 """
 
 from __future__ import annotations
@@ -60,14 +60,11 @@ class FusedStep:
 
     def _skinny_layer(self, layer: DecoderLayer, hidden: torch.Tensor, angles: list[Angles]) -> None:
         attention, mlp = layer.attention, layer.mlp
-        qkv = skinny_linear(hidden, attention.qkv.weight, bias=attention.qkv.bias, norm=_norm_of(layer.attention_norm))
-        attended = self._attend(attention, qkv, angles)
+        x = _norm(layer.attention_norm, hidden, None)
+        attended = self._attend(attention, skinny_linear(x, attention.qkv.weight, bias=attention.qkv.bias), angles)
         skinny_linear(attended, attention.output.weight, bias=attention.output.bias, add_to=hidden)
-        norm = _norm_of(layer.mlp_norm)
-        if len(hidden) == 1:
-            inner = skinny_linear(hidden, mlp.gate_up.weight, bias=mlp.gate_up.bias, norm=norm, activation=self._activation)
-        else:  # two sums per program leave the matrix units waiting
-            inner = gated_activation(skinny_linear(hidden, mlp.gate_up.weight, bias=mlp.gate_up.bias, norm=norm), self._activation)
+        x = _norm(layer.mlp_norm, hidden, None)
+        inner = gated_activation(skinny_linear(x, mlp.gate_up.weight, bias=mlp.gate_up.bias), self._activation)
         skinny_linear(inner, mlp.down.weight, bias=mlp.down.bias, add_to=hidden)
 
     def _attend(self, attention: Attention, qkv: torch.Tensor, angles: list[Angles]) -> torch.Tensor:
@@ -108,10 +105,6 @@ def _linear(linear: Linear, x: torch.Tensor) -> torch.Tensor:
 
 def _norm(norm: RMSNorm, hidden: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
     return add_rms_norm(hidden, delta, norm.weight, float(norm.eps))
-
-
-def _norm_of(norm: RMSNorm) -> tuple[torch.Tensor, float]:
-    return norm.weight, float(norm.eps)
 
 
 def _post(norm: RMSNorm | None, delta: torch.Tensor) -> torch.Tensor:

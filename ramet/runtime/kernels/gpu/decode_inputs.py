@@ -33,7 +33,7 @@ def decode_inputs(rows: torch.Tensor, last_token: torch.Tensor, pages: torch.Ten
     return DecodeInputs(*out.unbind(0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "pages_stride"])
 def _decode_inputs(rows, last_token, pages, out, num_rows, pages_stride, PAGE_SIZE: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_rows

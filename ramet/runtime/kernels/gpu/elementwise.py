@@ -106,7 +106,7 @@ def rotate_and_store(
     return query
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["kv_slots"])
 def _rotate_and_store(
     query_key, value, cos, sin, kv_slots, keys, values, query, qk_stride, value_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, HALF: tl.constexpr,

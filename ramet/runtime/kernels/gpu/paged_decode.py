@@ -100,7 +100,7 @@ def key_places(pages, table_row, pages_stride, position, inside, PAGE_SIZE: tl.c
     return page * PAGE_SIZE + position % PAGE_SIZE
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pages_stride", "window"], do_not_specialize_on_alignment=["items", "members"])
 def _attend_items(
     query, keys, values, pages, items, members, out, partial_out, partial_sum,
     query_stride, out_stride, kv_stride, pages_stride, scale, window, softcap,
@@ -161,7 +161,7 @@ def _attend_items(
     tl.store(partial_sum + partial, log_sum, is_query & (alone == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows", "order"])
 def _combine(
     rows, order, partial_out, partial_sum, out, out_stride,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, PDL: tl.constexpr,

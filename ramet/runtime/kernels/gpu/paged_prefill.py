@@ -22,7 +22,7 @@ def attend_tiles(query: torch.Tensor, paged: PagedKeys, tiles: torch.Tensor, out
     num_heads, num_kv_heads, head_dim = query.shape[1], paged.keys.shape[1], paged.keys.shape[2]
     if not tiles.shape[0]:
         return
-    wide = head_dim > 128
+    wide = triton.next_power_of_2(head_dim) * query.element_size() > 256
     _attend_tiles[(num_heads, tiles.shape[0])](
         query, paged.keys, paged.values, paged.pages, tiles, out,
         query.stride(0), out.stride(0), paged.keys.stride(0), paged.pages.stride(0),
@@ -33,7 +33,7 @@ def attend_tiles(query: torch.Tensor, paged: PagedKeys, tiles: torch.Tensor, out
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pages_stride", "window"], do_not_specialize_on_alignment=["tiles"])
 def _attend_tiles(
     query, keys, values, pages, tiles, out, query_stride, out_stride, kv_stride, pages_stride, scale, window, softcap,
     PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr,

@@ -1,0 +1,42 @@
+"""Steps of every kind, once, before the first request: kernels are compiled (or fetched from their cache) and the smallest graphs recorded
+here instead of in somebody's reply. What the steps leave in pages and slots belongs to nobody: every request resets its own."""
+
+from __future__ import annotations
+
+from ramet.runtime.executor.executor import Executor
+from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart
+from ramet.runtime.request import SamplingParams
+
+_LONG, _SHORT = 600, 100  # tokens: too many for a graph, and few enough
+
+
+def warm_up(executor: Executor) -> None:
+    """Run them and wait. Does nothing where the pool is too small to try."""
+    page_size = executor.capacity.page_size
+    if min(executor.capacity.num_tokens // 4, executor.model.context_len) < _LONG + page_size + 8 or executor.capacity.max_running < 2:
+        return
+    num_pages = -(-_LONG // page_size)
+    shared, spare = tuple(range(num_pages)), tuple(range(num_pages, 2 * num_pages + 2))
+    prompt = _row(0, (1,) * _LONG, 0, shared + spare[:1])
+    follower = _row(1, (1,), num_pages * page_size, shared + spare[1:2])
+    steps = (
+        (prompt,),
+        (_next(prompt, 0), follower),
+        (_next(prompt, 1),),
+        (_row(0, (1,) * _SHORT, 0, shared),),
+        (_next(_row(0, (1,) * _SHORT, 0, shared), 0), _row(1, (1,) * _LONG, 0, spare)),
+    )
+    for number, rows in enumerate(steps):
+        plan = BatchPlan(number, rows)
+        executor.launch(plan)
+        executor.sample(plan, None).result()
+
+
+def _row(slot: int, tokens: tuple[int, ...], start: int, pages: tuple[int, ...]) -> PlanRow:
+    reset = RowStart(SamplingParams(temperature=0.0), 0, None, tokens)
+    return PlanRow(f"warm-up-{slot}", slot, tokens, start, 0, pages, True, reset)
+
+
+def _next(row: PlanRow, step: int) -> PlanRow:
+    """The decode row that follows `row` after `step` others."""
+    return PlanRow(row.request_id, row.slot, (PENDING_TOKEN,), row.end + step, len(row.new_pages), (), True)
