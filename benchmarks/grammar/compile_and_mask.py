@@ -24,24 +24,10 @@ from ramet.grammar.matcher import Vocabulary
 from ramet.runtime.model_files import locate_model
 from ramet.runtime.text.tokenizer import load_tokenizer
 
-WORDS = [
-    "city",
-    "unit",
-    "date",
-    "amount",
-    "recipient",
-    "currency",
-    "query",
-    "limit",
-    "language",
-    "topic",
-    "start",
-    "end",
-    "priority",
-    "tags",
-    "address",
-    "enabled",
-]
+WORDS = (
+    *("city", "unit", "date", "amount", "recipient", "currency", "query", "limit"),
+    *("language", "topic", "start", "end", "priority", "tags", "address", "enabled"),
+)
 VOCAB_SIZE = 49152
 Times = dict[str, list[float]]
 

@@ -79,10 +79,10 @@ class Closing:
         if state in self._after:
             self._after.move_to_end(state)
             return self._after[state]
-        states, of_token = np.unique(self._table.sweep(self._trie, state), return_inverse=True)
-        lengths = np.array([INFINITE if node == NONE else self._walker.shortest(node) for node in states.tolist()])
+        states, of_token = self._table.sweep(self._trie, state)
+        lengths = np.array([INFINITE if node == NONE else self._walker.shortest(node) for node in states])
         most = int(max(lengths[lengths < INFINITE], default=0))
-        self._after[state] = _After(states.tolist(), lengths, of_token, most)
+        self._after[state] = _After(states, lengths, of_token, most)
         while len(self._after) > MAX_KEPT:
             self._after.popitem(last=False)
         return self._after[state]

@@ -55,16 +55,24 @@ class ByteTable:
         self._names = [0]
         self._index = {0: 0}
 
-    def sweep(self, trie: TokenTrie, state: int) -> npt.NDArray[np.int64]:
-        """The state after each token, 0 where it is not possible."""
+    def sweep(self, trie: TokenTrie, state: int) -> tuple[list[int], npt.NDArray[np.int64]]:
+        """The states that tokens lead to, and of each token which of these; the first stands for no state at all."""
         if len(self._names) > self._max_states:
             self._clear()
         found = np.zeros(trie.size, dtype=np.int64)
         states = np.array([self._number(state)])
         for level in trie.levels:
-            states = self._advance(states[level.parents], level.bytes)
+            parents = states[level.parents]
+            alive = np.flatnonzero(parents)
+            if not len(alive):
+                break
+            states = np.zeros(len(parents), dtype=np.int64)
+            states[alive] = self._advance(parents[alive], level.bytes[alive])
             found[level.tokens] = states[level.ends]
-        return np.array(self._names)[found]
+        present = np.flatnonzero(np.bincount(found, minlength=1) + (np.arange(found.max() + 1) == 0))
+        place = np.zeros(found.max() + 1, dtype=np.int64)
+        place[present] = np.arange(len(present))
+        return [self._names[number] for number in present.tolist()], place[found]
 
     def _advance(self, states: Ints, byte: Ints) -> Ints:
         following = self._next[states, byte]
