@@ -96,7 +96,9 @@ def measure(series: Series, engine: Engine, prompts: Sequence[str], sampling: Se
     passes, replies = num_steps(engine), list[dict[str, Any]]()
     begin = time.perf_counter()
     for at in range(0, len(prompts), concurrency):
-        replies += engine.generate(list(prompts[at : at + concurrency]), list(sampling[at : at + concurrency]))
+        found = engine.generate(list(prompts[at : at + concurrency]), list(sampling[at : at + concurrency]))
+        assert isinstance(found, list)
+        replies += found
     seconds = time.perf_counter() - begin
     series.passes = num_steps(engine) - passes
     series.lengths = tuple(reply["meta_info"]["completion_tokens"] for reply in replies)
