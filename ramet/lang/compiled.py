@@ -31,7 +31,7 @@ class InProcess:
     async def execute(self, program: Any, root: Track) -> Any:
         run = root.run
         host = ClientHost(self.compiled, run.backend)
-        run.timeline = Timeline()
+        run.timeline = Timeline(prompts=[] if run.traced else None)
         run.start_clock()
         try:
             result = await run_program(

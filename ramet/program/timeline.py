@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Span:
 class Timeline:
     emit: Callable[[Event], None] | None = None
     spans: list[Span] = field(default_factory=list)
-    _prefixes: set[int] = field(default_factory=set)
+    prompts: list[str] | None = None  # of an analysed run, sorted
     _began: float = field(default_factory=time.monotonic)
 
     def text(self, location: Location, name: Any, text: str) -> None:
@@ -47,16 +48,17 @@ class Timeline:
         if self.emit is not None:
             self.emit(Event("branch", location, {"taken": taken}))
 
-    def new_share(self, conversation: Conversation) -> float:
-        """Which share of a prompt's characters stands in no prompt of this run so far: what a perfect prefix cache has to compute."""
-        prefix, size, new = 0, 0, 0
-        for part in conversation.parts:
-            prefix, length = hash((prefix, part)), 1 + len(part.value)
-            size += length
-            if prefix not in self._prefixes:
-                self._prefixes.add(prefix)
-                new += length
-        return new / size if size else 1.0
+    def new_share(self, conversation: Conversation) -> float | None:
+        """Which share of a prompt begins no earlier prompt of this run: what a perfect prefix cache has to compute. Only in an analysed
+        run."""
+        if self.prompts is None:
+            return None
+        text = "".join(f"{part.kind} {part.value}\n" for part in conversation.parts) or " "
+        at = bisect(self.prompts, text)
+        neighbours = self.prompts[max(0, at - 1) : at + 1]  # in order, so the longest common prefix is with one of these
+        shared = max((_common_len(text, each) for each in neighbours), default=0)
+        self.prompts.insert(at, text)
+        return 1 - shared / len(text)
 
     @contextmanager
     def span(self, kind: str, location: Location, data: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -70,6 +72,15 @@ class Timeline:
             self.spans.append(Span(kind, location, start, time.monotonic() - self._began, found))
             if self.emit is not None:
                 self.emit(Event("done", location, {"op": kind, **found}))
+
+
+def _common_len(left: str, right: str) -> int:
+    """Of the longest common prefix, by halving."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if left[:middle] == right[:middle] else (low, middle - 1)
+    return low
 
 
 def location_to_json(location: Location) -> list[int]:

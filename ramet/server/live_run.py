@@ -58,7 +58,7 @@ class LiveRun:
         self.began = time.time()
         self.seconds = 0.0
         self.spent = Spent(budget)
-        self.timeline = Timeline(self._on_event if order.stream else None)
+        self.timeline = Timeline(self._on_event if order.stream else None, prompts=[] if order.trace else None)
         self.events: asyncio.Queue[dict[str, Any] | None] | None = None
         self.task: asyncio.Task[None] | None = None
         self._host_seconds = host_seconds

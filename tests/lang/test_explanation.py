@@ -92,6 +92,7 @@ def test_the_new_share_of_a_prompt_is_what_a_perfect_cache_computes(url: str) ->
     gens = [span["data"] for span in found.spans if span["kind"] == "gen"]
     shares = [data["new_prompt_tokens"] / data["prompt_tokens"] for data in gens]
     assert shares[0] == 1.0 and all(0 <= share < 0.5 for share in shares[1:])
+    assert sum(data["new_prompt_tokens"] for data in gens) < 2 * gens[0]["prompt_tokens"]
 
 
 def test_a_picture_of_nothing_is_a_picture() -> None:
