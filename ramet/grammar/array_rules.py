@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ramet.grammar.expressions import EPSILON, NONE, UNBOUNDED, Arena
+from ramet.grammar.arena import EPSILON, NONE, UNBOUNDED, Arena
 from ramet.grammar.json_layout import Layout
 from ramet.grammar.json_values import values_expression
 from ramet.grammar.schema_branches import Arrays, Goal, Values

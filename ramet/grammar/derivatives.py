@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import count, pairwise
 
 from ramet.errors import GrammarError
-from ramet.grammar.expressions import NONE, Arena
+from ramet.grammar.arena import NONE, Arena
 
 INFINITE = 1 << 40
 MAX_SEARCH = 20_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from ramet.grammar.expressions import EPSILON, Arena
+from ramet.grammar.arena import EPSILON, Arena
 from ramet.grammar.pattern_expressions import whole
 
 COMPACT = ""

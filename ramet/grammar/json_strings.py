@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from functools import cache
 
 from ramet.errors import GrammarError
+from ramet.grammar.arena import NONE, UNBOUNDED, Arena
 from ramet.grammar.char_ranges import ALL
 from ramet.grammar.derivatives import Walker
-from ramet.grammar.expressions import NONE, UNBOUNDED, Arena
 from ramet.grammar.pattern_expressions import anything, search
 from ramet.grammar.schema_branches import Strings
 from ramet.grammar.string_formats import FORMATS, MAX_LENGTHS

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from ramet.grammar.expressions import Arena
+from ramet.grammar.arena import Arena
 from ramet.grammar.json_layout import Layout
 from ramet.grammar.number_automaton import literal_number
 from ramet.grammar.schema_branches import text_of

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from functools import lru_cache
 
+from ramet.grammar.arena import EPSILON, UNBOUNDED, Arena
 from ramet.grammar.char_ranges import MUST_ESCAPE, Ranges, complement, escape_words, intersect
 from ramet.grammar.derivatives import Walker
-from ramet.grammar.expressions import EPSILON, UNBOUNDED, Arena
 
 PLAIN = frozenset(map(ord, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"))
 

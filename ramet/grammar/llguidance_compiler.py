@@ -13,13 +13,13 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from ramet.errors import GrammarError, Unsupported
-from ramet.grammar.budget import Budget, Closing, ClosingSource
 from ramet.grammar.derivatives import INFINITE, Walker
 from ramet.grammar.json_layout import COMPACT
 from ramet.grammar.lowering import Lowered, lower
 from ramet.grammar.lowering_process import LoweringProcesses
 from ramet.grammar.matcher import CompiledGrammar, Matcher, Vocabulary
 from ramet.grammar.regex_dialect import Translation, refuse, translate
+from ramet.grammar.token_budget import Budget, Closing, ClosingSource
 from ramet.grammar.token_trie import TokenTrie
 from ramet.grammar.vocabulary_tokenizer import Encode, VocabularyTokenizer
 

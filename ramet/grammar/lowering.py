@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ramet.errors import GrammarError
+from ramet.grammar.arena import Arena
 from ramet.grammar.derivatives import INFINITE, Walker
-from ramet.grammar.expressions import Arena
 from ramet.grammar.json_layout import COMPACT, Layout
 from ramet.grammar.lark_writer import write_rules
 from ramet.grammar.pattern_expressions import whole

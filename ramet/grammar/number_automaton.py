@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from ramet.errors import GrammarError
-from ramet.grammar.expressions import EPSILON, Arena
+from ramet.grammar.arena import EPSILON, Arena
 
 MAX_STATES = 5000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ramet.grammar.expressions import EPSILON, NONE, Arena
+from ramet.grammar.arena import EPSILON, NONE, Arena
 from ramet.grammar.json_layout import Layout
 from ramet.grammar.schema_branches import Objects
 from ramet.grammar.schema_document import refuse

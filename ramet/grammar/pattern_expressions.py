@@ -16,8 +16,8 @@ from re import _constants as code  # isort: skip
 from re import _parser as parser  # isort: skip
 
 from ramet.errors import GrammarError
+from ramet.grammar.arena import EPSILON, UNBOUNDED, Arena
 from ramet.grammar.char_ranges import ALL, LAST, Ranges, complement, intersect, union
-from ramet.grammar.expressions import EPSILON, UNBOUNDED, Arena
 
 Dialect = Literal["python", "shared"]
 MAX_REPEAT = 100_000

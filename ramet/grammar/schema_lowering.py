@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from itertools import product
 
+from ramet.grammar.arena import NONE, Arena
 from ramet.grammar.array_rules import array_expression
-from ramet.grammar.expressions import NONE, Arena
 from ramet.grammar.json_layout import Layout
 from ramet.grammar.json_strings import conjunction, literal, none_of, string_body
 from ramet.grammar.json_values import values_expression

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ramet.errors import GrammarError, Unsupported
+from ramet.grammar.arena import Arena
 from ramet.grammar.char_ranges import ALL
 from ramet.grammar.derivatives import Walker
-from ramet.grammar.expressions import Arena
 from ramet.grammar.json_layout import Layout
 from ramet.grammar.lark_writer import write_rules
 from ramet.grammar.schema_lowering import lower_schema

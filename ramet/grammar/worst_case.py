@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ramet.grammar.arena import NONE
 from ramet.grammar.derivatives import INFINITE, Walker
-from ramet.grammar.expressions import NONE
 
 MAX_ROUNDS = 64
 MAX_STATES = 300

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ramet.grammar.arena import NONE
 from ramet.grammar.derivatives import INFINITE, Walker
-from ramet.grammar.expressions import NONE
 from ramet.grammar.token_trie import ByteTable, TokenTrie
 
 MAX_KEPT = 64
