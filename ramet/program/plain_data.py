@@ -11,8 +11,10 @@ from ramet.ir.host_object import HostObject
 
 def fresh(value: Any) -> Any:
     """A literal list or dict is a new object at each evaluation."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [fresh(each) for each in value]
+    if isinstance(value, tuple):
+        return tuple(fresh(each) for each in value)
     return {key: fresh(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 

@@ -20,6 +20,7 @@ from ramet.ir.ops import LAYOUTS, OPS, Op, Target, results_of
 from ramet.ir.types import Location, Type, Value
 from ramet.ir.verify import verify
 from ramet.wire.format_version import FORMAT, VERSION
+from ramet.wire.plain_values import from_json, to_json
 
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
@@ -114,7 +115,10 @@ def _op(op: Op) -> list[Any]:
     fields = {name: _operand(getattr(op, name)) for name, _ in layout.uses if getattr(op, name) not in (None, ())}
     fields |= {name: getattr(op, name).id for name in layout.results}
     fields |= {name: [getattr(op, name).block, [value.id for value in getattr(op, name).args]] for name in layout.targets}
-    fields |= {name: getattr(op, name) for name, default in layout.attributes if not _same(getattr(op, name), default)}
+    for name, default in layout.attributes:
+        held = getattr(op, name)
+        if not _same(held, default):
+            fields[name] = to_json(held) if default is None else held
     return [layout.name, fields, [op.loc.source, op.loc.line, op.loc.col, op.loc.end_col]]
 
 
@@ -203,9 +207,9 @@ class _Reader:
         return self._value(given, types)
 
     def _attribute(self, given: Any, default: Any) -> Any:
-        """An attribute without a default type is any JSON (a constant)."""
+        """An attribute without a default type is any plain value (a constant)."""
         if default is None:
-            return given
+            return from_json(given)
         if isinstance(default, tuple):
             return tuple(self._is(each, str) for each in self._is(given, list))
         if isinstance(default, dict):

@@ -337,3 +337,21 @@ def holds(s: Any) -> Any:
 @sgl.function
 def looks(s: Any) -> Any:
     return str(letters())
+
+
+def test_constants_that_json_lacks(url: str) -> None:
+    state = extremes.run([3.5, -1.0], backend=sgl.RuntimeEndpoint(url), mode="compiled")
+    assert state.value == (3.5, float("-inf"), ("a", ("b", 1)))
+    assert extremes.run([3.5, -1.0], backend=sgl.ScriptedBackend(), mode="interpreted").value == state.value
+
+
+PAIRS = ("a", ("b", 1))
+
+
+@sgl.function
+def extremes(s: Any, numbers: list[float]) -> Any:
+    best = lowest = float("-inf")
+    for number in numbers:
+        if number > best:
+            best = number
+    return best, lowest, PAIRS
