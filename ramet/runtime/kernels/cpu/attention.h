@@ -17,7 +17,7 @@
 namespace ramet {
 
 constexpr int kKeys = 64;      // keys of a tile
-constexpr int kQueries = 16;   // queries of a prefill unit
+constexpr int kQueries = 32;   // queries of a prefill unit
 constexpr int kSplit = 512;    // keys of a decode unit
 constexpr int kSmall = 4;      // units with fewer queries than this are treated query by query
 
@@ -74,28 +74,29 @@ inline Schedule make_schedule(const Batch& batch, const Shape& shape) {
   return s;
 }
 
-// c[rows, n] (=|+=) a[rows, depth] b[depth, n], n a multiple of 16; four rows at a time (a short last group repeats its last row).
+// c[rows, n] (=|+=) a[rows, depth] b[depth, n], n a multiple of 16; six rows at a time (a short last group repeats its last row).
 template <bool ADD>
 inline void small_gemm(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int n, int depth) {
-  for (int r = 0; r < rows; r += 4) {
-    const int last = std::min(4, rows - r) - 1;
-    const float* x[4];
-    for (int i = 0; i < 4; ++i) x[i] = a + int64_t(r + std::min(i, last)) * lda;
+  constexpr int kRows = 6;
+  for (int r = 0; r < rows; r += kRows) {
+    const int last = std::min(kRows, rows - r) - 1;
+    const float* x[kRows];
+    for (int i = 0; i < kRows; ++i) x[i] = a + int64_t(r + std::min(i, last)) * lda;
     for (int j = 0; j < n; j += 16) {
-      __m256 acc[4][2];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) acc[i][0] = acc[i][1] = _mm256_setzero_ps();
+      __m256 acc[kRows][2];
+#pragma GCC unroll 6
+      for (int i = 0; i < kRows; ++i) acc[i][0] = acc[i][1] = _mm256_setzero_ps();
       for (int d = 0; d < depth; ++d) {
         const __m256 b0 = _mm256_loadu_ps(b + int64_t(d) * ldb + j), b1 = _mm256_loadu_ps(b + int64_t(d) * ldb + j + 8);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 6
+        for (int i = 0; i < kRows; ++i) {
           const __m256 v = _mm256_broadcast_ss(x[i] + d);
           acc[i][0] = _mm256_fmadd_ps(v, b0, acc[i][0]);
           acc[i][1] = _mm256_fmadd_ps(v, b1, acc[i][1]);
         }
       }
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 6
+      for (int i = 0; i < kRows; ++i) {
         if (i > last) continue;
         float* out = c + int64_t(r + i) * ldc + j;
         if (ADD) acc[i][0] = _mm256_add_ps(acc[i][0], _mm256_loadu_ps(out)), acc[i][1] = _mm256_add_ps(acc[i][1], _mm256_loadu_ps(out + 8));
@@ -129,6 +130,7 @@ inline void transpose8(__m256* r) {
 // Per-thread buffers; rows = kQueries * G.
 struct Scratch {
   std::vector<float> q, k, v, s, o, m, l;
+  std::vector<int64_t> places;  // of the unit's keys in the pool, in elements
   void resize(const Shape& shape) {
     const size_t rows = size_t(kQueries) * (shape.heads / shape.kv_heads), d = shape.head_dim;
     q.resize(rows * d), o.resize(rows * d), s.resize(rows * kKeys), m.resize(rows), l.resize(rows);
@@ -149,13 +151,21 @@ struct Attention {
 
   int group() const { return shape.heads / shape.kv_heads; }
 
-  const Store* place(const Store* pool, int row, int kv_head, int key) const {
-    const int64_t page = batch.page_table[int64_t(row) * batch.max_pages + key / batch.page_size];
-    return pool + ((page * batch.page_size + key % batch.page_size) * shape.kv_heads + kv_head) * shape.head_dim;
+  // Follows the page table once per unit.
+  void find_places(const Unit& u, Scratch& t) const {
+    t.places.resize(u.key_end - u.key_begin);
+    const int32_t* table = batch.page_table + int64_t(u.row) * batch.max_pages;
+    const int64_t stride = int64_t(shape.kv_heads) * shape.head_dim, head = int64_t(u.kv_head) * shape.head_dim;
+    for (int key = u.key_begin; key < u.key_end;) {
+      const int page = key / batch.page_size, end = std::min(u.key_end, (page + 1) * batch.page_size);
+      int64_t at = (int64_t(table[page]) * batch.page_size + key % batch.page_size) * stride + head;
+      for (; key < end; ++key, at += stride) t.places[key - u.key_begin] = at;
+    }
   }
 
   void run(const Unit& u, Scratch& t) const {
     const int g = group(), d = shape.head_dim, rows = u.num_queries * g;
+    find_places(u, t);
     load_queries(u, t, rows);
     std::fill_n(t.o.begin(), rows * d, 0.0f);
     std::fill_n(t.m.begin(), rows, -std::numeric_limits<float>::infinity());
@@ -180,7 +190,7 @@ struct Attention {
   // Many queries: keys transposed once, then two small matrix products.
   void matrix_tile(const Unit& u, int key, int count, Scratch& t, int rows) const {
     const int d = shape.head_dim;
-    load_keys(u, key, count, t);
+    load_keys(&t.places[key - u.key_begin], count, t);
     small_gemm<false>(t.q.data(), d, t.k.data(), kKeys, t.s.data(), kKeys, rows, kKeys, d);
     softmax_tile(u, key, count, t, rows);
     small_gemm<true>(t.s.data(), kKeys, t.v.data(), d, t.o.data(), d, rows, d, count);
@@ -190,8 +200,9 @@ struct Attention {
   void dot_tile(const Unit& u, int key, int count, Scratch& t, int rows) const {
     const int d = shape.head_dim;
     const float* from[kKeys];
-    prefetch(u, key + kKeys);
-    const int padded = find_rows(keys, u, key, count, t.k.data(), from);
+    const int64_t* places = &t.places[key - u.key_begin];
+    prefetch(places + count, std::min(kKeys, u.key_end - key - count));
+    const int padded = find_rows(keys, places, count, t.k.data(), from);
     for (int r = 0; r < rows; ++r)
       for (int j = 0; j < padded; j += 8) {
         __m256 acc[8];
@@ -205,31 +216,38 @@ struct Attention {
         _mm256_storeu_ps(&t.s[r * kKeys + j], sums_of(acc));
       }
     softmax_tile(u, key, count, t, rows);
-    find_rows(values, u, key, count, t.v.data(), from);
+    find_rows(values, places, count, t.v.data(), from);
     for (int r = 0; r < rows; ++r)
-      for (int c = 0; c < d; c += 32) add_values(&t.s[r * kKeys], from, c, std::min(4, (d - c) / 8), count, &t.o[r * d + c]);
+      add_values(&t.s[r * kKeys], from, count, &t.o[r * d]);
   }
 
-  static void add_values(const float* p, const float* const* from, int c, int width, int count, float* o) {
-    __m256 acc[4];
-#pragma GCC unroll 4
-    for (int w = 0; w < 4; ++w) acc[w] = w < width ? _mm256_loadu_ps(o + 8 * w) : _mm256_setzero_ps();
+  // o += Σ p·value, 64 or 16 numbers of the head at a time.
+  void add_values(const float* p, const float* const* from, int count, float* o) const {
+    const int d = shape.head_dim;
+    int c = 0;
+    for (; c + 64 <= d; c += 64) add_columns<8>(p, from, c, count, o);
+    for (; c < d; c += 16) add_columns<2>(p, from, c, count, o);
+  }
+
+  template <int WIDTH>
+  static void add_columns(const float* p, const float* const* from, int c, int count, float* o) {
+    __m256 acc[WIDTH];
+#pragma GCC unroll 8
+    for (int w = 0; w < WIDTH; ++w) acc[w] = _mm256_loadu_ps(o + c + 8 * w);
     for (int i = 0; i < count; ++i) {
       const __m256 weight = _mm256_broadcast_ss(p + i);
-#pragma GCC unroll 4
-      for (int w = 0; w < 4; ++w)
-        if (w < width) acc[w] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(from[i] + c + 8 * w), acc[w]);
+#pragma GCC unroll 8
+      for (int w = 0; w < WIDTH; ++w) acc[w] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(from[i] + c + 8 * w), acc[w]);
     }
-#pragma GCC unroll 4
-    for (int w = 0; w < 4; ++w)
-      if (w < width) _mm256_storeu_ps(o + 8 * w, acc[w]);
+#pragma GCC unroll 8
+    for (int w = 0; w < WIDTH; ++w) _mm256_storeu_ps(o + c + 8 * w, acc[w]);
   }
 
   // Rows of a tile as floats: in place when the pool holds floats, else converted into `room`. Padded to a multiple of eight.
-  int find_rows(const Store* pool, const Unit& u, int key, int count, float* room, const float** from) const {
+  int find_rows(const Store* pool, const int64_t* places, int count, float* room, const float** from) const {
     const int d = shape.head_dim, padded = (count + 7) / 8 * 8;
     for (int i = 0; i < count; ++i) {
-      const Store* at = place(pool, u.row, u.kv_head, key + i);
+      const Store* at = pool + places[i];
       if constexpr (sizeof(Store) == sizeof(float)) {
         from[i] = at;
       } else {
@@ -241,19 +259,19 @@ struct Attention {
     return padded;
   }
 
-  void prefetch(const Unit& u, int key) const {
+  void prefetch(const int64_t* places, int count) const {
     const int bytes = shape.head_dim * int(sizeof(Store));
-    for (int i = key; i < std::min(key + kKeys, u.key_end); ++i) {
-      const char *k = reinterpret_cast<const char*>(place(keys, u.row, u.kv_head, i)), *v = reinterpret_cast<const char*>(place(values, u.row, u.kv_head, i));
+    for (int i = 0; i < count; ++i) {
+      const char *k = reinterpret_cast<const char*>(keys + places[i]), *v = reinterpret_cast<const char*>(values + places[i]);
       for (int b = 0; b < bytes; b += 64) _mm_prefetch(k + b, _MM_HINT_T0), _mm_prefetch(v + b, _MM_HINT_T0);
     }
   }
 
-  void load_keys(const Unit& u, int key, int count, Scratch& t) const {
+  void load_keys(const int64_t* places, int count, Scratch& t) const {
     const int d = shape.head_dim;
     for (int j = 0; j < kKeys; j += 8) {
       const Store* from[8];
-      for (int i = 0; i < 8; ++i) from[i] = place(keys, u.row, u.kv_head, key + std::min(j + i, count - 1));
+      for (int i = 0; i < 8; ++i) from[i] = keys + places[std::min(j + i, count - 1)];
       for (int c = 0; c < d; c += 8) {
         __m256 square[8];
         for (int i = 0; i < 8; ++i) square[i] = KV::load8(from[i] + c);
@@ -263,7 +281,7 @@ struct Attention {
       if (j + 8 >= count) break;
     }
     for (int i = 0; i < count; ++i) {
-      const Store* from = place(values, u.row, u.kv_head, key + i);
+      const Store* from = values + places[i];
       for (int c = 0; c < d; c += 8) _mm256_storeu_ps(&t.v[i * d + c], KV::load8(from + c));
     }
   }
