@@ -85,10 +85,11 @@ class _Lowering:
         for matching in product((True, False), repeat=len(patterns)):
             matched = {pattern for pattern, is_in in zip(patterns, matching, strict=True) if is_in}
             goal = frozenset[str]().union(*(_goal(scope, matched) for scope in branch.scopes))
-            keys = self._cell(self._arena, branch, patterns, matched)
+            if self._expansion.is_impossible(goal):
+                continue
             scratch = self._cell(self._expansion.strings.arena, branch, patterns, matched)
-            if self._expansion.strings.is_possible(scratch) and not self._expansion.is_impossible(goal):
-                cells.append((keys, self._ref(goal)))
+            if self._expansion.strings.is_possible(scratch):
+                cells.append((self._cell(self._arena, branch, patterns, matched), self._ref(goal)))
         return Extra(tuple(cells)) if cells else None
 
     def _cell(self, arena: Arena, branch: Objects, patterns: list[str], matched: set[str]) -> int:
