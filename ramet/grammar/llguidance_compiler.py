@@ -73,7 +73,7 @@ class LlguidanceCompiler:
         kind = lowered.kind
         matcher = self._builders[kind](lowered.text)
         matcher.compute_bitmask()  # builds the first lexer states here rather than in every copy, and finds dead ends
-        if matcher.stop_reason() in TOO_COMPLEX:
+        if matcher.stop_reason() in TOO_COMPLEX and not matcher.get_error().startswith("NoExtension"):
             raise GrammarError(f"{kind}: too complex for the constraint engine: {_first_line(matcher.get_error())}", param=kind)
         if matcher.is_stopped() and not matcher.is_accepting():
             raise GrammarError(f"{kind}: no text at all satisfies it", param=kind)
