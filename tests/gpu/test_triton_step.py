@@ -17,6 +17,7 @@ from ramet.runtime.models.transformer import Transformer
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 DEVICE = torch.device("cuda", 0)
+POOL_TOKENS = 4608
 PLAIN = ModelSpec(
     architecture="Test", vocab_size=512, hidden_size=256, intermediate_size=384, num_heads=8, num_kv_heads=2, head_dim=64,
     layers=(LayerSpec(RopeSpec(10000.0, 64)), LayerSpec(RopeSpec(10000.0, 64), window=40)), norm_eps=1e-5, activation="silu",
@@ -32,6 +33,7 @@ ODD = replace(
 )  # fmt: skip
 MIXED = ((1, 5, 1, 130, 1, 2, 300), (700, 5, 33, 300, 650, 80, 300))
 PROMPTS = ((2100, 1, 60), (2100, 90, 60))
+PAIR = ((1, 2048, 2048), (30, 2048, 2048))
 DECODE = ((1,) * 6, (700, 5, 33, 300, 650, 80))
 
 
@@ -45,7 +47,7 @@ def make_model(spec: ModelSpec, dtype: torch.dtype) -> Transformer:
 
 def make_pool(spec: ModelSpec, dtype: torch.dtype, page_size: int) -> KVPool:
     torch.manual_seed(1)
-    both = [torch.randn(4096, spec.num_kv_heads, spec.head_dim, dtype=dtype, device=DEVICE) for _ in range(2 * spec.num_layers)]
+    both = [torch.randn(POOL_TOKENS, spec.num_kv_heads, spec.head_dim, dtype=dtype, device=DEVICE) for _ in range(2 * spec.num_layers)]
     return KVPool(tuple(both[: spec.num_layers]), tuple(both[spec.num_layers :]), page_size)
 
 
@@ -55,7 +57,7 @@ def make_batch(
     query_lens, kv_lens = lens
     torch.manual_seed(2)
     table = torch.zeros(len(kv_lens), -(-max(kv_lens) // page_size), dtype=torch.int32)
-    pages, used = torch.randperm(4096 // page_size, dtype=torch.int32), 0
+    pages, used = torch.randperm(POOL_TOKENS // page_size, dtype=torch.int32), 0
     for row, length in enumerate(kv_lens):
         count = -(-length // page_size)
         table[row, :count] = pages[used : used + count]
@@ -122,12 +124,13 @@ def test_skinny_linear(num_tokens: int) -> None:
         assert (got.float() - want).norm() / want.norm() < 1e-2
 
 
-def test_long_whole_prompts_through_dense_attention() -> None:
+@pytest.mark.parametrize("lens", [PROMPTS, PAIR], ids=["padded", "pair"])
+def test_long_whole_prompts_through_dense_attention(lens: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     from ramet.runtime.attention.triton_backend import TritonAttention
     from ramet.runtime.models.fused_step import FusedStep
 
     spec = replace(PLAIN, layers=(LayerSpec(RopeSpec(10000.0, 64)),) * 2)
-    batch = make_batch(spec, PROMPTS, 1, ())
+    batch = make_batch(spec, lens, 1, ())
     logits = []
     with torch.inference_mode():
         for dense in (False, True):

@@ -7,7 +7,7 @@ cuDNN plans for every length anew, half a second each, so that rows are padded t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
@@ -18,22 +18,33 @@ _LENGTHS = (2048, 3072, 4096, 6144, 8192)
 
 
 @dataclass(frozen=True, slots=True)
-class DensePrompt:
-    """Tokens first_token … first_token+length-1 of the step are a whole row."""
+class DensePrompts:
+    """`count` whole rows of `length` tokens each, side by side in the step from `first_token` on."""
 
     first_token: int
     length: int
+    count: int = 1
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.first_token, self.first_token + self.count * self.length)
 
 
-def find_dense(query_lens: Sequence[int], kv_lens: Sequence[int]) -> dict[int, DensePrompt]:
-    """By row: the rows worth it."""
-    found: dict[int, DensePrompt] = {}
+def find_dense(query_lens: Sequence[int], kv_lens: Sequence[int]) -> tuple[list[int], list[DensePrompts]]:
+    """The rows worth it; and the same in groups, since neighbours that need no padding are one call."""
+    rows: list[int] = []
+    groups: list[DensePrompts] = []
     start = 0
     for row, (query_len, kv_len) in enumerate(zip(query_lens, kv_lens, strict=True)):
         if LEAST_TOKENS <= query_len <= _LENGTHS[-1] and query_len == kv_len:
-            found[row] = DensePrompt(start, query_len)
+            last = groups[-1] if groups else None
+            if last is not None and last.tokens.stop == start and last.length == query_len and query_len in _LENGTHS:
+                groups[-1] = replace(last, count=last.count + 1)
+            else:
+                groups.append(DensePrompts(start, query_len))
+            rows.append(row)
         start += query_len
-    return found
+    return rows, groups
 
 
 def attend_dense(
@@ -41,21 +52,21 @@ def attend_dense(
     keys: torch.Tensor,  # [slots, KH, D]
     values: torch.Tensor,
     kv_slots: torch.Tensor,  # [T]
-    prompt: DensePrompt,
+    prompts: DensePrompts,
     out: torch.Tensor,  # [T, H, D]
     scale: float,
 ) -> None:
-    """Causal attention of one row, written to its tokens of `out`."""
-    tokens = slice(prompt.first_token, prompt.first_token + prompt.length)
+    """Causal attention of each row over itself, written to its tokens of `out`."""
+    tokens = prompts.tokens
     places = kv_slots[tokens]
-    length = next(n for n in _LENGTHS if n >= prompt.length)
-    q, k, v = (_batched(part, length) for part in (query[tokens], keys.index_select(0, places), values.index_select(0, places)))
+    q, k, v = (_batched(part, prompts) for part in (query[tokens], keys.index_select(0, places), values.index_select(0, places)))
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    out[tokens] = attended[0, :, : prompt.length].transpose(0, 1)
+    out[tokens].view(prompts.count, prompts.length, *out.shape[1:]).copy_(attended[:, :, : prompts.length].transpose(1, 2))
 
 
-def _batched(heads: torch.Tensor, length: int) -> torch.Tensor:
-    """[n, heads, D] → [1, heads, length, D]."""
-    missing = length - heads.shape[0]
-    return (F.pad(heads, (0, 0, 0, 0, 0, missing)) if missing else heads)[None].transpose(1, 2)
+def _batched(heads: torch.Tensor, prompts: DensePrompts) -> torch.Tensor:
+    """[count * length, heads, D] → [count, heads, padded length, D]."""
+    missing = next(n for n in _LENGTHS if n >= prompts.length) - prompts.length
+    rows = heads.view(prompts.count, prompts.length, *heads.shape[1:])
+    return (F.pad(rows, (0, 0, 0, 0, 0, missing)) if missing else rows).transpose(1, 2)

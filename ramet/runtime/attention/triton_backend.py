@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool, SharedPrefix
-from ramet.runtime.attention.dense_prompts import DensePrompt, attend_dense, find_dense
+from ramet.runtime.attention.dense_prompts import DensePrompts, attend_dense, find_dense
 from ramet.runtime.attention.work_plan import DeviceShape, Int32Array, PlanSizes, WorkPlan, plan_work
 from ramet.runtime.kernels.gpu.elementwise import rotate_and_store
 from ramet.runtime.kernels.gpu.paged_decode import LARGE_BLOCK, AttentionShape, PagedKeys, Partials, attend_items, combine
@@ -50,23 +50,23 @@ class TritonAttention:
         self.num_heads, self._device = num_heads, device
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
         self.shape = DeviceShape(processors, num_kv_heads, max(LARGE_BLOCK // group, 1), TILE)
-        self._uses_dense, self._dense = dense_prompts, tuple[DensePrompt, ...]()
+        self._uses_dense, self._dense = dense_prompts, tuple[DensePrompts, ...]()
         self._plan: DevicePlan | None = None
         self._pool: KVPool | None = None
         self._partials: Partials | None = None
 
     def prepare(self, batch: ForwardBatch, pool: KVPool) -> None:
         """Plan on the host, one copy to the device."""
-        dense = find_dense(batch.query_lens, batch.kv_lens_host) if self._uses_dense else {}
+        dense, groups = find_dense(batch.query_lens, batch.kv_lens_host) if self._uses_dense else ([], [])
         rows = np.arange(len(batch.query_lens), dtype=np.int32)
         lens = np.array(batch.query_lens, np.int32), np.array(batch.kv_lens_host, np.int32)
-        work = plan_work(*lens, rows, batch.shared_prefixes, self.shape, tuple(dense))
+        work = plan_work(*lens, rows, batch.shared_prefixes, self.shape, dense)
         sizes = PlanSizes.of(work)
         packed = torch.from_numpy(sizes.pack(work))
         if self._device.type == "cuda":
             packed = packed.pin_memory().to(self._device, non_blocking=True)
         self.use(DevicePlan.cut(packed, sizes, batch.page_table, batch.kv_slots), pool)
-        self._dense = tuple(dense.values())
+        self._dense = tuple(groups)
 
     def plan(self, query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Array, shared: Sequence[SharedPrefix]) -> WorkPlan:
         """See `plan_work`."""
@@ -111,8 +111,8 @@ class TritonAttention:
         paged = PagedKeys(pool.keys[layer], pool.values[layer], plan.page_table, pool.page_size)
         shape = AttentionShape(scale, window, softcap)
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        for prompt in self._dense:
-            attend_dense(query, paged.keys, paged.values, plan.kv_slots, prompt, out, scale)
+        for prompts in self._dense:
+            attend_dense(query, paged.keys, paged.values, plan.kv_slots, prompts, out, scale)
         attend_tiles(query, paged, plan.tiles, out, shape)
         if plan.rows.shape[0]:
             attend_items(query, paged, plan.shared_items, plan.members, out, partials, shape, block=LARGE_BLOCK)

@@ -114,7 +114,7 @@ def _own_items(
     """Every row's own keys in chunks: items [I, 5], and which row each is of."""
     lens = (ends - starts).astype(np.int64)
     chunk = _chunk(int(lens.sum()), device, _CHUNK_UNIT)
-    counts = -(-lens // chunk)
+    counts = np.maximum((lens + chunk // 2) // chunk, 1)  # a little more than a chunk stays one item: a second costs a partial result
     rows = np.repeat(np.arange(len(lens)), counts)
     nth = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     even = -(-lens // np.maximum(counts, 1))[rows]  # chunks of one row are equally long

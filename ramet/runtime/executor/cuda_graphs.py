@@ -1,9 +1,9 @@
 """Short steps as CUDA graphs: hundreds of kernels launched by one call.
 
 A graph is recorded for a number of tokens and of rows, and a smaller step runs in the next larger one, padded with tokens that leave
-nothing behind. Decode steps have as many rows as tokens; short prompts and rows of several forced tokens,
-whose launching would take longer than their computing, have graphs of their own. Everything that changes from step to step goes into one fixed buffer by one copy: tokens, positions, slots and the
-attention's work plan. Pages and last tokens are read from the slots' own tables on the device.
+nothing behind. Decode steps have as many rows as tokens; short prompts and rows of several forced tokens, whose launching would take
+longer than their computing, have graphs of their own. Everything that changes from step to step goes into one fixed buffer by one copy:
+tokens, positions, slots and the attention's work plan. Pages and last tokens are read from the slots' own tables on the device.
 
     the first step of a size       runs eagerly, over the same fixed buffer, and is recorded behind
     every further one              one copy, one launch

@@ -80,9 +80,10 @@ def attend_items(
 def combine(rows: torch.Tensor, order: torch.Tensor, partials: Partials, out: torch.Tensor) -> None:
     """Join the partial results of every row that has several."""
     num_heads, head_dim = out.shape[1], out.shape[2]
-    _combine[(rows.shape[0], num_heads)](
+    per_program = 8 if rows.shape[0] >= 32 and num_heads % 8 == 0 else 1  # many rows have nothing to join: few programs for them
+    _combine[(rows.shape[0], num_heads // per_program)](
         rows, order, partials.out, partials.log_sum, out, out.stride(0), NUM_HEADS=num_heads, HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim), BLOCK_P=16, num_warps=2, **launch_options(out.device),
+        BLOCK_D=triton.next_power_of_2(head_dim), BLOCK_P=16, PER_PROGRAM=per_program, num_warps=2, **launch_options(out.device),
     )  # fmt: skip
 
 
@@ -163,10 +164,10 @@ def _attend_items(
 
 @triton.jit(do_not_specialize_on_alignment=["rows", "order"])
 def _combine(
-    rows, order, partial_out, partial_sum, out, out_stride,
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, PDL: tl.constexpr,
+    rows, order, partial_out, partial_sum, out, out_stride, NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_P: tl.constexpr, PER_PROGRAM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    row, head = tl.program_id(0), tl.program_id(1)
+    row = tl.program_id(0)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -175,19 +176,21 @@ def _combine(
         return
     d = tl.arange(0, BLOCK_D)
     in_head = d < HEAD_DIM
-    largest = tl.full([1], -1e30, tl.float32)
-    total = tl.zeros([1], tl.float32)
-    acc = tl.zeros([BLOCK_D], tl.float32)
-    for begin in range(0, count, BLOCK_P):
-        index = begin + tl.arange(0, BLOCK_P)
-        there = index < count
-        partial = tl.load(order + first + index, mask=there, other=0).to(tl.int64) * NUM_HEADS + head
-        log_sum = tl.load(partial_sum + partial, mask=there, other=float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(log_sum, 0))
-        weight = tl.exp2(log_sum - new_largest)
-        shrink = tl.exp2(largest - new_largest)
-        o = tl.load(partial_out + partial[:, None] * HEAD_DIM + d[None, :], mask=there[:, None] & in_head[None, :], other=0.0)
-        acc = acc * shrink + tl.sum(o * weight[:, None], 0)
-        total = total * shrink + tl.sum(weight, 0)
-        largest = new_largest
-    tl.store(out + token * out_stride + head * HEAD_DIM + d, (acc / total).to(out.dtype.element_ty), mask=in_head)
+    for nth in range(PER_PROGRAM):
+        head = tl.program_id(1) * PER_PROGRAM + nth
+        largest = tl.full([1], -1e30, tl.float32)
+        total = tl.zeros([1], tl.float32)
+        acc = tl.zeros([BLOCK_D], tl.float32)
+        for begin in range(0, count, BLOCK_P):
+            index = begin + tl.arange(0, BLOCK_P)
+            there = index < count
+            partial = tl.load(order + first + index, mask=there, other=0).to(tl.int64) * NUM_HEADS + head
+            log_sum = tl.load(partial_sum + partial, mask=there, other=float("-inf"))
+            new_largest = tl.maximum(largest, tl.max(log_sum, 0))
+            weight = tl.exp2(log_sum - new_largest)
+            shrink = tl.exp2(largest - new_largest)
+            o = tl.load(partial_out + partial[:, None] * HEAD_DIM + d[None, :], mask=there[:, None] & in_head[None, :], other=0.0)
+            acc = acc * shrink + tl.sum(o * weight[:, None], 0)
+            total = total * shrink + tl.sum(weight, 0)
+            largest = new_largest
+        tl.store(out + token * out_stride + head * HEAD_DIM + d, (acc / total).to(out.dtype.element_ty), mask=in_head)

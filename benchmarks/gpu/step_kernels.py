@@ -1,0 +1,96 @@
+"""What whole steps of the executor are made of on a GPU: milliseconds by kernel, and what lies idle between kernels.
+
+    python benchmarks/gpu/step_kernels.py --model-path DIRECTORY_WITH_CONFIG [--steps decode:64x256 decode:512x600 prefill:14x576]
+
+Steps are queued one ahead of the result that is read, as the overlapped loop does. Weights are random, keys in the pool whatever was there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections import Counter
+
+import torch
+from torch.autograd import DeviceType
+
+from ramet.runtime.config import EngineConfig
+from ramet.runtime.executor.torch_executor import TorchExecutor, create_executor
+from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart
+from ramet.runtime.request import SamplingParams
+
+_GREEDY = SamplingParams(temperature=0.0)
+
+
+def decode_plans(num_rows: int, context: int, num_steps: int) -> list[BatchPlan]:
+    pages = [tuple(range(i * (context + num_steps), (i + 1) * (context + num_steps))) for i in range(num_rows)]
+    reset = RowStart(_GREEDY, 0, None, (1,) * context)
+    plans = [BatchPlan(0, tuple(PlanRow(str(i), i, (1,), context - 1, 0, pages[i], True, reset) for i in range(num_rows)))]
+    for step in range(1, num_steps):
+        rows = tuple(PlanRow(str(i), i, (PENDING_TOKEN,), context - 1 + step, len(pages[i]), (), True) for i in range(num_rows))
+        plans.append(BatchPlan(step, rows))
+    return plans
+
+
+def prefill_plans(num_rows: int, length: int, num_steps: int) -> list[BatchPlan]:
+    prompt = tuple(range(1, length + 1))
+    reset = RowStart(_GREEDY, 0, None, prompt)
+    rows = tuple(PlanRow(str(i), i, prompt, 0, 0, tuple(range(i * length, (i + 1) * length)), True, reset) for i in range(num_rows))
+    return [BatchPlan(step, rows) for step in range(num_steps)]
+
+
+def run(executor: TorchExecutor, plans: list[BatchPlan]) -> float:
+    """Seconds per step, with one step queued ahead."""
+    begin, before = time.perf_counter(), None
+    for plan in plans:
+        executor.launch(plan)
+        if before is not None:
+            before.result()
+        before = executor.sample(plan, None)
+    assert before is not None
+    before.result()
+    return (time.perf_counter() - begin) / len(plans)
+
+
+def report(name: str, executor: TorchExecutor, plans: list[BatchPlan], rows: int = 9) -> None:
+    run(executor, plans)
+    seconds = run(executor, plans)
+    few = plans[:6]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run(executor, few)
+        torch.cuda.synchronize()
+    kernels = [e for e in profile.events() if e.device_type == DeviceType.CUDA]
+    by_name: Counter[str] = Counter()
+    for event in kernels:
+        by_name[event.name[:90]] += event.time_range.elapsed_us()
+    busy, reached = 0.0, 0.0
+    for start, end in sorted((e.time_range.start, e.time_range.end) for e in kernels):
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    span = reached - min(e.time_range.start for e in kernels)
+    print(f"{name}: {seconds * 1e3:.2f} ms a step; device busy {busy / len(few) / 1e3:.2f} of {span / len(few) / 1e3:.2f} ms when traced")
+    for kernel, micros in itertools.islice(by_name.most_common(), rows):
+        print(f"    {micros / len(few) / 1e3:8.3f} ms  {kernel}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--model-path", required=True)
+    parser.add_argument(
+        "--steps", nargs="+", default=["decode:1x256", "decode:64x256", "decode:512x600", "prefill:14x576", "prefill:2x4096"]
+    )
+    args = parser.parse_args()
+    options = {"model_path": args.model_path, "load_format": "dummy", "dtype": "bfloat16", "context_length": 8192}
+    executor = create_executor(EngineConfig.from_options(options))
+    print(torch.cuda.get_device_name(), torch.__version__)
+    for step in args.steps:
+        kind, size = step.split(":")
+        num_rows, length = (int(part) for part in size.split("x"))
+        plans = decode_plans(num_rows, length, 40) if kind == "decode" else prefill_plans(num_rows, length, 6)
+        report(step, executor, plans)
+    executor.close()
+
+
+if __name__ == "__main__":
+    main()
