@@ -236,10 +236,7 @@ class _Frame:
 
             seen = show if run.timeline.emit is not None or state.watched else None
             after, value, usage = await generate(run.backend, state, name, arguments, run.run_id, hints, seen)
-            span.update(usage, tokens=usage["completion_tokens"])
-            share = run.timeline.new_share(state.conversation)
-            if share is not None:
-                span["new_prompt_tokens"] = round(usage["prompt_tokens"] * share)
+            span.update(run.timeline.counts(state.conversation, usage))
         run.spent.generated(usage["completion_tokens"])
         return run.follow(state, after), value
 

@@ -48,7 +48,13 @@ class Timeline:
         if self.emit is not None:
             self.emit(Event("branch", location, {"taken": taken}))
 
-    def new_share(self, conversation: Conversation) -> float | None:
+    def counts(self, conversation: Conversation, usage: Mapping[str, int]) -> dict[str, int]:
+        """What a span says of a generation's tokens."""
+        share = self._new_share(conversation)
+        new = {} if share is None else {"new_prompt_tokens": round(usage["prompt_tokens"] * share)}
+        return {**usage, "tokens": usage["completion_tokens"], **new}
+
+    def _new_share(self, conversation: Conversation) -> float | None:
         """Which share of a prompt begins no earlier prompt of this run: what a perfect prefix cache has to compute. Only in an analysed
         run."""
         if self.prompts is None:
