@@ -108,7 +108,7 @@ class ScheduleConfig:
 class BackendConfig:
     """Which implementation does the work."""
 
-    attention_backend: str = option("auto", "attention kernels", choices=("auto", "torch"))
+    attention_backend: str = option("auto", "attention kernels; auto: triton on a GPU", choices=("auto", "torch", "triton"))
     sampling_backend: str = option("auto", "sampling kernels", choices=("auto", "pytorch"))
     grammar_backend: str = option("llguidance", "constraint engine; none: refuse constraints", choices=("llguidance", "none"))
     constrained_json_whitespace_pattern: str | None = option(
@@ -119,11 +119,9 @@ class BackendConfig:
     )
     disable_grammar_closing: bool = option(False, "let constrained outputs run into max_new_tokens instead of closing them in time")
     disable_cuda_graph: bool = option(False, "run decode steps eagerly (the slow twin)")
-    cuda_graph_max_bs: int | None = option(
-        None, "largest decode batch that gets a CUDA graph", low=1, instead="decode steps run eagerly in this version; leave it unset"
-    )
+    cuda_graph_max_bs: int | None = option(None, "largest decode batch that gets a CUDA graph", low=1)
     cuda_graph_bs: tuple[int, ...] | None = option(
-        None, "decode batch sizes that get a CUDA graph", instead="decode steps run eagerly in this version; leave it unset"
+        None, "decode batch sizes that get a CUDA graph", instead="the sizes are built in; bound them with cuda_graph_max_bs"
     )
     enable_deterministic_inference: bool = option(False, "same tokens alone and in any batch")
 

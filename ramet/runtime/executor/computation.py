@@ -76,7 +76,7 @@ def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dt
     if device.type != "cuda":
         raise ConfigError("attention_backend=triton needs a CUDA device; use torch", param="attention_backend")
     from ramet.runtime.attention.triton_backend import TritonAttention
-    from ramet.runtime.executor.cuda_graphs import StepGraphs
+    from ramet.runtime.executor.cuda_graphs import SIZES, StepGraphs
     from ramet.runtime.models.fused_step import FusedStep
 
     spec, graphs = loaded.spec, not config.backend.disable_cuda_graph
@@ -94,7 +94,8 @@ def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dt
         return forward
 
     def bind_fast(pool: KVPool) -> Callable[[SlotTables], FastPath] | None:
-        return (lambda tables: StepGraphs(step, attention, pool, tables, spec.vocab_size)) if graphs else None
+        sizes = [size for size in SIZES if size <= (config.backend.cuda_graph_max_bs or SIZES[-1])]
+        return (lambda tables: StepGraphs(step, attention, pool, tables, spec.vocab_size, sizes)) if graphs else None
 
     return Computation(loaded.info, kv_dtype, activation_bytes(spec, dtype), bind, bind_fast)
 

@@ -18,9 +18,9 @@ CPU = torch.device("cpu")
 @settings(max_examples=40, deadline=None)
 def test_steps_of_growing_rows(page_size: int, seed: int) -> None:
     rng = random.Random(seed)
-    tables = SlotTables(Capacity(500, page_size, 5), 300, CPU)
+    tables = SlotTables(Capacity(1300, page_size, 5), 300, CPU)
     tables.last_token[:] = torch.arange(900, 905)
-    free = rng.sample(range(500), 500)
+    free = rng.sample(range(1300), 1300)
     owned: dict[int, list[int]] = {slot: [] for slot in range(5)}
     ends = dict.fromkeys(range(5), 0)
     for _ in range(6):

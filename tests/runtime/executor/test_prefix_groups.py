@@ -1,0 +1,44 @@
+"""Shared prefixes, found in page tables, against what the tables say place by place."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ramet.runtime.executor.prefix_groups import LEAST_SHARED, PrefixGroups
+from ramet.runtime.plan import PENDING_TOKEN, PlanRow
+
+
+@given(page_size=st.sampled_from([1, 16]), seed=st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_groups_cover_equal_pages_and_nothing_else(page_size: int, seed: int) -> None:
+    rng = random.Random(seed)
+    trunk = list(range(600 // page_size))
+    tables: list[list[int]] = []
+    for row in range(6):
+        parent = rng.choice([trunk, *tables])
+        fresh = [1000 * (row + 1) + i for i in range(rng.randint(1, 300 // page_size + 1))]
+        tables.append(parent[: rng.randint(0, len(parent))] + fresh)
+    groups = PrefixGroups(6, 3000, page_size)
+    rows = [
+        PlanRow(str(slot), slot, (PENDING_TOKEN,), len(pages) * page_size - 1, 0, tuple(pages), True) for slot, pages in enumerate(tables)
+    ]
+    groups.add_pages(rows)
+    found = groups.find(rows)
+    ends = [0] * 6
+    for prefix in found:
+        assert len(prefix.rows) >= 2 and prefix.end - prefix.start >= LEAST_SHARED
+        pages = {tuple(tables[row][prefix.start // page_size : prefix.end // page_size]) for row in prefix.rows}
+        assert len(pages) == 1  # the same pages for all
+        for row in prefix.rows:
+            assert prefix.start == ends[row] and prefix.end < rows[row].end  # a row's prefixes follow each other and leave it something
+            ends[row] = prefix.end
+    for one in range(6):
+        for other in range(one):
+            common = next((i for i, (a, b) in enumerate(zip(tables[one], tables[other], strict=False)) if a != b), 10**6)
+            common = min(common, *((rows[row].end - 1) // page_size for row in (one, other))) * page_size
+            if common >= 2 * LEAST_SHARED:
+                assert ends[one] and ends[other]
+    assert groups.find(rows) is found  # nothing changed: nothing is searched
