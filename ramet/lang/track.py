@@ -95,6 +95,7 @@ class Track:
         self._scopes = dict(parent._scopes)
         self._started = True
         self._pump()
+        self.changed.ring()  # who reads a variable of a fork before appending to it waits for this
 
     def _plan(self, step: Step) -> None:
         match step:

@@ -28,6 +28,8 @@ COUNTERS = {
     "evicted_tokens": ("evicted_tokens_total", "Cached tokens evicted."),
     "num_retractions": ("num_retractions_total", "Requests sent back to the queue because pages ran out."),
     "num_steps": ("num_steps_total", "Model steps."),
+    "guessed_tokens": ("guessed_tokens_total", "Tokens that speculation guessed and the model verified."),
+    "right_guesses": ("right_guesses_total", "Guessed tokens that were right."),
 }
 GAUGES = {
     "num_running_reqs": ("num_running", "Requests that run."),

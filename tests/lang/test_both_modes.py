@@ -278,3 +278,16 @@ def test_batches(mode: str, server: sgl.RuntimeEndpoint, capsys: pytest.CaptureF
     assert states[7].value == few_shot_qa.run(**items[7], backend=server, temperature=0, mode="interpreted").value
     found = few_shot_qa.run_batch(items, backend=server, temperature=0, mode=mode, generator_style=True)
     assert [state.text() for state in found] == [state.text() for state in states]
+
+
+@sgl.function
+def reads_before_writing(s: Any) -> Any:
+    s += "a" + sgl.gen("x", max_tokens=4)
+    forks = s.fork(2)
+    return [fork["x"] for fork in forks]
+
+
+def test_a_fork_can_be_read_before_it_is_written() -> None:
+    for mode in ("compiled", "interpreted"):
+        state = reads_before_writing.run(mode=mode, timeout=10, backend=sgl.ScriptedBackend())
+        assert state.value == [state["x"]] * 2

@@ -90,7 +90,7 @@ class DeltaAssembler:
             prompt_tokens=counters.prompt_tokens,
             completion_tokens=self._num_tokens,
             cached_tokens=counters.cached_tokens,
-            forced_tokens=counters.forced_tokens,
+            forced_tokens=min(counters.forced_tokens, self._num_tokens),  # a stop string may cut a forced run
             num_retractions=counters.num_retractions,
             queue_time=max(0.0, counters.scheduled_time - self._arrival) if counters.scheduled_time else 0.0,
             first_token_latency=self._first_token_latency,
