@@ -1,7 +1,7 @@
 """Reports lines per folder and fails where a function or file of the package is over the house limits. Standard library only.
 
-    python tests/size_budget.py                    # report and check
-    python tests/size_budget.py --against main     # also the difference to a git revision
+python tests/size_budget.py                    # report and check
+python tests/size_budget.py --against main     # also the difference to a git revision
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def batch_of(query_lens: list[int], kv_lens: list[int], pool_tokens: int, shared
     position = torch.cat([torch.arange(k - q, k) for q, k in zip(query_lens, kv_lens, strict=True)])
     row_of = torch.repeat_interleave(torch.arange(len(query_lens)), torch.tensor(query_lens))
     prefixes = tuple(SharedPrefix(tuple(range(i, i + group)), 0, shared) for i in range(0, len(kv_lens), group)) if shared else ()
-    to = lambda t: t.to(DEVICE)  # noqa: E731
+    to = lambda t: t.to(DEVICE)
     return ForwardBatch(
         to(position), to(position), to(table[row_of, position].long()), to(torch.tensor(starts, dtype=torch.int32)),
         to(torch.tensor(kv_lens, dtype=torch.int32)), to(table), to(torch.tensor(starts[1:] - 1)), tuple(query_lens), tuple(kv_lens), prefixes,
@@ -126,7 +126,7 @@ def flash(query: torch.Tensor, lens: list[int]) -> float:
     starts = torch.tensor([0, *np.cumsum(lens)], dtype=torch.int32, device=DEVICE)
     run = lambda: torch.ops.aten._flash_attention_forward(
         query, key, key, starts, starts, max(lens), max(lens), 0.0, True, False, scale=0.1
-    )  # noqa: E731
+    )
     return milliseconds(*[run] * 4) * 1e3
 
 
