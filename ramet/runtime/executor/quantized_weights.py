@@ -15,11 +15,11 @@ from ramet.runtime.executor.gguf_weights import GgufSource
 from ramet.runtime.executor.safetensors_weights import SafetensorsSource
 from ramet.runtime.executor.weights import check_fit
 from ramet.runtime.kernels import packed_weight
-from ramet.runtime.models.decoder_step import DecoderStep, StepLayer, StepShape, StepWeights
 from ramet.runtime.kernels.packed_weight import BLOCK, PANEL, Blocks, CpuContext, PackedWeight
 from ramet.runtime.layers.rotary import inverse_frequencies
 from ramet.runtime.model_files import ModelFiles
 from ramet.runtime.model_spec import ModelSpec
+from ramet.runtime.models.decoder_step import DecoderStep, StepLayer, StepShape, StepWeights
 from ramet.runtime.models.transformer import Transformer
 
 Source = GgufSource | SafetensorsSource
