@@ -11,7 +11,7 @@ run: $(READY)          ## start the server on the embedded model, run two progra
 	$(BIN)/python examples/demo.py
 
 test: check            ## everything that CI checks: lint, types, contracts, size, tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 check: $(READY)        ## lint, strict types, import contracts, size budget
 	$(BIN)/ruff check .

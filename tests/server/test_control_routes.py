@@ -168,6 +168,7 @@ async def test_openapi_has_real_schemas() -> None:
 
 async def test_requests_are_logged_on_demand(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("ramet"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("ramet"), "handlers", [])  # what other tests of this process configured
     caplog.set_level(logging.INFO, logger="ramet")
     for wanted in (False, True):
         caplog.clear()
