@@ -155,12 +155,14 @@ def compare(references: list[Reference], outputs: list[list[int]], num_tokens: i
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="make the reference file")
-    if parser.parse_args().write:
+    parser.add_argument("--only", type=int, nargs="+", default=range(len(SETTINGS)), help="numbers of the settings to run, from 0")
+    arguments = parser.parse_args()
+    if arguments.write:
         rows = [{"prompt": r.prompt, "tokens": r.tokens, "margins": r.margins} for r in make_reference(prompts(), NUM_TOKENS)]
         GOLDEN.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
         return 0
     references, failed = load_reference(), False
-    for setting in SETTINGS:
+    for setting in (SETTINGS[i] for i in arguments.only):
         began = time.perf_counter()
         ties, wrong = compare(references, run_engine(setting, references, NUM_TOKENS), NUM_TOKENS)
         failed |= bool(wrong)
