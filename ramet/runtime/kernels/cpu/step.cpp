@@ -259,6 +259,7 @@ void ramet_linear(void* context, const Linear* w, const float* x, int64_t rows, 
 
 // logits [num_logits, vocab]; keys and values: one pool pointer per layer.
 void ramet_step(void* context, const RametModel* model, const Batch* batch, void* const* keys, void* const* values, float* logits) {
+  const FlushDenormals flush;
   Step step(*static_cast<Context*>(context), *model, *batch, keys, values);
   if (model->kv_type == 0) step.run<Float32>(logits);
   else if (model->kv_type == 1) step.run<Float16>(logits);
