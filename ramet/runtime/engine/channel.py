@@ -99,6 +99,7 @@ class ZmqChannel:
         self._codec = Codec.create()
         self._send_lock = threading.Lock()
         self._closed = False
+        self._lifeline = lifeline
         self._poller = zmq.Poller()
         self._poller.register(into, zmq.POLLIN)
         self._poller.register(lifeline, zmq.POLLIN)
@@ -121,9 +122,22 @@ class ZmqChannel:
         return cls(context, out, into, lifeline)
 
     def send(self, message: Message) -> None:
+        """Never waits for a peer that is gone: what it would have been told no longer matters, its supervisor ends its requests."""
         with self._send_lock:
-            if not self._closed:
-                self._out.send_multipart(self._codec.encode(message))
+            while not self._closed:
+                try:
+                    self._out.send_multipart(self._codec.encode(message), zmq.NOBLOCK)
+                    return
+                except zmq.Again:
+                    if not self._peer_comes():
+                        return
+
+    def _peer_comes(self) -> bool:
+        """A socket without a peer cannot send: wait until one has connected, or is known to have ended."""
+        poller = zmq.Poller()
+        poller.register(self._out, zmq.POLLOUT)
+        poller.register(self._lifeline, zmq.POLLIN)
+        return any(which is self._out for which, _ in poller.poll())
 
     def receive(self, timeout: float | None) -> Sequence[Message]:
         ready = self._poller.poll(None if timeout is None else int(timeout * 1000))

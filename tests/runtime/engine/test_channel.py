@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -136,3 +137,18 @@ def test_many_threads_may_send(ends):
         thread.join()
     numbers = sorted(message.call_id for message in receive(ends.worker, 800))
     assert numbers == sorted(list(range(200)) * 4)
+
+
+def test_sending_to_a_peer_that_is_gone_does_not_wait() -> None:
+    """The worker died before its socket was seen, or between two messages: the front's loop must not stop for it."""
+    ours, theirs = socket.socketpair()
+    address = Address.create()
+    front = ZmqChannel.front(address, ours.fileno())
+    theirs.close()
+    sender = threading.Thread(target=front.send, args=(Shutdown(),), daemon=True)
+    sender.start()
+    sender.join(timeout=5)
+    assert not sender.is_alive()
+    front.close()
+    address.remove()
+    ours.close()
