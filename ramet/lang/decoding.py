@@ -10,12 +10,7 @@ from typing import Any
 
 from ramet.errors import InvalidRequest
 from ramet.lang.expressions import plain_text
-
-# The trailing blank lets the model end a number by going on, as text does; the stop then trims it.
-INT_REGEX = r"[-+]?[0-9]+[ \n]?"
-FLOAT_REGEX = r"[-+]?[0-9]+(\.[0-9]+)?[ \n]?"
-BOOL_REGEX = r"(True|False)"
-STR_REGEX = r'"([^"\\\x00-\x1f]|\\["\\/bfnrt])*"'
+from ramet.program.answer_shape import dtype_shape, one_call_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,49 +47,15 @@ def check_regex(pattern: str) -> str:
 
 def tool_call_schema(tools: Sequence[Any]) -> dict[str, Any]:
     """A JSON schema of one call: {"name": …, "arguments": …}. Tools are OpenAI-style dicts."""
-    calls = [_one_tool(tool) for tool in tools]
+    calls = [one_call_schema(tool) for tool in tools]
     if not calls:
         raise InvalidRequest("tools is empty; give at least one tool", param="tools")
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
-def _one_tool(tool: Any) -> dict[str, Any]:
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or "name" not in function:
-        raise InvalidRequest(f"a tool is {{'name': …, 'parameters': JSON schema}}, got {tool!r:.80}", param="tools")
-    parameters = function.get("parameters", {"type": "object", "properties": {}, "additionalProperties": False})
-    return {
-        "type": "object",
-        "properties": {"name": {"const": function["name"]}, "arguments": parameters},
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
-
-
 def _dtype_shape(dtype: Any) -> Shape:
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", repr(dtype))
-    shapes = {
-        "int": Shape({"regex": INT_REGEX, "stop": [" ", "\n"]}, int),
-        "float": Shape({"regex": FLOAT_REGEX, "stop": [" ", "\n"]}, float),
-        "bool": Shape({"regex": BOOL_REGEX}, _parse_bool),
-        "str": Shape({"regex": STR_REGEX}, _parse_str),
-    }
-    if name not in shapes:
-        raise InvalidRequest(f"dtype is int, float, bool or str, not {name}; for anything else use json_schema", param="dtype")
-    return shapes[name]
-
-
-def _parse_bool(text: str) -> bool:
-    if text not in ("True", "False"):
-        raise ValueError(f"{text!r} is neither True nor False")
-    return text == "True"
-
-
-def _parse_str(text: str) -> str:
-    value = json.loads(text)
-    if not isinstance(value, str):
-        raise ValueError(f"{text!r} is not a quoted string")
-    return value
+    return Shape(*dtype_shape(name))
 
 
 def _schema_shape(schema: Any) -> Shape:

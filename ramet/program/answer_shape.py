@@ -48,7 +48,7 @@ def answer_shape(arguments: Mapping[str, Any]) -> AnswerShape:
 
 def _constrained(name: str, value: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:
     if name == "dtype":
-        return _dtype(value)
+        return dtype_shape(value)
     if name == "tools":
         return {"json_schema": json.dumps(tool_call_schema(value))}, json.loads
     if name == "json_schema" and not isinstance(value, str):
@@ -58,7 +58,7 @@ def _constrained(name: str, value: Any) -> tuple[dict[str, Any], Callable[[str],
     return {name: value}, _plain
 
 
-def _dtype(name: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:
+def dtype_shape(name: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:
     stop = [" ", "\n"]
     known: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
         "int": ({"regex": INT_REGEX, "stop": stop}, int),
@@ -100,13 +100,13 @@ def _parse_text(text: str) -> str:
 
 def tool_call_schema(tools: Any) -> dict[str, Any]:
     """The JSON schema of one call of one of the tools: {"name": …, "arguments": …}."""
-    calls = [_tool(tool) for tool in tools] if isinstance(tools, list | tuple) else []
+    calls = [one_call_schema(tool) for tool in tools] if isinstance(tools, list | tuple) else []
     if not calls:
         raise InvalidRequest("tools is a list with at least one tool", param="tools")
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
-def _tool(tool: Any) -> dict[str, Any]:
+def one_call_schema(tool: Any) -> dict[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or "name" not in function:
         raise InvalidRequest(f"a tool is {{'name': …, 'parameters': JSON schema}}, got {tool!r:.80}", param="tools")
