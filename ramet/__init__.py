@@ -10,7 +10,7 @@
     sgl.set_default_backend(sgl.Runtime(endpoint="http://localhost:30000"))
     print(answer.run("What is a ramet?")["answer"])
 
-Importing this module brings no torch and no HTTP client; the heavier names load at their first use.
+Importing this module brings nothing with it: every name loads what it needs at its first use.
 """
 
 from __future__ import annotations
@@ -19,47 +19,56 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ramet import errors
-from ramet.lang.choices import greedy_token_selection, token_length_normalized, unconditional_likelihood_normalized
-from ramet.lang.function import Function, function
-from ramet.lang.host import call, host
-from ramet.lang.process import flush_cache, get_server_info, set_default_backend
-from ramet.lang.result import ProgramState
-from ramet.lang.state import State
-from ramet.lang.verbs import (
-    assistant,
-    assistant_begin,
-    assistant_end,
-    gen,
-    gen_int,
-    gen_string,
-    image,
-    select,
-    separate_reasoning,
-    system,
-    system_begin,
-    system_end,
-    user,
-    user_begin,
-    user_end,
-)
 from ramet.version import __version__
 
 if TYPE_CHECKING:
     from ramet.lang.backends.openai_endpoint import OpenAI
     from ramet.lang.backends.runtime_endpoint import RuntimeEndpoint
     from ramet.lang.backends.server_process import Runtime
+    from ramet.lang.choices import greedy_token_selection, token_length_normalized, unconditional_likelihood_normalized
     from ramet.lang.engine_door import Engine
+    from ramet.lang.function import Function, function
+    from ramet.lang.host import call, host
+    from ramet.lang.process import flush_cache, get_server_info, set_default_backend, set_default_runtime
+    from ramet.lang.result import ProgramState
+    from ramet.lang.state import State
+    from ramet.lang.verbs import (
+        assistant,
+        assistant_begin,
+        assistant_end,
+        gen,
+        gen_int,
+        gen_string,
+        image,
+        select,
+        separate_reasoning,
+        system,
+        system_begin,
+        system_end,
+        user,
+        user_begin,
+        user_end,
+    )
     from ramet.program.scripted import ScriptedBackend
 
-set_default_runtime = set_default_backend
-
 _LAZY = {
-    "Engine": "ramet.lang.engine_door",
-    "OpenAI": "ramet.lang.backends.openai_endpoint",
-    "Runtime": "ramet.lang.backends.server_process",
-    "RuntimeEndpoint": "ramet.lang.backends.runtime_endpoint",
-    "ScriptedBackend": "ramet.program.scripted",
+    "ramet.lang.backends.openai_endpoint": ("OpenAI",),
+    "ramet.lang.backends.runtime_endpoint": ("RuntimeEndpoint",),
+    "ramet.lang.backends.server_process": ("Runtime",),
+    "ramet.lang.choices": ("greedy_token_selection", "token_length_normalized", "unconditional_likelihood_normalized"),
+    "ramet.lang.engine_door": ("Engine",),
+    "ramet.lang.function": ("Function", "function"),
+    "ramet.lang.host": ("call", "host"),
+    "ramet.lang.process": ("flush_cache", "get_server_info", "set_default_backend", "set_default_runtime"),
+    "ramet.lang.result": ("ProgramState",),
+    "ramet.lang.state": ("State",),
+    "ramet.lang.verbs": (
+        *("assistant", "assistant_begin", "assistant_end", "gen", "gen_int", "gen_string", "image", "select", "separate_reasoning"),
+        *("system", "system_begin", "system_end", "user", "user_begin", "user_end"),
+    ),
+    "ramet.program.scripted": ("ScriptedBackend",),
 }
+_HOMES = {name: module for module, names in _LAZY.items() for name in names}
 
 __all__ = [
     "Engine",
@@ -101,6 +110,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'ramet' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ramet' has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

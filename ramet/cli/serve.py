@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import logging
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
-
-import uvicorn
 
 from ramet import log
 from ramet.cli.flags import flags_markdown, parse_config
 from ramet.errors import ConfigError, RametError
 from ramet.runtime.config import HttpConfig, ServerConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
-from ramet.runtime.engine.generation_engine import GenerationEngine
-from ramet.server.app import build_app
-from ramet.server.control import generate_one_token
 
 logger = log.get_logger(__name__)
 
 DESCRIPTION = "Serve a model over HTTP. Without --model-path, the embedded SmolLM2-135M-Instruct."
-READY = "Ramet Runtime initialized with model"
-UVICORN_READY = "Uvicorn running on"
-BACKLOG = 2048
-KEEP_ALIVE_SECONDS = 60
+FRONT = "ramet.server.announcing_server"
+READINESS = ("Uvicorn running on", "Ramet Runtime initialized with model")
 STOPPED_EARLY = 130
 
 
@@ -69,15 +62,16 @@ async def _serve(config: ServerConfig, listener: socket.socket) -> int:
     """Exit status 0 after an orderly stop, 1 when the worker died and is not to be restarted, 130 when stopped before being ready."""
     end = End(asyncio.get_running_loop())
     end.catch_signals()
-    try:
-        engine = await AsyncEngine.start(config.engine, on_end=end.report)
+    try:  # the front's modules, a second of imports, load while the worker does
+        starting = AsyncEngine.start(config.engine, on_end=end.report)
+        engine, front = await asyncio.gather(starting, asyncio.to_thread(importlib.import_module, FRONT))
     except asyncio.CancelledError:
         logger.warning("Stopped while the model was loading")
         return STOPPED_EARLY
     try:
         if not config.engine.supervision.skip_server_warmup:
-            await generate_one_token(engine)
-        server = build_server(engine, config)
+            await front.generate_one_token(engine)
+        server = front.build_server(engine, config)
         end.stop = server.stop
         await server.serve(sockets=[listener])
     except asyncio.CancelledError:
@@ -111,47 +105,6 @@ class End:
         self._loop.call_soon_threadsafe(lambda: self.stop())
 
 
-def build_server(engine: GenerationEngine, config: ServerConfig) -> AnnouncingServer:
-    app = build_app(engine, config)
-    options = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=config.engine.log.log_level in ("debug", "info"),
-        backlog=BACKLOG,
-        timeout_graceful_shutdown=config.http.timeout_graceful_shutdown,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-    )
-    return AnnouncingServer(options, app.state.context.model_name)
-
-
-class AnnouncingServer(uvicorn.Server):
-    """Says, once requests are accepted, where and that the model is ready: launch scripts wait for these lines. (uvicorn leaves its
-    own line out when it is handed a socket.)"""
-
-    def __init__(self, config: uvicorn.Config, model_name: str) -> None:
-        super().__init__(config)
-        self._model_name = model_name
-
-    def stop(self) -> None:
-        """No new requests; running ones get their grace. Asked twice, they do not."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """uvicorn would raise a caught signal again after serving, which would end the process before the engine is closed."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for listener in (sockets or []) if self.started else []:
-            host, port = listener.getsockname()[:2]
-            where = f"[{host}]" if ":" in host else host
-            logging.getLogger("uvicorn.error").info("%s http://%s:%d (Press CTRL+C to quit)", UVICORN_READY, where, port)
-        if self.started:
-            logging.getLogger("uvicorn.error").info("%s '%s'", READY, self._model_name)
-
-
 class _Verbosity(logging.Filter):
     """Lets pass what is loud enough, and the two lines that say the server is ready: they are asked for at every level."""
 
@@ -160,7 +113,7 @@ class _Verbosity(logging.Filter):
         self._level: int = logging.getLevelNamesMapping()[level.upper()]
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= self._level or record.getMessage().startswith((UVICORN_READY, READY))
+        return record.levelno >= self._level or record.getMessage().startswith(READINESS)
 
 
 def configure_logging(level: str) -> None:

@@ -31,6 +31,9 @@ def set_default_backend(backend: Any) -> None:
     _process.default_backend = as_backend(backend)
 
 
+set_default_runtime = set_default_backend
+
+
 def as_backend(value: Any) -> Backend:
     """A `Runtime` carries its backend as an attribute, an engine is wrapped in one, everything else is one."""
     found = getattr(value, "backend", value)

@@ -16,6 +16,7 @@ from ramet.cli import serve
 from ramet.cli.main import main
 from ramet.errors import ConfigError, WorkerDied
 from ramet.runtime.config import EngineConfig, HttpConfig, ServerConfig
+from ramet.server.announcing_server import build_server
 from tests.server.live_server import wait_until
 from tests.server.scripted_engine import ScriptedEngine
 
@@ -43,7 +44,7 @@ def test_bad_host() -> None:
 async def test_readiness_lines_and_orderly_stop(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="uvicorn.error")
     with serve.bind(HttpConfig(port=0)) as listener:
-        server = serve.build_server(ScriptedEngine(), ServerConfig.from_options({"served_model_name": "mine"}))
+        server = build_server(ScriptedEngine(), ServerConfig.from_options({"served_model_name": "mine"}))
         running = asyncio.create_task(server.serve(sockets=[listener]))
         await asyncio.to_thread(wait_until, lambda: server.started)
         port = listener.getsockname()[1]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 
 from ramet.errors import RametError
 from ramet.log import configure, get_logger
 from ramet.runtime.engine.channel import Address, Channel, ZmqChannel
 from ramet.runtime.engine.messages import Fault
+from ramet.runtime.engine.worker import Worker
 from ramet.runtime.engine.worker_parts import WorkerSpec
 
 _log = get_logger(__name__)
@@ -28,13 +31,13 @@ def main() -> int:
     configure(spec.config.log.log_level)
     channel = ZmqChannel.worker(address, lifeline)
     threading.Thread(target=_end_with_the_front, args=(lifeline, address), name="ramet-lifeline", daemon=True).start()
-    return 0 if serve(spec, channel) else 1
+    return 0 if serve(spec, channel, _build_without_gc) else 1
 
 
-def serve(spec: WorkerSpec, channel: Channel) -> bool:
+def serve(spec: WorkerSpec, channel: Channel, build: Callable[[WorkerSpec, Channel], Worker] = WorkerSpec.build) -> bool:
     """Build the worker and run it; whatever ends it is told to the front first. False: it ended by a fault."""
     try:
-        worker = spec.build(channel)
+        worker = build(spec, channel)
         worker.run()
         return True
     except Exception as error:
@@ -44,6 +47,16 @@ def serve(spec: WorkerSpec, channel: Channel) -> bool:
         return False
     finally:
         channel.close()
+
+
+def _build_without_gc(spec: WorkerSpec, channel: Channel) -> Worker:
+    """Imports and a loaded model are a million objects that live as long as the process: the collector would walk them again and
+    again while they come to be (a tenth of the start), and later in the middle of a step."""
+    gc.disable()
+    worker = spec.build(channel)
+    gc.freeze()
+    gc.enable()
+    return worker
 
 
 def _take_over_stdin() -> int:

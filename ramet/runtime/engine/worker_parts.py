@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from ramet.grammar.late_compiler import LateCompiler
 from ramet.grammar.matcher import GrammarCompiler, Vocabulary
 from ramet.runtime.cache.lease import Cache
 from ramet.runtime.cache.no_cache import NoCache
@@ -74,15 +74,13 @@ class WorkerSpec:
 
     def build(self, channel: Channel) -> Worker:
         """Load the model and put the scheduler in front of it. Takes seconds to minutes."""
-        with ThreadPoolExecutor(1) as beside:
-            text = beside.submit(self.load_text)
-            executor: Executor = _resolved(self.executor)(self.config)
+        executor: Executor = _resolved(self.executor)(self.config)
         # What only a real device knows; an executor that does not say is on the CPU and has no graphs.
         on_gpu: bool = getattr(executor, "on_gpu", False)
         config = resolve(self.config, executor.model, executor.capacity, on_gpu=on_gpu)
         return Worker(
             channel,
-            _scheduler(config, executor, _grammar_compiler(config, text.result().tokenizer, executor.model)),
+            _scheduler(config, executor, _grammar_compiler(config, self.load_text, executor.model)),
             executor,
             overlap=not config.schedule.disable_overlap_schedule,
             log_interval=config.log.decode_log_interval,
@@ -116,18 +114,19 @@ def _resolved(factory: str | Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def _grammar_compiler(config: EngineConfig, tokenizer: Tokenizer, model: ModelInfo) -> GrammarCompiler | None:
-    """None where nothing can be constrained: by option, or because no token ends a text."""
+def _grammar_compiler(config: EngineConfig, load: Callable[[], TextParts], model: ModelInfo) -> GrammarCompiler | None:
+    """Made while the first requests run: it needs the tokenizer, and nothing else of the worker does."""
+    return None if config.backend.grammar_backend == "none" else LateCompiler(lambda: _make_compiler(config, load().tokenizer, model))
+
+
+def _make_compiler(config: EngineConfig, tokenizer: Tokenizer, model: ModelInfo) -> GrammarCompiler:
     from ramet.grammar.compiler import create_grammar_compiler
 
     eos = tuple(dict.fromkeys([*model.eos_token_ids, *tokenizer.eos_token_ids]))
-    if config.backend.grammar_backend == "none" or not eos:
-        return None
-    vocabulary = Vocabulary(tokenizer.token_bytes(), tokenizer.special_ids, eos, model.vocab_size)
     encode = getattr(tokenizer, "encode_continuation", partial(tokenizer.encode, add_special_tokens=False))
     return create_grammar_compiler(
         config.backend.grammar_backend,
-        vocabulary,
+        Vocabulary(tokenizer.token_bytes(), tokenizer.special_ids, eos, model.vocab_size),
         encode,
         json_whitespace=config.backend.constrained_json_whitespace_pattern or "",
         bounded=not config.backend.disable_grammar_closing,
@@ -151,6 +150,7 @@ def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompil
         compiler,
         seed=config.model.random_seed,
         num_guesses=_num_guesses(config.speculative),
+        memory=config.memory,
     )
 
 

@@ -56,9 +56,10 @@ class Computation:
 def load_computation(config: EngineConfig, device: torch.device, files: ModelFiles) -> Computation:
     """Load the weights. Raises what `load_model` raises, and `Unsupported` for a quantization that cannot be had."""
     options = config.model
-    if device.type == "cpu" and _wants_quantized(options, files):
+    if device.type == "cpu":
         spec = model_spec(files, overrides=options.json_model_override_args, context_length=options.context_length)
-        return _quantized(config, files, spec)
+        if _wants_quantized(options, files, spec):
+            return _quantized(config, files, spec)
     if options.quantization not in (None, "none"):
         raise Unsupported(f"quantization={options.quantization} runs on CPUs only so far; leave it out on {device.type}")
     dtype = resolve_dtype(options, files, device)
@@ -107,13 +108,13 @@ def _takes_dense_prompts(spec: ModelSpec, dtype: torch.dtype, kv_dtype: torch.dt
     return is_half and sees_all and spec.attention_softcap is None and spec.head_dim in (64, 128)
 
 
-def _wants_quantized(options: ModelConfig, files: ModelFiles) -> bool:
+def _wants_quantized(options: ModelConfig, files: ModelFiles, spec: ModelSpec) -> bool:
     """Asked for by name; or, left alone, a GGUF model that the step covers on a machine where it can be built."""
     if options.quantization is not None:
         return options.quantization != "none"
     if files.format != "gguf" or options.load_format == "dummy" or options.dtype != "auto":
         return False
-    reason = why_not(model_spec(files, overrides=options.json_model_override_args, context_length=options.context_length))
+    reason = why_not(spec)
     if reason is None:
         try:
             cpu_library.load()

@@ -19,9 +19,12 @@ def char_to_byte() -> dict[str, int]:
     return {char: byte for byte, char in byte_to_char().items()}
 
 
+@cache
+def _to_latin1() -> tuple[frozenset[str], dict[int, int]]:
+    return frozenset(char_to_byte()), {ord(char): byte for char, byte in char_to_byte().items()}
+
+
 def piece_bytes(piece: str) -> bytes:
     """The bytes of a byte-level vocabulary entry. A character outside the alphabet (an entry stored as plain text) is its own UTF-8."""
-    table = char_to_byte()
-    if all(char in table for char in piece):
-        return bytes(table[char] for char in piece)
-    return piece.encode("utf-8")
+    alphabet, table = _to_latin1()
+    return piece.translate(table).encode("latin-1") if alphabet.issuperset(piece) else piece.encode("utf-8")
