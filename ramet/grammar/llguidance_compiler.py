@@ -13,10 +13,12 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from ramet.errors import GrammarError, Unsupported
+from ramet.grammar.arena import NONE
 from ramet.grammar.derivatives import INFINITE, Walker
 from ramet.grammar.json_layout import COMPACT
 from ramet.grammar.lowering import Lowered, lower
 from ramet.grammar.lowering_process import LoweringProcesses
+from ramet.grammar.mask_memory import MaskMemory
 from ramet.grammar.matcher import CompiledGrammar, Matcher, Vocabulary
 from ramet.grammar.regex_dialect import Translation, refuse, translate
 from ramet.grammar.token_budget import Budget, Closing, ClosingSource
@@ -25,6 +27,8 @@ from ramet.grammar.vocabulary_tokenizer import Encode, VocabularyTokenizer
 
 MAX_LEXER_STATES = 50_000
 """Of 1–2 KB each."""
+LIGHT_LANGUAGE = 1 << 16
+"""Bytes of a language as written down. Up to here it is read while the grammar compiles: tens of milliseconds, and masks are shared."""
 TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex", "InternalError")
 
 
@@ -77,10 +81,11 @@ class LlguidanceCompiler:
             raise GrammarError(f"{kind}: too complex for the constraint engine: {_first_line(matcher.get_error())}", param=kind)
         if matcher.is_stopped() and not matcher.is_accepting():
             raise GrammarError(f"{kind}: no text at all satisfies it", param=kind)
-        return _Compiled(matcher, self._eos_ids, self._canonical, self._closing(lowered))
+        masks = None if kind == "ebnf" else MaskMemory()  # its lexer takes the longest match, so that a place is not all there is to know
+        return _Compiled(matcher, self._eos_ids, self._canonical, self._closing(lowered), masks)
 
     def _closing(self, lowered: Lowered) -> ClosingSource | None:
-        """Made when a budget first runs low."""
+        """Made here where that is quick, else when a budget first runs low."""
         if lowered.language is None or not self._bounded:
             return None
         spelling, worst = self._spelling, lowered.worst
@@ -91,9 +96,12 @@ class LlguidanceCompiler:
             assert arena is not None
             return Closing(Walker(arena), lowered.start, self._trie(), spelling.pieces, spelling.spell)
 
-        if worst >= INFINITE:
-            made()  # every step of it will ask: better here than on the scheduler's thread
-        return ClosingSource(made, worst)
+        is_made = worst >= INFINITE or lowered.size <= LIGHT_LANGUAGE
+        if is_made:
+            closing = made()  # every step of it will ask: better here than on the scheduler's thread
+            if worst < INFINITE:
+                closing.worst(lowered.start)
+        return ClosingSource(made, worst, is_made)
 
     def _regex(self, source: str) -> LLMatcher:
         translation = translate(source)
@@ -132,24 +140,30 @@ class LlguidanceCompiler:
 
 
 class _Compiled:
-    def __init__(self, prototype: LLMatcher, eos_ids: frozenset[int], canonical: bool, closing: ClosingSource | None) -> None:
+    def __init__(
+        self, prototype: LLMatcher, eos_ids: frozenset[int], canonical: bool, closing: ClosingSource | None, masks: MaskMemory | None
+    ) -> None:
         self._prototype = prototype
         self._eos_ids = eos_ids
         self._canonical = canonical
         self._closing = closing
+        self._masks = masks
 
     def matcher(self, max_tokens: int | None = None) -> Matcher:
         budget = None if max_tokens is None or self._closing is None else Budget(self._closing, max_tokens, sorted(self._eos_ids))
-        return _Matcher(self._prototype.deep_copy(), self._eos_ids, self._canonical, budget)
+        return _Matcher(self._prototype.deep_copy(), self._eos_ids, self._canonical, budget, self._masks)
 
 
 class _Matcher:
     """Implements `Matcher`. An EOS token counts as an accepted token, and can be rolled back like any other. Where the grammar forces the
     next token, the mask allows only that one, as the tokenizer writes it: with and without jump-forward the tokens are the same."""
 
-    def __init__(self, matcher: LLMatcher, eos_ids: frozenset[int], canonical: bool, budget: Budget | None) -> None:
+    def __init__(
+        self, matcher: LLMatcher, eos_ids: frozenset[int], canonical: bool, budget: Budget | None, masks: MaskMemory | None
+    ) -> None:
         self._matcher = matcher
         self._budget = budget
+        self._masks = masks
         self._eos_ids = eos_ids
         self._canonical = canonical
         self._ended = False  # an EOS was accepted after the grammar had already stopped by itself
@@ -179,13 +193,21 @@ class _Matcher:
 
     def fill_mask(self, row: npt.NDArray[np.uint32]) -> None:
         assert row.flags["C_CONTIGUOUS"] and row.dtype == np.uint32, "a mask row is contiguous uint32"
+        place = NONE if self._masks is None or self._budget is None or self.stopped else self._budget.place
+        if self._masks is None or place == NONE:
+            self._compute_mask(row)
+        elif not self._masks.copy(place, row):
+            self._compute_mask(row)
+            self._masks.keep(place, row)
+        if self._budget is not None and self._budget.is_low and not self.stopped:
+            self._budget.narrow(row)
+
+    def _compute_mask(self, row: npt.NDArray[np.uint32]) -> None:
         self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         if self._matcher.is_error():
             raise GrammarError(f"the grammar grew too complex while generating: {_first_line(self._matcher.get_error())}")
         if self._matcher.is_stopped() and not self.complete:
             raise GrammarError("the grammar came to a place where nothing may follow and the text is not complete")
-        if self._budget is not None and self._budget.is_low and not self.stopped:
-            self._budget.narrow(row)
 
     def forced_tokens(self) -> list[int]:
         forced: list[int] = self._matcher.compute_ff_tokens() if self._canonical and not self.stopped else []

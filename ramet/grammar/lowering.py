@@ -38,6 +38,13 @@ class Lowered:
         """The language, read from bytes each time: most constraints never ask for it, and reading takes the interpreter's time."""
         return Arena.load(json.loads(self.language)) if isinstance(self.language, bytes) else self.language
 
+    @property
+    def size(self) -> int:
+        """About how many bytes the language takes when it is written down."""
+        if isinstance(self.language, bytes):
+            return len(self.language)
+        return 0 if self.language is None else 24 * len(self.language.nodes)
+
     def dump(self) -> tuple[dict[str, Any], bytes]:
         """Head, as JSON values, and the language as a line of JSON."""
         arena = self.arena

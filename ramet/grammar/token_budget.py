@@ -19,8 +19,10 @@ import numpy.typing as npt
 from ramet.grammar.arena import NONE
 from ramet.grammar.derivatives import INFINITE, Walker
 from ramet.grammar.token_trie import ByteTable, TokenTrie
+from ramet.grammar.worst_case import LongestEndings
 
-MAX_KEPT = 64
+MAX_KEPT = 256
+MAX_ROWS = 1024
 Tokenize = Callable[[bytes], list[int]]
 
 
@@ -29,7 +31,7 @@ class _After(NamedTuple):
 
     states: list[int]
     bytes_left: npt.NDArray[np.int64]
-    of_token: npt.NDArray[np.int64]
+    of_token: npt.NDArray[np.unsignedinteger]
     most: int
 
 
@@ -42,10 +44,19 @@ class Closing:
         self._walker = walker
         self._trie = trie
         self._tokenize = tokenize
-        self._table = ByteTable(walker.step)
+        self._table = ByteTable(walker.step, walker.cuts)
         self._after: OrderedDict[int, _After] = OrderedDict()
+        self._rows: OrderedDict[tuple[int, bytes], npt.NDArray[np.uint32]] = OrderedDict()
         self._endings: dict[int, list[int]] = {}
+        self._worst: LongestEndings | None = None
         self._lock = Lock()
+
+    def worst(self, state: int) -> int:
+        """Bytes of the shortest ending at the worst place that can still be reached."""
+        with self._lock:
+            if self._worst is None:
+                self._worst = LongestEndings(self._walker)
+            return self._worst.of(state)
 
     def walk(self, state: int, token: int) -> int:
         with self._lock:
@@ -56,8 +67,8 @@ class Closing:
         with self._lock:
             return self._ending(state)
 
-    def allowed(self, state: int, num_left: int) -> npt.NDArray[np.bool_] | None:
-        """Tokens after which `num_left` more suffice; None when that is true of all that the grammar allows."""
+    def allowed(self, state: int, num_left: int) -> npt.NDArray[np.uint32] | None:
+        """As mask bits, tokens after which `num_left` more suffice; None when that is true of all that the grammar allows."""
         with self._lock:
             after = self._look(state)
             if after.most <= num_left:
@@ -65,8 +76,18 @@ class Closing:
             fits = after.bytes_left <= num_left
             for index in np.flatnonzero(~fits & (after.bytes_left < INFINITE)).tolist():
                 fits[index] = len(self._ending(after.states[index])) <= num_left
-            found: npt.NDArray[np.bool_] = fits[after.of_token]
-            return found
+            return self._row(state, after, fits)
+
+    def _row(self, state: int, after: _After, fits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+        """The bits of all tokens whose state `fits`: the same for a whole range of tokens left, and for all requests."""
+        key = state, fits.tobytes()
+        found = self._rows.get(key)
+        if found is None:
+            bits = np.packbits(fits[after.of_token], bitorder="little")
+            found = self._rows[key] = np.pad(bits, (0, -len(bits) % 4)).view(np.uint32)
+            while len(self._rows) > MAX_ROWS:
+                self._rows.popitem(last=False)
+        return found
 
     def _ending(self, state: int) -> list[int]:
         if state not in self._endings:
@@ -82,17 +103,19 @@ class Closing:
         states, of_token = self._table.sweep(self._trie, state)
         lengths = np.array([INFINITE if node == NONE else self._walker.shortest(node) for node in states])
         most = int(max(lengths[lengths < INFINITE], default=0))
-        self._after[state] = _After(states, lengths, of_token, most)
+        self._after[state] = _After(states, lengths, of_token.astype(np.min_scalar_type(len(states))), most)
         while len(self._after) > MAX_KEPT:
             self._after.popitem(last=False)
         return self._after[state]
 
 
 class ClosingSource(NamedTuple):
-    """`make` is called when first needed. `worst`: bytes of the shortest ending at the worst place; INFINITE when there is no bound."""
+    """`make` is called when first needed, or was already (`is_made`). `worst`: bytes of the shortest ending at the worst place; INFINITE
+    when there is no bound."""
 
     make: Callable[[], Closing]
     worst: int
+    is_made: bool = False
 
 
 class Budget:
@@ -101,7 +124,7 @@ class Budget:
     def __init__(self, source: ClosingSource, num_tokens: int, always: Sequence[int]) -> None:
         self._source = source
         self._num_tokens = num_tokens
-        self._always = list(always)
+        self._always = np.array(always, dtype=np.int64)
         self._taken: list[int] = []
         self._states: list[int] = []  # after each of the tokens taken that have been walked
         self._plan: list[int] | None = None
@@ -119,13 +142,17 @@ class Budget:
 
     @property
     def is_low(self) -> bool:
-        """The next token must be looked at."""
-        return self.num_unwatched <= 0
+        """The next token must be looked at: places are in reach that need all that is left, or more."""
+        num_left = self._num_tokens - len(self._taken)
+        if num_left > self._source.worst:
+            return False
+        place = self.place if self._source.worst < INFINITE else NONE
+        return place == NONE or self._source.make().worst(place) >= num_left
 
     @property
-    def num_unwatched(self) -> int:
-        """How many tokens may come before one must be looked at."""
-        return self._num_tokens - len(self._taken) - self._source.worst
+    def place(self) -> int:
+        """Where the text so far stands in the language; NONE where that is not known. Ends of text do not count as text."""
+        return self._state(self._source.make()) if self._source.is_made else NONE
 
     def narrow(self, row: npt.NDArray[np.uint32]) -> None:
         """Take out of a mask what would leave too little."""
@@ -137,11 +164,10 @@ class Budget:
         allowed = closing.allowed(state, num_left - 1) if len(plan) <= num_left else None  # else it was too little from the beginning
         if allowed is None:
             return
-        allowed[self._always] = True
-        bits = np.zeros(row.nbytes, dtype=np.uint8)
-        packed = np.packbits(allowed, bitorder="little")
-        bits[: len(packed)] = packed
-        row &= bits.view(np.uint32)
+        kept = row[self._always >> 5] & (np.uint32(1) << (self._always & 31).astype(np.uint32))
+        row[: len(allowed)] &= allowed
+        row[len(allowed) :] = 0
+        np.bitwise_or.at(row, self._always >> 5, kept)
         if plan:
             row[plan[0] >> 5] |= np.uint32(1 << (plan[0] & 31))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -42,10 +43,11 @@ class TokenTrie:
 
 class ByteTable:
     """An automaton that is worked out as far as it is walked. State 0 is dead. `step(state, byte)` names states by any number ≥ 0,
-    with 0 for dead; here they are numbered as they come up."""
+    with 0 for dead; here they are numbered as they come up. `cuts(state)`: bytes at which a class of bytes begins that lead to one
+    state each."""
 
-    def __init__(self, step: Callable[[int, int], int], max_states: int = 20_000) -> None:
-        self._step = step
+    def __init__(self, step: Callable[[int, int], int], cuts: Callable[[int], Iterable[int]], max_states: int = 20_000) -> None:
+        self._step, self._cuts = step, cuts
         self._max_states = max_states
         self._clear()
 
@@ -78,11 +80,15 @@ class ByteTable:
         following = self._next[states, byte]
         unknown = following < 0
         if unknown.any():
-            for pair in np.unique(states[unknown] * 256 + byte[unknown]).tolist():
-                number = self._number(self._step(self._names[pair >> 8], pair & 255))
-                self._next[pair >> 8, pair & 255] = number
+            for state in np.unique(states[unknown]).tolist():
+                self._work_out(state)
             following = self._next[states, byte]
         return following.astype(np.int64)
+
+    def _work_out(self, state: int) -> None:
+        name = self._names[state]
+        for first, end in pairwise(sorted({0, 256, *self._cuts(name)})):
+            self._next[state, first:end] = self._number(self._step(name, first))
 
     def _number(self, name: int) -> int:
         number = self._index.get(name)

@@ -12,17 +12,36 @@ MAX_STATES = 300
 def longest_ending(walker: Walker, start: int) -> int:
     """A bound on `walker.shortest` over all places that texts of `start` lead to; INFINITE for nested languages, which have none, and
     where none is found in reasonable time. Of a fixpoint that still grows after `MAX_ROUNDS` it is taken that it grows forever."""
-    nodes = walker.arena.nodes
-    worst = [0] * len(nodes)
-    for _ in range(MAX_ROUNDS):
-        changed = False
-        for node in range(len(worst)):
-            found = _worst(walker, worst, node)
-            if found != worst[node]:
-                worst[node], changed = found, True
-        if not changed:
-            return max(worst[start], walker.shortest(start))
-    return INFINITE
+    return LongestEndings(walker).of(start)
+
+
+class LongestEndings:
+    """`longest_ending` of every place, also of those that come up as texts are walked. The rules of the arena are settled."""
+
+    def __init__(self, walker: Walker) -> None:
+        self._walker = walker
+        self._worst = [0] * len(walker.arena.nodes)
+        self._is_bounded = self._settle()
+
+    def of(self, node: int) -> int:
+        if not self._is_bounded:
+            return INFINITE
+        for later in range(len(self._worst), len(self._walker.arena.nodes)):  # it stands on older ones
+            self._worst.append(0)
+            self._worst[later] = _worst(self._walker, self._worst, later)
+        return max(self._worst[node], self._walker.shortest(node))
+
+    def _settle(self) -> bool:
+        """Least fixpoint over the rules; False when there is none in sight."""
+        for _ in range(MAX_ROUNDS):
+            changed = False
+            for node in range(len(self._worst)):
+                found = _worst(self._walker, self._worst, node)
+                if found != self._worst[node]:
+                    self._worst[node], changed = found, True
+            if not changed:
+                return True
+        return False
 
 
 def _worst(walker: Walker, worst: list[int], node: int) -> int:
