@@ -18,11 +18,14 @@ Blocks = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float32]
 
 
-def dequantise(tensor: GgufTensor, start: int = 0, stop: int | None = None) -> Values:
-    """Rows start … stop-1 of a tensor as float32 [rows, values of a row]."""
-    rows = tensor.blocks[start:stop]
-    blocks = rows.reshape(-1, tensor.type.num_bytes)
-    return DEQUANTISE[tensor.type.name](blocks).reshape(rows.shape[0], tensor.shape[-1])
+def dequantise(tensor: GgufTensor, start: int = 0, stop: int | None = None, columns: range | None = None) -> Values:
+    """Rows start … stop-1 of a tensor as float32 [rows, values of a row], or these columns of them: only their blocks are read."""
+    _, size, num_bytes = tensor.type
+    columns = range(tensor.shape[-1]) if columns is None else columns
+    first, last = columns.start // size, -(-columns.stop // size)
+    rows = tensor.blocks[start:stop, first * num_bytes : last * num_bytes]
+    values = DEQUANTISE[tensor.type.name](rows.reshape(-1, num_bytes)).reshape(rows.shape[0], -1)
+    return values[:, columns.start - first * size : columns.stop - first * size]
 
 
 def _half(blocks: Blocks, start: int) -> Values:

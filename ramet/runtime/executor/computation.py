@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,6 +21,7 @@ from ramet.runtime.executor.quantized_weights import load_quantized, why_not
 from ramet.runtime.executor.step_runner import FastPath, Forward
 from ramet.runtime.executor.weights import LoadedModel, load_model
 from ramet.runtime.kernels import cpu_library
+from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.model_files import ModelFiles
 from ramet.runtime.model_spec import ModelSpec
 from ramet.runtime.models.hf_config import model_spec
@@ -43,33 +44,41 @@ BITS = {"q4_1": 4, "q8_0": 8, None: None}
 
 @dataclass(frozen=True, slots=True)
 class Computation:
-    """`bind` makes the forward pass over a pool, `bind_fast` the faster way through decode steps, where there is one.
+    """`info` describes the whole model, `local` the part that this rank keeps keys and values of.
+    `bind` makes the forward pass over a pool, `bind_fast` the faster way through decode steps, where there is one.
     `activation_bytes`: of one prompt token at the widest point of a layer."""
 
     info: ModelInfo
+    local: ModelInfo
     kv_dtype: torch.dtype
     activation_bytes: int
     bind: Callable[[KVPool], Forward]
     bind_fast: Callable[[KVPool], Callable[[SlotTables], FastPath] | None] = lambda pool: None
 
 
-def load_computation(config: EngineConfig, device: torch.device, files: ModelFiles) -> Computation:
-    """Load the weights. Raises what `load_model` raises, and `Unsupported` for a quantization that cannot be had."""
+def load_computation(config: EngineConfig, device: torch.device, files: ModelFiles, ranks: RankGroup | None = None) -> Computation:
+    """Load the weights, or this rank's part of them. Raises what `load_model` raises, and `Unsupported` for a quantization that cannot be
+    had."""
     options = config.model
     if device.type == "cpu":
         spec = model_spec(files, overrides=options.json_model_override_args, context_length=options.context_length)
-        if _wants_quantized(options, files, spec):
+        if ranks is not None and options.quantization in (None, "none"):
+            _LOG.info("Tensor parallelism on CPU computes in float32 (rank %d of %d)", ranks.rank, ranks.size)
+        elif _wants_quantized(options, files, spec):
             return _quantized(config, files, spec)
     if options.quantization not in (None, "none"):
         raise Unsupported(f"quantization={options.quantization} runs on CPUs only so far; leave it out on {device.type}")
     dtype = resolve_dtype(options, files, device)
-    loaded = load_model(options, device=device, dtype=dtype, files=files)
+    loaded = load_model(options, device=device, dtype=dtype, files=files, ranks=ranks)
     kv_dtype = dtype if options.kv_cache_dtype == "auto" else DTYPES[options.kv_cache_dtype]
     if config.backend.attention_backend == "triton" or (config.backend.attention_backend == "auto" and device.type == "cuda"):
         return _on_gpu(config, loaded, kv_dtype, dtype, device)
     attention = TorchAttention()
     _LOG.info("Attention backend: torch; sampling backend: pytorch")
-    return Computation(loaded.info, kv_dtype, activation_bytes(loaded.spec, dtype), lambda pool: eager_forward(loaded, attention, pool))
+    local = _local(loaded)
+    return Computation(
+        loaded.info, local, kv_dtype, activation_bytes(loaded.model.shard.local, dtype), lambda pool: eager_forward(loaded, attention, pool)
+    )
 
 
 def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dtype: torch.dtype, device: torch.device) -> Computation:
@@ -80,7 +89,7 @@ def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dt
     from ramet.runtime.executor.cuda_graphs import SIZES, StepGraphs
     from ramet.runtime.models.fused_step import FusedStep
 
-    spec, graphs = loaded.spec, not config.backend.disable_cuda_graph
+    spec, graphs = loaded.model.shard.local, not config.backend.disable_cuda_graph
     attention = TritonAttention(
         num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=device, dense_prompts=_takes_dense_prompts(spec, dtype, kv_dtype)
     )
@@ -98,7 +107,11 @@ def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dt
         sizes = [size for size in SIZES if size <= (config.backend.cuda_graph_max_bs or SIZES[-1])]
         return (lambda tables: StepGraphs(step, attention, pool, tables, spec.vocab_size, sizes)) if graphs else None
 
-    return Computation(loaded.info, kv_dtype, activation_bytes(spec, dtype), bind, bind_fast)
+    return Computation(loaded.info, _local(loaded), kv_dtype, activation_bytes(spec, dtype), bind, bind_fast)
+
+
+def _local(loaded: LoadedModel) -> ModelInfo:
+    return replace(loaded.info, num_kv_heads=len(loaded.model.shard.kv_heads))
 
 
 def _takes_dense_prompts(spec: ModelSpec, dtype: torch.dtype, kv_dtype: torch.dtype) -> bool:
@@ -139,7 +152,9 @@ def _quantized(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> Comp
         kv_dtype=str(kv_dtype).removeprefix("torch."),
     )
     _LOG.info("Quantised CPU kernels on %d of %d cores; --quantization none computes in float32", threads, os.cpu_count() or threads)
-    return Computation(info, kv_dtype, activation_bytes(spec, torch.float32), lambda pool: lambda batch: loaded.step.forward(batch, pool))
+    return Computation(
+        info, info, kv_dtype, activation_bytes(spec, torch.float32), lambda pool: lambda batch: loaded.step.forward(batch, pool)
+    )
 
 
 def eager_forward(loaded: LoadedModel, attention: AttentionBackend, pool: KVPool) -> Forward:

@@ -1,28 +1,40 @@
-"""Random weights: the shape and speed of a model without its file."""
+"""Random weights: the shape and speed of a model without its file. A model divided among ranks has those of the whole one."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from ramet.runtime.layers.embedding import Embedding
+from ramet.runtime.layers.linear import Linear
 from ramet.runtime.layers.rms_norm import HeadNorm, RMSNorm
+from ramet.runtime.layers.weight_slot import WHOLE, WeightSlot
 
 
 def fill_randomly(model: nn.Module, seed: int) -> None:
     """Norms are one; matrices are uniform with the variance that keeps activations at their scale; biases are zero. The same seed on the
     same kind of device gives the same model."""
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, RMSNorm | HeadNorm):
-                parameter.fill_(1.0)
-            elif name == "bias":
-                parameter.zero_()
-            else:
-                _fill_uniformly(parameter, seed)
-                seed += 1
+        if isinstance(module, RMSNorm | HeadNorm):
+            module.weight.fill_(1.0)
+        elif isinstance(module, Linear | Embedding):
+            if isinstance(module, Linear) and module.bias is not None:
+                module.bias.zero_()
+            slots = [slot for name, slot in module.slots().items() if name.endswith("weight")]
+            _fill_uniformly(module.weight, slots, seed)
+            seed += 1
 
 
-def _fill_uniformly(weight: torch.Tensor, seed: int) -> None:
+def _fill_uniformly(weight: torch.Tensor, slots: Sequence[WeightSlot], seed: int) -> None:
+    """`slots`: the stacked matrices of a weight, which is drawn as a whole and cut where only a part of it is here."""
     generator = torch.Generator(weight.device).manual_seed(seed)
-    bound = (3.0 / weight.shape[-1]) ** 0.5
-    weight.uniform_(-bound, bound, generator=generator)
+    num_columns = slots[0].shape[1]
+    bound = (3.0 / num_columns) ** 0.5
+    if all(slot.region == WHOLE for slot in slots):
+        weight.uniform_(-bound, bound, generator=generator)
+        return
+    whole = weight.new_empty(sum(slot.shape[0] for slot in slots), num_columns).uniform_(-bound, bound, generator=generator)
+    for slot, part in zip(slots, torch.split(whole, [slot.shape[0] for slot in slots]), strict=True):
+        slot.fill(slot.region.of(part))

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, StepResult, TokenMasks
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One of `size` tensor-parallel executors that run the same plans; they meet in the directory `meeting`. Rank 0 alone is given masks
+    and chooses tokens; it sits beside the scheduler."""
+
+    index: int
+    size: int
+    meeting: str
 
 
 class PendingResult(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 
@@ -14,6 +14,7 @@ import torch
 from ramet.runtime.executor.weight_source import Piece
 from ramet.runtime.gguf_file import GgufFile, GgufTensor, open_gguf
 from ramet.runtime.gguf_quants import dequantise
+from ramet.runtime.layers.weight_slot import Region
 from ramet.runtime.model_files import ModelFiles
 from ramet.runtime.model_spec import ModelSpec
 
@@ -65,15 +66,14 @@ class GgufSource:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
-    def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
-        for name in names:
+    def pieces(self, wanted: Mapping[str, Region]) -> Iterator[Piece]:
+        for name, region in wanted.items():
             tensor = self._tensors[name]
-            if self._permuted and re.search(r"\.[qk]_proj\.", name):
-                yield Piece(name, tensor.blocks.nbytes, partial(_read_permuted, tensor, self._head_dim))
-            elif len(tensor.shape) == 1:
-                yield Piece(name, tensor.blocks.nbytes, partial(_read, tensor))
+            permuted = bool(self._permuted and re.search(r"\.[qk]_proj\.", name))
+            if len(tensor.shape) == 1:
+                yield Piece(name, tensor.blocks.nbytes, partial(_read_vector, tensor, self._head_dim if permuted else None, region))
             else:
-                yield from _pieces_of_rows(name, tensor)
+                yield from _pieces_of_rows(name, tensor, region, self._head_dim if permuted else None)
 
     def stored(self, name: str) -> tuple[str, npt.NDArray[np.uint8]]:
         """Type and rows [n, bytes of a row] of a matrix as they lie in the file, rows in Hugging Face's order."""
@@ -99,20 +99,30 @@ def _renamed(file: GgufFile, spec: ModelSpec) -> dict[str, GgufTensor]:
     return renamed
 
 
-def _pieces_of_rows(name: str, tensor: GgufTensor) -> Iterator[Piece]:
-    num_rows, row_bytes = tensor.blocks.shape
-    step = max(1, PIECE_VALUES // tensor.shape[-1])
-    for start in range(0, num_rows, step):
-        stop = min(start + step, num_rows)
-        yield Piece(name, (stop - start) * row_bytes, partial(_read, tensor, start, stop), start)
+def _pieces_of_rows(name: str, tensor: GgufTensor, region: Region, head_dim: int | None) -> Iterator[Piece]:
+    """`head_dim`: of heads whose rows llama.cpp stores in another order; no piece divides one of those."""
+    columns = range(tensor.shape[-1]) if region.columns is None else region.columns
+    step = max(1, PIECE_VALUES // len(columns))
+    step = step if head_dim is None else -(-step // head_dim) * head_dim
+    row_bytes = tensor.blocks.shape[1] * len(columns) // tensor.shape[-1]
+    done = 0
+    for rows in (range(tensor.shape[0]),) if region.rows is None else region.rows:
+        for part in (rows[first : first + step] for first in range(0, len(rows), step)):
+            read = partial(_read, tensor, part, columns, head_dim)
+            yield Piece(name, len(part) * row_bytes, read, done + part.start - rows.start)
+        done += len(rows)
 
 
-def _read(tensor: GgufTensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
-    values = torch.from_numpy(dequantise(tensor, start, stop))
-    return values if len(tensor.shape) > 1 else values.view(-1)
+def _read(tensor: GgufTensor, rows: range, columns: range, head_dim: int | None) -> torch.Tensor:
+    values = torch.from_numpy(dequantise(tensor, rows.start, rows.stop, columns))
+    return values if head_dim is None else _in_halves(values, head_dim)
 
 
-def _read_permuted(tensor: GgufTensor, head_dim: int) -> torch.Tensor:
+def _read_vector(tensor: GgufTensor, head_dim: int | None, region: Region) -> torch.Tensor:
+    values = torch.from_numpy(dequantise(tensor)).view(-1, 1)
+    return region.of((values if head_dim is None else _in_halves(values, head_dim)).view(-1))
+
+
+def _in_halves(values: torch.Tensor, head_dim: int) -> torch.Tensor:
     """Undo the order in which llama.cpp stores the rows of a head: first and second half interleaved."""
-    values = torch.from_numpy(dequantise(tensor)).view(-1, head_dim // 2, 2, tensor.shape[-1] if len(tensor.shape) > 1 else 1)
-    return values.transpose(1, 2).reshape(tensor.shape)
+    return values.view(-1, head_dim // 2, 2, values.shape[-1]).transpose(1, 2).reshape(values.shape)

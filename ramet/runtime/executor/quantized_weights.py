@@ -17,6 +17,7 @@ from ramet.runtime.executor.weights import check_fit
 from ramet.runtime.kernels import packed_weight
 from ramet.runtime.kernels.packed_weight import BLOCK, PANEL, Blocks, CpuContext, PackedWeight
 from ramet.runtime.layers.rotary import inverse_frequencies
+from ramet.runtime.layers.weight_slot import WHOLE
 from ramet.runtime.model_files import ModelFiles
 from ramet.runtime.model_spec import ModelSpec
 from ramet.runtime.models.decoder_step import DecoderStep, StepLayer, StepShape, StepWeights
@@ -128,7 +129,7 @@ class _Packer:
         return self.values(name).contiguous()
 
     def values(self, name: str) -> torch.Tensor:
-        pieces = [piece.read().float() for piece in self.source.pieces([name])]
+        pieces = [piece.read().float() for piece in self.source.pieces({name: WHOLE})]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 

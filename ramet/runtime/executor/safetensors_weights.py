@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from ramet.errors import ModelNotFound
 from ramet.runtime.executor.weight_source import Piece
+from ramet.runtime.layers.weight_slot import Region
 from ramet.runtime.model_files import ModelFiles, read_json
 
 SINGLE = "model.safetensors"
@@ -19,7 +21,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class SafetensorsSource:
-    """Reads each tensor out of the mapped file when its piece is read."""
+    """Reads each tensor, or the wanted spans of its rows and columns, out of the mapped file when its piece is read."""
 
     adds_norm_offset = False
 
@@ -32,10 +34,25 @@ class SafetensorsSource:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._tensors.items()}
 
-    def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
+    def pieces(self, wanted: Mapping[str, Region]) -> Iterator[Piece]:
         shapes = self.shapes()
-        for name in names:
-            yield Piece(name, prod(shapes[name]), partial(self._tensors[name].get_tensor, name))
+        for name, region in wanted.items():
+            handle, shape = self._tensors[name], shapes[name]
+            if region.rows is None and region.columns is None:
+                yield Piece(name, prod(shape), partial(handle.get_tensor, name))
+                continue
+            width = prod(shape[1:]) if region.columns is None else len(region.columns)
+            start = 0
+            for rows in (range(shape[0]),) if region.rows is None else region.rows:
+                yield Piece(name, len(rows) * width, partial(_read_part, handle, name, rows, region.columns), start)
+                start += len(rows)
+
+
+def _read_part(handle: Any, name: str, rows: range, columns: range | None) -> torch.Tensor:
+    tensor = handle.get_slice(name)
+    here = slice(rows.start, rows.stop)
+    part: torch.Tensor = tensor[here] if columns is None else tensor[here, columns.start : columns.stop]
+    return part
 
 
 def _open(path: Path) -> Any:

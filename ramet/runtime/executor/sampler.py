@@ -45,8 +45,9 @@ class SlotSampling:
 class Sampler:
     """State per slot and the sampling of a step. Used by one thread; `begin` and `sample` alternate in the order of the steps."""
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._vocab_size, self._device = vocab_size, device
+    def __init__(self, vocab_size: int, device: torch.device, *, chooses: bool = True) -> None:
+        """Without `chooses` it only remembers what each slot's request is: somebody else samples."""
+        self._vocab_size, self._device, self._chooses = vocab_size, device, chooses
         self._slots: dict[int, SlotSampling] = {}
         self._penalties = PenaltyCounts(vocab_size, device)
 
@@ -86,7 +87,7 @@ class Sampler:
         return all(row.mask_row is None and _is_plain(self._slots[row.slot], row) for row in rows)
 
     def _reset(self, slot: int, start: RowStart) -> None:
-        penalised = is_penalised(start.sampling)
+        penalised = self._chooses and is_penalised(start.sampling)
         self._slots[slot] = SlotSampling(start, penalised, len(start.prompt_ids) + len(start.output_ids))
         if penalised:
             self._penalties.reset(slot, start.prompt_ids, start.output_ids)

@@ -13,6 +13,7 @@ from ramet.runtime.executor.inputs import SlotTables, device_tensor
 from ramet.runtime.executor.logprobs import PromptPiece, compute_logprobs, split_output, split_prompt
 from ramet.runtime.executor.sampler import Sampler
 from ramet.runtime.executor.step_readback import RowLogprobs, StepClock, StepReadback
+from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, PlanRow, TokenMasks
 from ramet.runtime.request import LogprobParams
 
@@ -55,12 +56,15 @@ class StepRunner:
         capacity: Capacity,
         device: torch.device,
         fast_path: Callable[[SlotTables], FastPath] | None = None,
+        ranks: RankGroup | None = None,
     ) -> None:
-        self._forward, self._device = forward, device
+        """`ranks`: the others that run the same plans; rank 0 chooses the tokens and tells them."""
+        self._forward, self._device, self._ranks = forward, device, ranks
+        self._chooses = ranks is None or ranks.rank == 0
         self._tables = SlotTables(capacity, model.context_len, device)
         self._fast_path = fast_path(self._tables) if fast_path is not None else None
         self._fast: FastResult | None = None
-        self._sampler = Sampler(model.vocab_size, device)
+        self._sampler = Sampler(model.vocab_size, device, chooses=self._chooses)
         self._clock = StepClock(device)
         self._logits: torch.Tensor | None = None  # of the sampling rows, between forward and sample
         self._prompt: list[RowLogprobs] = []
@@ -86,17 +90,24 @@ class StepRunner:
         if numbers:
             assert self._logits is not None, "forward() comes before sample()"
             rows = [plan.rows[i] for i in numbers]
-            if self._fast is not None and self._sampler.is_plain(rows):
+            if not self._chooses:
+                tokens, slots = tokens.new_empty(len(rows)), self._slots_of(rows)
+            elif self._fast is not None and self._sampler.is_plain(rows):
                 tokens, slots = self._fast.tokens, self._fast.slots
             else:
                 before = self._before_changes(rows)
                 tokens = self._sampler.sample(rows, self._logits, masks)
                 sampled = [self._logprobs_of(params, at, logits, tokens, numbers) for params, at, logits in before]
-                slots = device_tensor([row.slot for row in rows], np.int64, self._device)
+                slots = self._slots_of(rows)
+            if self._ranks is not None:
+                self._ranks.broadcast(tokens)
             self._tables.last_token.index_copy_(0, slots, tokens)
         self._clock.stop()
         self._logits = self._fast = None
         return StepReadback(plan, tokens, sampled, self._prompt, self._clock)
+
+    def _slots_of(self, rows: Sequence[PlanRow]) -> torch.Tensor:
+        return device_tensor([row.slot for row in rows], np.int64, self._device)
 
     def _run_fast(self, plan: BatchPlan) -> FastResult | None:
         """The step by the faster way, where there is one and every row samples."""
@@ -122,12 +133,12 @@ class StepRunner:
         logits = self._forward(inputs.batch)
         done = 0
         for piece in pieces:
-            if piece.targets:
+            if piece.targets and self._chooses:
                 targets = device_tensor(piece.targets, np.int64, self._device)
                 params = self._sampler[piece.row.slot].start.logprobs or LogprobParams()
                 values = compute_logprobs(logits[done : done + len(targets)], targets, params)
                 self._prompt.append(RowLogprobs((piece.row_index,), params, values))
-                done += len(targets)
+            done += len(piece.targets)
         return logits[done:]
 
     def _before_changes(self, rows: Sequence[PlanRow]) -> list[tuple[LogprobParams, list[int], torch.Tensor]]:

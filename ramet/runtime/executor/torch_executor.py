@@ -10,20 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 
 from ramet.errors import ConfigError, InternalError, OutOfMemory
 from ramet.log import get_logger
 from ramet.runtime.config import EngineConfig
-from ramet.runtime.executor.computation import load_computation
-from ramet.runtime.executor.executor import PendingResult
+from ramet.runtime.executor.computation import Computation, load_computation
+from ramet.runtime.executor.executor import PendingResult, Rank
 from ramet.runtime.executor.gpu_warm_up import warm_up
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
-from ramet.runtime.executor.memory import log_plan, measure_memory, plan_memory
+from ramet.runtime.executor.memory import DeviceMemory, log_plan, measure_memory, plan_memory
+from ramet.runtime.executor.process_group import join_ranks
 from ramet.runtime.executor.step_readback import StepReadback
 from ramet.runtime.executor.step_runner import FastPath, Forward, StepRunner
+from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.model_files import locate_model
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, StepResult, TokenMasks
 
@@ -42,9 +45,10 @@ class TorchExecutor:
         *,
         num_threads: int | None = None,
         fast_path: Callable[[SlotTables], FastPath] | None = None,
+        ranks: RankGroup | None = None,
     ) -> None:
         self._model, self._capacity = model, capacity
-        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, fast_path)
+        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, fast_path, ranks)
         self._device_context = _device_context(device)
         self.on_gpu = device.type == "cuda"
         self._forward: Future[None] | None = None
@@ -100,36 +104,57 @@ class PendingStep:
             ) from error
 
 
-def create_executor(config: EngineConfig) -> TorchExecutor:
-    """Load the configured model and size the pool: minutes for a large model. Raises what `load_model` raises, `ConfigError` for a
-    device that is not there, `OutOfMemory`."""
-    device = resolve_device(config.model.device)
+def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExecutor:
+    """Load the configured model, or the part of it that `rank` has, and size the pool: minutes for a large model. Raises what `load_model`
+    raises, `ConfigError` for a device that is not there, `OutOfMemory`."""
+    device = resolve_device(config.model.device, rank)
     files = locate_model(config.model.model_path, revision=config.model.revision)
-    computation = load_computation(config, device, files)
-    info, kv_dtype = computation.info, computation.kv_dtype
-    plan = plan_memory(
-        config,
-        info,
-        measure_memory(device, info.weight_bytes),
-        on_gpu=device.type == "cuda",
-        token_bytes=kv_bytes_per_token(info, kv_dtype),
-        activation_bytes_per_token=computation.activation_bytes,
+    ranks = None if rank is None else join_ranks(rank, device)
+    if ranks is not None and device.type == "cpu":
+        torch.set_num_threads(max(torch.get_num_threads() // ranks.size, 1))
+    computation = load_computation(config, device, files, ranks)
+    capacity, kv_dtype = _plan_pool(config, computation, device, ranks), computation.kv_dtype
+    pool = allocate_pool(computation.local, num_pages=capacity.num_pages, page_size=capacity.page_size, dtype=kv_dtype, device=device)
+    fast_path, threads = computation.bind_fast(pool), torch.get_num_threads() if ranks is not None and device.type == "cpu" else None
+    executor = TorchExecutor(
+        computation.bind(pool), computation.info, capacity, device, num_threads=threads, fast_path=fast_path, ranks=ranks
     )
-    capacity = plan.capacity
-    pool = allocate_pool(info, num_pages=capacity.num_pages, page_size=capacity.page_size, dtype=kv_dtype, device=device)
-    _LOG.info("Model %s: %s on %s", info.name, info.architecture, device)
-    log_plan(plan, info, str(kv_dtype).removeprefix("torch."))
-    executor = TorchExecutor(computation.bind(pool), info, capacity, device, fast_path=computation.bind_fast(pool))
     if device.type == "cuda":
         warm_up(executor)
     return executor
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto`: a CUDA device where there is one."""
+def _plan_pool(config: EngineConfig, computation: Computation, device: torch.device, ranks: RankGroup | None) -> Capacity:
+    """All ranks have as many pages as the one that has room for the fewest."""
+    info, local, kv_dtype = computation.info, computation.local, computation.kv_dtype
+    memory = measure_memory(device, info.weight_bytes)
+    if ranks is not None and device.type == "cpu":
+        memory = DeviceMemory(memory.total // ranks.size, memory.free // ranks.size)  # which all ranks share
+    plan = plan_memory(
+        config,
+        info,
+        memory,
+        on_gpu=device.type == "cuda",
+        token_bytes=kv_bytes_per_token(local, kv_dtype),
+        activation_bytes_per_token=computation.activation_bytes,
+    )
+    _LOG.info("Model %s: %s on %s", info.name, info.architecture, device)
+    log_plan(plan, info, str(kv_dtype).removeprefix("torch."))
+    return plan.capacity if ranks is None else replace(plan.capacity, num_pages=ranks.least(plan.capacity.num_pages))
+
+
+def resolve_device(name: str, rank: Rank | None = None) -> torch.device:
+    """`auto`: a CUDA device where there is one. Ranks have one each, in order."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("torch finds no CUDA device; use --device cpu, or install a CUDA build of torch", param="device")
-    return torch.device("cuda", 0) if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else torch.device("cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if rank is not None and rank.size > torch.cuda.device_count():
+        message = f"tp_size={rank.size} needs as many GPUs; this machine has {torch.cuda.device_count()}"
+        raise ConfigError(message, param="tp_size")
+    device = torch.device("cuda", 0 if rank is None else rank.index)
+    torch.cuda.set_device(device)
+    return device
 
 
 def _device_context(device: torch.device) -> AbstractContextManager[object]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from ramet.runtime.layers.weight_slot import Region
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A checkpoint's tensor, or rows of it from `start` on (None: the whole). `read` brings the values; it may run in any thread."""
+    """A region of a checkpoint's tensor, or rows of that region from `start` on (None: all). `read` brings the values; it may run in any
+    thread."""
 
     name: str
     num_bytes: int
@@ -29,5 +32,5 @@ class WeightSource(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every tensor, without reading it."""
 
-    def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
-        """The named tensors, each whole or as pieces that cover its rows once."""
+    def pieces(self, wanted: Mapping[str, Region]) -> Iterator[Piece]:
+        """These regions of the named tensors, each whole or as pieces that cover its rows once; nothing else is read."""

@@ -19,6 +19,7 @@ from ramet.runtime.executor.dummy_weights import fill_randomly
 from ramet.runtime.executor.gguf_weights import GgufSource
 from ramet.runtime.executor.safetensors_weights import SafetensorsSource
 from ramet.runtime.executor.weight_source import Piece, WeightSource
+from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.layers.weight_slot import WeightSlot
 from ramet.runtime.model_files import ModelFiles
 from ramet.runtime.model_spec import ModelSpec
@@ -41,12 +42,14 @@ class LoadedModel:
     spec: ModelSpec
 
 
-def load_model(config: ModelConfig, *, device: torch.device | str, dtype: torch.dtype, files: ModelFiles) -> LoadedModel:
-    """Build the model and fill it. Raises Unsupported or ConfigError for its config, InvalidRequest for a checkpoint that does not fit
-    it, ModelNotFound for missing files."""
+def load_model(
+    config: ModelConfig, *, device: torch.device | str, dtype: torch.dtype, files: ModelFiles, ranks: RankGroup | None = None
+) -> LoadedModel:
+    """Build the model, or the part of it that this rank has, and fill it. Raises Unsupported or ConfigError for its config, InvalidRequest
+    for a checkpoint that does not fit it, ModelNotFound for missing files."""
     spec = model_spec(files, overrides=config.json_model_override_args, context_length=config.context_length)
     with torch.no_grad():
-        model = Transformer(spec, dtype=dtype, device=torch.device(device)).eval()
+        model = Transformer(spec, dtype=dtype, device=torch.device(device), ranks=ranks).eval()
         if config.load_format == "dummy":
             fill_randomly(model, config.random_seed)
         else:
@@ -57,7 +60,7 @@ def load_model(config: ModelConfig, *, device: torch.device | str, dtype: torch.
 def fill(slots: Mapping[str, WeightSlot], source: WeightSource, files: ModelFiles, spec: ModelSpec) -> None:
     """Check the checkpoint's names and shapes against the slots, then stream every tensor into its slot, in threads, with progress."""
     check_fit({name: slot.shape for name, slot in slots.items()}, source.shapes(), files, spec)
-    pieces = list(source.pieces(slots))
+    pieces = list(source.pieces({name: slot.region for name, slot in slots.items()}))
 
     @torch.no_grad()
     def place(piece: Piece) -> int:
@@ -104,7 +107,9 @@ def _source(config: ModelConfig, files: ModelFiles, spec: ModelSpec) -> WeightSo
 
 
 def _info(config: ModelConfig, model: Transformer, files: ModelFiles, dtype: torch.dtype) -> ModelInfo:
-    parameters = list(model.parameters())
+    """Of the whole model, also where only a part of it is here."""
+    outline = model if model.ranks is None else Transformer(model.spec, dtype=dtype, device=torch.device("meta"))
+    parameters = list(outline.parameters())
     return model_info(
         model.spec,
         name=config.served_model_name or files.name,

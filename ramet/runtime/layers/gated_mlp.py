@@ -8,20 +8,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ramet.runtime.layers.linear import Linear, LinearShape
+from ramet.runtime.layers.linear import Linear, LinearPart, LinearShape
+from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.layers.weight_slot import WeightSlot
-from ramet.runtime.model_spec import Activation, ModelSpec
+from ramet.runtime.model_shard import ModelShard, shifted
+from ramet.runtime.model_spec import Activation
 
 
 class GatedMLP(nn.Module):
-    """[T, hidden] → [T, hidden]; gate and up are one matrix."""
+    """[T, hidden] → [T, hidden]; gate and up are one matrix. A rank has its share of the inner features."""
 
-    def __init__(self, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, shard: ModelShard, *, dtype: torch.dtype, device: torch.device, ranks: RankGroup | None = None) -> None:
         super().__init__()
-        size = spec.intermediate_size
-        parts = (("gate_up_proj", 2 * size),) if spec.fused_checkpoint else (("gate_proj", size), ("up_proj", size))
-        self.gate_up = Linear(LinearShape(spec.hidden_size, parts, spec.mlp_bias), dtype=dtype, device=device)
-        self.down = Linear(LinearShape(size, (("down_proj", spec.hidden_size),), spec.mlp_bias), dtype=dtype, device=device)
+        spec, hidden = shard.spec, shard.spec.hidden_size
+        down = LinearShape(spec.intermediate_size, (LinearPart.whole("down_proj", hidden),), shard.inner, spec.mlp_bias)
+        self.gate_up = Linear(LinearShape(hidden, _gate_up(shard), range(hidden), spec.mlp_bias), dtype=dtype, device=device)
+        self.down = Linear(down, dtype=dtype, device=device, ranks=ranks)
         self.activation = activation_of(spec.activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -41,3 +43,10 @@ def activation_of(name: Activation) -> Callable[[torch.Tensor], torch.Tensor]:
             return F.gelu
         case "gelu_tanh":
             return lambda x: F.gelu(x, approximate="tanh")
+
+
+def _gate_up(shard: ModelShard) -> tuple[LinearPart, ...]:
+    size, inner = shard.spec.intermediate_size, shard.inner
+    if shard.spec.fused_checkpoint:
+        return (LinearPart("gate_up_proj", 2 * size, (inner, shifted(inner, size))),)
+    return LinearPart("gate_proj", size, (inner,)), LinearPart("up_proj", size, (inner,))

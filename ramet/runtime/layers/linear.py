@@ -1,4 +1,4 @@
-"""y = x Wᵀ + b, with several matrices of the checkpoint stacked into one."""
+"""y = x Wᵀ + b, with several matrices of the checkpoint stacked into one, whole or divided among tensor-parallel ranks."""
 
 from __future__ import annotations
 
@@ -8,41 +8,76 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ramet.runtime.layers.weight_slot import WeightSlot, empty_parameter, slot_of
+from ramet.runtime.layers.rank_group import RankGroup
+from ramet.runtime.layers.weight_slot import Region, WeightSlot, empty_parameter
+
+
+@dataclass(frozen=True, slots=True)
+class LinearPart:
+    """A matrix of the checkpoint with `rows` rows, of which the spans `held` are here."""
+
+    name: str
+    rows: int
+    held: tuple[range, ...]
+
+    @classmethod
+    def whole(cls, name: str, rows: int) -> LinearPart:
+        return cls(name, rows, (range(rows),))
+
+    @property
+    def num_held(self) -> int:
+        return sum(len(rows) for rows in self.held)
+
+    @property
+    def region(self) -> tuple[range, ...] | None:
+        return None if self.held == (range(self.rows),) else self.held
 
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """`parts`: name and number of rows of each stacked matrix, in order; all read the same `in_features` inputs."""
+    """`parts`: the stacked matrices, in order; all read the same `in_features` inputs, of which `columns` are here."""
 
     in_features: int
-    parts: tuple[tuple[str, int], ...]
+    parts: tuple[LinearPart, ...]
+    columns: range
     bias: bool = False
 
     @property
     def out_features(self) -> int:
-        return sum(rows for _, rows in self.parts)
+        """Rows that are here."""
+        return sum(part.num_held for part in self.parts)
 
 
 class Linear(nn.Module):
-    """[…, in] → […, out]."""
+    """[…, in] → […, out]. With `ranks` every rank has some of the inputs, and the sum of what they make of them is the output."""
 
-    def __init__(self, shape: LinearShape, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, shape: LinearShape, *, dtype: torch.dtype, device: torch.device, ranks: RankGroup | None = None) -> None:
         super().__init__()
-        self.shape = shape
-        self.weight = empty_parameter(shape.out_features, shape.in_features, dtype=dtype, device=device)
-        self.bias = empty_parameter(shape.out_features, dtype=dtype, device=device) if shape.bias else None
+        self.shape, self.ranks = shape, ranks
+        self.weight = empty_parameter(shape.out_features, len(shape.columns), dtype=dtype, device=device)
+        has_bias = shape.bias and (ranks is None or ranks.rank == 0)  # a sum needs it once
+        self.bias = empty_parameter(shape.out_features, dtype=dtype, device=device) if has_bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self.combine(F.linear(x, self.weight, self.bias))
+
+    def combine(self, product: torch.Tensor) -> torch.Tensor:
+        """x Wᵀ + b as it is here → the output; `product` may be overwritten."""
+        return product if self.ranks is None else self.ranks.all_reduce(product)
 
     def slots(self) -> dict[str, WeightSlot]:
         """`q_proj.weight`, `q_proj.bias`, …: one slot per stacked matrix."""
         found: dict[str, WeightSlot] = {}
+        columns = None if self.shape.columns == range(self.shape.in_features) else self.shape.columns
         start = 0
-        for name, rows in self.shape.parts:
-            found[f"{name}.weight"] = slot_of(self.weight[start : start + rows])
+        for part in self.shape.parts:
+            here = slice(start, start + part.num_held)
+            found[f"{part.name}.weight"] = WeightSlot(
+                self.weight[here], (part.rows, self.shape.in_features), region=Region(part.region, columns)
+            )
             if self.bias is not None:
-                found[f"{name}.bias"] = slot_of(self.bias[start : start + rows])
-            start += rows
+                found[f"{part.name}.bias"] = WeightSlot(self.bias[here], (part.rows,), region=Region(part.region))
+            elif self.shape.bias:
+                found[f"{part.name}.bias"] = WeightSlot(self.weight.new_empty(0), (part.rows,), region=Region(rows=()))
+            start = here.stop
         return found

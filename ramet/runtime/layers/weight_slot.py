@@ -8,28 +8,41 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """The part of a checkpoint's tensor that is wanted: spans of its rows, one behind the other, and one of its columns. None: all."""
+
+    rows: tuple[range, ...] | None = None
+    columns: range | None = None
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This part of the whole tensor."""
+        if self.rows is not None:
+            tensor = torch.cat([tensor[:0], *(tensor[rows.start : rows.stop] for rows in self.rows)])
+        return tensor if self.columns is None else tensor[:, self.columns.start : self.columns.stop]
+
+
+WHOLE = Region()
+
+
+@dataclass(frozen=True, slots=True)
 class WeightSlot:
-    """`target` is filled from a tensor of `shape`, or of whole rows of it; a shorter shape is broadcast over the leading dimensions.
-    `offset` is added to what the checkpoint holds."""
+    """`target` is filled from the `region` of a tensor of `shape`, or from whole rows of that; a shorter shape is broadcast over the
+    leading dimensions. `offset` is added to what the checkpoint holds."""
 
     target: torch.Tensor
     shape: tuple[int, ...]
     offset: float = 0.0
+    region: Region = WHOLE
 
     def fill(self, source: torch.Tensor, *, add_offset: bool = True) -> None:
-        """Copy the whole tensor, on any device and of any dtype."""
+        """Copy the whole region, on any device and of any dtype."""
         self.target.copy_(source)
         if add_offset and self.offset:
             self.target.add_(self.offset)
 
     def fill_rows(self, start: int, source: torch.Tensor) -> None:
-        """Copy rows start … start+len(source)-1 of a matrix: large tensors arrive in pieces."""
+        """Copy rows start … start+len(source)-1 of the region: large tensors arrive in pieces."""
         self.target[start : start + source.shape[0]].copy_(source)
-
-
-def slot_of(target: torch.Tensor) -> WeightSlot:
-    """The slot that a tensor fills exactly."""
-    return WeightSlot(target, tuple(target.shape))
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.nn.Parameter:

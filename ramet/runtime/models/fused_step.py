@@ -48,15 +48,18 @@ class FusedStep:
     def _layer(self, layer: DecoderLayer, hidden: torch.Tensor, delta: torch.Tensor | None, angles: list[Angles]) -> torch.Tensor:
         """Updates `hidden` in place; what the MLP adds to it is returned, for the next norm to add."""
         x = _norm(layer.attention_norm, hidden, delta)
-        delta = _linear(layer.attention.output, self._attend(layer.attention, _linear(layer.attention.qkv, x), angles))
+        attended = self._attend(layer.attention, _linear(layer.attention.qkv, x), angles)
+        delta = layer.attention.output.combine(_linear(layer.attention.output, attended))
         delta = _post(layer.attention_post_norm, delta)
         x = _norm(layer.mlp_norm, hidden, delta)
-        delta = _linear(layer.mlp.down, gated_activation(_linear(layer.mlp.gate_up, x), self._activation))
+        inner = gated_activation(_linear(layer.mlp.gate_up, x), self._activation)
+        delta = layer.mlp.down.combine(_linear(layer.mlp.down, inner))
         return _post(layer.mlp_post_norm, delta)
 
     def _is_skinny(self, layer: DecoderLayer, num_tokens: int) -> bool:
         linears = (layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down)
-        return layer.attention_post_norm is None and all(fits(linear.weight, num_tokens) for linear in linears)
+        alone = self._model.ranks is None and layer.attention_post_norm is None  # nothing happens to what is added to `hidden`
+        return alone and all(fits(linear.weight, num_tokens) for linear in linears)
 
     def _skinny_layer(self, layer: DecoderLayer, hidden: torch.Tensor, angles: list[Angles]) -> None:
         attention, mlp = layer.attention, layer.mlp
@@ -80,9 +83,9 @@ class FusedStep:
     def _logits(self, hidden: torch.Tensor, delta: torch.Tensor | None, out: torch.Tensor | None) -> torch.Tensor:
         model = self._model
         weight = model.embed.weight if model.head is None else model.head.weight
-        logits = _float_product(_norm(model.norm, hidden, delta), weight, out)
+        logits = _float_product(_norm(model.norm, hidden, delta), weight, out if model.ranks is None else None)
         cap = model.spec.logit_softcap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+        return model.whole_logits(logits if cap is None else logits.div_(cap).tanh_().mul_(cap), out)
 
 
 def _float_product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:

@@ -16,25 +16,36 @@ from torch.nn import functional as F
 from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardBatch
 from ramet.runtime.layers.embedding import Embedding
 from ramet.runtime.layers.gated_mlp import GatedMLP
-from ramet.runtime.layers.linear import Linear, LinearShape
+from ramet.runtime.layers.linear import Linear, LinearPart, LinearShape
+from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.layers.rms_norm import HeadNorm, RMSNorm
 from ramet.runtime.layers.rotary import Rotary, Rotation, rotate
 from ramet.runtime.layers.weight_slot import WeightSlot
+from ramet.runtime.model_shard import ModelShard, divide, shifted, times
 from ramet.runtime.model_spec import ModelSpec, RopeSpec
 
 
 class Transformer(nn.Module):
-    """The whole model. Parameters are empty until a loader fills `slots()`."""
+    """The whole model, or with `ranks` this rank's part of it (`model_shard`). Parameters are empty until a loader fills `slots()`."""
 
-    def __init__(self, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, ranks: RankGroup | None = None) -> None:
         super().__init__()
-        self.spec = spec
-        self.embed = Embedding(spec.vocab_size, spec.hidden_size, scale=spec.embedding_scale, dtype=dtype, device=device)
+        self.spec, self.ranks = spec, ranks
+        self.shard = shard = divide(spec, 0, 1) if ranks is None else divide(spec, ranks.rank, ranks.size)
+        self.embed = Embedding(
+            spec.vocab_size,
+            spec.hidden_size,
+            scale=spec.embedding_scale,
+            dtype=dtype,
+            device=device,
+            held=shard.vocab,
+            ranks=ranks,
+        )
         ropes = tuple(dict.fromkeys(layer.rope for layer in spec.layers if layer.rope is not None))
         self.rotaries = nn.ModuleList(Rotary(rope, dtype=dtype, device=device) for rope in ropes)
-        self.layers = nn.ModuleList(DecoderLayer(spec, i, ropes, dtype=dtype, device=device) for i in range(spec.num_layers))
+        self.layers = nn.ModuleList(DecoderLayer(shard, i, ropes, dtype=dtype, device=device, ranks=ranks) for i in range(spec.num_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, offset=spec.norm_offset, dtype=dtype, device=device)
-        head = LinearShape(spec.hidden_size, (("lm_head", spec.vocab_size),))
+        head = LinearShape(spec.hidden_size, (LinearPart("lm_head", spec.vocab_size, (shard.vocab,)),), range(spec.hidden_size))
         self.head = None if spec.tied_embeddings else Linear(head, dtype=dtype, device=device)
 
     def forward(self, batch: ForwardBatch, attention: AttentionBackend) -> torch.Tensor:
@@ -50,7 +61,16 @@ class Transformer(nn.Module):
         head = self.embed if self.head is None else self.head
         logits = F.linear(hidden, head.weight).float()
         cap = self.spec.logit_softcap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+        return self.whole_logits(logits if cap is None else logits.div_(cap).tanh_().mul_(cap))
+
+    def whole_logits(self, logits: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[S, vocab] on every rank, in `out` where it is given, from each rank's share of the vocabulary [S, vocab / N]."""
+        if self.ranks is None:
+            return logits
+        num_rows, share = logits.shape
+        whole = logits.new_empty(num_rows, self.spec.vocab_size) if out is None else out
+        whole.view(num_rows, self.ranks.size, share).copy_(self.ranks.all_gather(logits).transpose(0, 1))
+        return whole
 
     def slots(self) -> dict[str, WeightSlot]:
         """Every tensor that a checkpoint must bring, by its name there."""
@@ -66,8 +86,18 @@ class Transformer(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and MLP, each behind a norm and added to the residual stream; sandwich norms put another one behind each."""
 
-    def __init__(self, spec: ModelSpec, index: int, ropes: tuple[RopeSpec, ...], *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        shard: ModelShard,
+        index: int,
+        ropes: tuple[RopeSpec, ...],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        ranks: RankGroup | None = None,
+    ) -> None:
         super().__init__()
+        spec = shard.spec
 
         def norm() -> RMSNorm:
             return RMSNorm(spec.hidden_size, spec.norm_eps, offset=spec.norm_offset, dtype=dtype, device=device)
@@ -75,8 +105,8 @@ class DecoderLayer(nn.Module):
         self.attention_norm, self.mlp_norm = norm(), norm()
         self.attention_post_norm = norm() if spec.sandwich_norms else None
         self.mlp_post_norm = norm() if spec.sandwich_norms else None
-        self.attention = Attention(spec, index, ropes, dtype=dtype, device=device)
-        self.mlp = GatedMLP(spec, dtype=dtype, device=device)
+        self.attention = Attention(shard, index, ropes, dtype=dtype, device=device, ranks=ranks)
+        self.mlp = GatedMLP(shard, dtype=dtype, device=device, ranks=ranks)
 
     def forward(self, hidden: torch.Tensor, rotations: list[Rotation], backend: AttentionBackend) -> torch.Tensor:
         """[T, hidden] → the same tensor, updated in place."""
@@ -101,18 +131,32 @@ class DecoderLayer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: one matrix for q, k and v; queries and keys are normed and rotated together."""
+    """Grouped-query attention: one matrix for q, k and v; queries and keys are normed and rotated together. A rank has its share of the
+    heads."""
 
-    def __init__(self, spec: ModelSpec, index: int, ropes: tuple[RopeSpec, ...], *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        shard: ModelShard,
+        index: int,
+        ropes: tuple[RopeSpec, ...],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        ranks: RankGroup | None = None,
+    ) -> None:
         super().__init__()
+        spec = shard.local
         self.index, self.window, self.softcap = index, spec.layers[index].window, spec.attention_softcap
         self.scale, self.head_dim = spec.attention_scale, spec.head_dim
         self.num_heads, self.num_qk_heads = spec.num_heads, spec.num_heads + spec.num_kv_heads
         rope = spec.layers[index].rope
         self.rotation = None if rope is None else ropes.index(rope)
-        self.qkv = Linear(_qkv_shape(spec), dtype=dtype, device=device)
-        out = LinearShape(spec.num_heads * spec.head_dim, (("o_proj", spec.hidden_size),), spec.output_bias)
-        self.output = Linear(out, dtype=dtype, device=device)
+        qkv = LinearShape(spec.hidden_size, _qkv(shard), range(spec.hidden_size), spec.qkv_bias)
+        self.qkv = Linear(qkv, dtype=dtype, device=device)
+        inputs = shard.spec.num_heads * spec.head_dim
+        heads = times(shard.heads, spec.head_dim)
+        out = LinearShape(inputs, (LinearPart.whole("o_proj", spec.hidden_size),), heads, spec.output_bias)
+        self.output = Linear(out, dtype=dtype, device=device, ranks=ranks)
         self.head_norm = (
             HeadNorm(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.norm_eps, offset=spec.norm_offset, dtype=dtype, device=device)
             if spec.qk_norm
@@ -137,8 +181,10 @@ class Attention(nn.Module):
         return {**self.qkv.slots(), **self.output.slots(), **norms}
 
 
-def _qkv_shape(spec: ModelSpec) -> LinearShape:
+def _qkv(shard: ModelShard) -> tuple[LinearPart, ...]:
+    spec = shard.spec
+    heads, kv_heads = times(shard.heads, spec.head_dim), times(shard.kv_heads, spec.head_dim)
     query, key = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    parts = (("q_proj", query), ("k_proj", key), ("v_proj", key))
-    fused = (("qkv_proj", query + 2 * key),)
-    return LinearShape(spec.hidden_size, fused if spec.fused_checkpoint else parts, spec.qkv_bias)
+    if spec.fused_checkpoint:
+        return (LinearPart("qkv_proj", query + 2 * key, (heads, shifted(kv_heads, query), shifted(kv_heads, query + key))),)
+    return LinearPart("q_proj", query, (heads,)), LinearPart("k_proj", key, (kv_heads,)), LinearPart("v_proj", key, (kv_heads,))
