@@ -10,22 +10,25 @@ from ramet.grammar.pattern_expressions import whole
 
 COMPACT = ""
 ANY_WHITESPACE = r"[ \n\t\r]*"
+SEPARATORS = (",", ":")
 
 
 class Layout:
-    """`whitespace`: a regex for what may stand between two tokens of JSON; "" is nothing."""
+    """`whitespace`: a regex for what may stand between two tokens of JSON; "" is nothing. `separators`: what is written between items,
+    and behind a key. `joined`: where nothing may come between, a key is one terminal with its separators, which is the least work."""
 
-    def __init__(self, arena: Arena, whitespace: str = COMPACT) -> None:
+    def __init__(self, arena: Arena, whitespace: str = COMPACT, separators: tuple[str, str] = SEPARATORS, joined: bool = True) -> None:
         blank = whole(arena, whitespace, "python") if whitespace else EPSILON
         something = arena.conj((blank, arena.rep(arena.word(((1 << 256) - 1,)), 1))) if blank != EPSILON else EPSILON
         self.blank = EPSILON if blank == EPSILON else arena.optional(arena.lexeme(something))
-        self._compact = blank == EPSILON
+        self._item_separator, self._key_separator = separators
+        self._joined = joined and blank == EPSILON
 
     def mark(self, arena: Arena, text: str) -> int:
         return arena.lexeme(arena.text(text))
 
     def comma(self, arena: Arena) -> int:
-        return arena.seq(self.blank, self.mark(arena, ","), self.blank)
+        return arena.seq(self.blank, self.mark(arena, self._item_separator), self.blank)
 
     def enclosed(self, arena: Arena, left: str, body: int, right: str) -> int:
         return arena.seq(self.mark(arena, left), self.blank, body, self.blank, self.mark(arena, right))
@@ -41,10 +44,10 @@ class Layout:
         return self._key(arena, arena.seq(arena.text('"'), body, arena.text('"')), after)
 
     def _key(self, arena: Arena, quoted: int, after: bool) -> int:
-        if self._compact:  # one terminal: the parser has less to do
-            return arena.lexeme(arena.seq(arena.text("," if after else ""), quoted, arena.text(":")))
+        if self._joined:
+            return arena.lexeme(arena.seq(arena.text(self._item_separator if after else ""), quoted, arena.text(self._key_separator)))
         comma = self.comma(arena) if after else EPSILON
-        return arena.seq(comma, arena.lexeme(quoted), self.blank, self.mark(arena, ":"), self.blank)
+        return arena.seq(comma, arena.lexeme(quoted), self.blank, self.mark(arena, self._key_separator), self.blank)
 
     def spellings(self, arena: Arena, text: str) -> Iterable[int]:
         """JSON text as it is, and in ASCII, as some writers have it."""

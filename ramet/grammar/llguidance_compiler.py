@@ -10,7 +10,6 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 
 from ramet.errors import GrammarError, Unsupported
 from ramet.grammar.arena import NONE
@@ -113,21 +112,14 @@ class LlguidanceCompiler:
     def _json_schema(self, lark: str) -> LLMatcher:
         return self._lark(lark, "json_schema")
 
-    def _ebnf(self, source: str) -> LLMatcher:
-        try:
-            lark = any_to_lark(source)
-        except GbnfToLarkError as error:
-            line = error.pos.text.count("\n", 0, error.pos.pos) + 1
-            raise GrammarError(f"ebnf: {_first_line(str(error))}", where=f"line {line}", param="ebnf") from error
-        except Exception as error:  # for a missing rule the converter raises nothing narrower
-            raise GrammarError(f"ebnf: {_first_line(str(error))}", param="ebnf") from error
+    def _ebnf(self, lark: str) -> LLMatcher:
         return self._lark(lark, "ebnf")
 
     def _structural_tag(self, lark: str) -> LLMatcher:
         return self._lark(lark, "structural_tag")
 
     def _lark(self, lark: str, param: str) -> LLMatcher:
-        matcher = self._build(LLMatcher.grammar_from_lark(lark))
+        matcher = self._build(lark if lark.startswith("{") else LLMatcher.grammar_from_lark(lark))
         if matcher.is_error():
             message = matcher.get_error()
             place = re.match(r"at (\d+)\((\d+)\): ", message)
@@ -200,7 +192,13 @@ class _Matcher:
             self._compute_mask(row)
             self._masks.keep(place, row)
         if self._budget is not None and self._budget.is_low and not self.stopped:
-            self._budget.narrow(row)
+            self._budget.narrow(row, self._is_way_out)
+
+    def _is_way_out(self, ending: list[int]) -> bool:
+        """A lexer takes the longest match, so that of an ebnf not all is said by its rules; of the others all is, and it costs too little
+        to make a difference."""
+        found: int = self._matcher.validate_tokens([*ending, min(self._eos_ids)])
+        return found > len(ending)
 
     def _compute_mask(self, row: npt.NDArray[np.uint32]) -> None:
         self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)

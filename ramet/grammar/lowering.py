@@ -9,6 +9,7 @@ from typing import Any
 from ramet.errors import GrammarError
 from ramet.grammar.arena import Arena
 from ramet.grammar.derivatives import INFINITE, Walker
+from ramet.grammar.ebnf_lowering import lower_ebnf
 from ramet.grammar.json_layout import COMPACT, Layout
 from ramet.grammar.lark_writer import write_rules
 from ramet.grammar.pattern_expressions import whole
@@ -24,8 +25,8 @@ MAX_DEPTH = 200
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """`text`: in llguidance's Lark, or for regexes the regex. `language`: the same as an expression, or one as another process wrote it;
-    None where it is not known, and outputs are not bounded. `worst`: `longest_ending` of it."""
+    """`text`: in llguidance's Lark, or several grammars as its JSON, or for regexes the regex. `language`: the same as an expression, or
+    one as another process wrote it; None where it is not known, and outputs are not bounded. `worst`: `longest_ending` of it."""
 
     kind: str
     text: str
@@ -57,7 +58,7 @@ class Lowered:
 
 
 def lower(kind: str, source: str, whitespace: str = COMPACT) -> Lowered:
-    """Kinds: json_schema, structural_tag, regex; what others mean is between the user and llguidance."""
+    """Kinds: json_schema, structural_tag, ebnf, regex."""
     if len(source) > MAX_SOURCE:
         raise GrammarError(f"{kind}: the source has {len(source)} characters; the limit is {MAX_SOURCE}", param=kind)
     try:
@@ -65,6 +66,8 @@ def lower(kind: str, source: str, whitespace: str = COMPACT) -> Lowered:
             return _schema(source, whitespace)
         if kind == "structural_tag":
             return _tags(source, whitespace)
+        if kind == "ebnf":
+            return _ebnf(source, whitespace)
         return _regex(source) if kind == "regex" else Lowered(kind, source)
     except RecursionError as error:
         raise GrammarError(f"{kind}: nested too deeply; the limit is about {MAX_DEPTH} levels", param=kind) from error
@@ -92,6 +95,14 @@ def _tags(source: str, whitespace: str) -> Lowered:
     tags = lower_tags(arena, Layout(arena, whitespace), source)
     walker = Walker(arena)
     return Lowered("structural_tag", tags.lark(walker), arena, tags.start, longest_ending(walker, tags.start))
+
+
+def _ebnf(source: str, whitespace: str) -> Lowered:
+    arena = Arena()
+    text, start = lower_ebnf(arena, source, whitespace)
+    if start is None:
+        return Lowered("ebnf", text)
+    return Lowered("ebnf", text, arena, start, longest_ending(Walker(arena), start))
 
 
 def _finished(kind: str, arena: Arena, start: int) -> Lowered:

@@ -51,7 +51,7 @@ class CompiledGrammar(Protocol):
 
     def matcher(self, max_tokens: int | None = None) -> Matcher:
         """`max_tokens`: how many tokens may be accepted in all. Masks then see to it that the text can be completed with them, if the
-        grammar allows that from the start and is one whose shortest endings are known (not ebnf). None: no limit."""
+        grammar allows that from the start and is one whose shortest endings are known. None: no limit."""
 
 
 class GrammarCompiler(Protocol):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from ramet.grammar.matcher import Vocabulary
 
 Encode = Callable[[str], Sequence[int]]
 """Text in the middle of a generation → ids, as the model's tokenizer writes it."""
+SPECIAL = re.compile(rb"\xff\[(\d+)\]")
+
+
+def special_token(token_id: int) -> bytes:
+    """How a special token, which stands for no text, is written in expressions: no text holds its first byte."""
+    return b"\xff[%d]" % token_id
 
 
 class VocabularyTokenizer:
@@ -23,7 +30,7 @@ class VocabularyTokenizer:
         self.bos_token_id = None
         self.special_token_ids = sorted(special)
         self.tokens = [b"<|special %d|>" % index if index in special else piece for index, piece in enumerate(pieces)]
-        self.pieces = [b"" if index in special else piece for index, piece in enumerate(pieces)]
+        self.pieces = [special_token(index) if index in special else piece for index, piece in enumerate(pieces)]
         self._encode = encode
         self._id_of = {piece: index for index, piece in enumerate(self.tokens) if index not in special}
         self._longest = max(map(len, self._id_of), default=1)
@@ -35,7 +42,15 @@ class VocabularyTokenizer:
         return self._faithful(text, whole) or self._greedy(whole)
 
     def spell(self, text: bytes) -> list[int]:
-        """Tokens for bytes that may begin in the middle of a character."""
+        """Tokens for bytes that may begin in the middle of a character, and for special ones among them."""
+        found: list[int] = []
+        at = 0
+        for special in SPECIAL.finditer(text):
+            found += [*self._spell(text[at : special.start()]), int(special[1])]
+            at = special.end()
+        return found + self._spell(text[at:])
+
+    def _spell(self, text: bytes) -> list[int]:
         start = next((at for at in range(min(4, len(text))) if text[at] & 0xC0 != 0x80), len(text))
         try:
             readable = text[start:].decode("utf-8")

@@ -75,4 +75,5 @@ def _explored(walker: Walker, start: int) -> int:
                 queue.append(following)
         if len(seen) > MAX_STATES:
             return INFINITE
-    return max((walker.shortest(node) for node in seen if not walker.is_empty(node)), default=1)
+    most = max((walker.shortest(node) for node in seen if not walker.is_empty(node)), default=1)
+    return max(most, 1)  # 0 would say that it was not explored

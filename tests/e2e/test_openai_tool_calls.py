@@ -100,6 +100,5 @@ def test_an_answer_after_thoughts(engine: Any) -> None:
         )
     for choice in thoughtful:
         assert choice.message.reasoning_content
-        assert choice.finish_reason == "length" and choice.message.content is None  # noise never ends its thoughts
-    for choice in direct.choices:
+    for choice in (*thoughtful, *direct.choices):  # noise never ends its thoughts: the budget does
         jsonschema.validate(json.loads(choice.message.content), SCHEMA)

@@ -47,9 +47,10 @@ def processes() -> Iterator[LoweringProcesses]:
 
 
 def test_the_process_says_what_the_function_says(processes: LoweringProcesses) -> None:
-    for kind, source in (("json_schema", '{"properties": {"a": {"minimum": 3}}}'), ("regex", "a|b{3}"), ("ebnf", 'start: "a"')):
+    schema = '{"properties": {"a": {"minimum": 3}}}'
+    for kind, source in (("json_schema", schema), ("regex", "a|b{3}"), ("ebnf", f"start: %json {schema}"), ("regex", r"\p{L}")):
         ours, theirs = lower(kind, source), processes.lower(kind, source)
-        assert ours.dump() == theirs.dump() and (ours.arena is None) == (kind == "ebnf")
+        assert ours.dump() == theirs.dump() and (ours.arena is None) == ("p{L}" in source)
     with pytest.raises(GrammarError) as refused:
         processes.lower("json_schema", '{"properties": {"a": {"type": "objekt"}}}')
     assert (refused.value.where, refused.value.param) == ("/properties/a/type", "json_schema") and str(refused.value).count("(at") == 1

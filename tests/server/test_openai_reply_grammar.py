@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from typing import Any
 
+import jsonschema
+import numpy as np
 import pytest
 
 from ramet.errors import GrammarError, Unsupported
+from ramet.grammar.derivatives import Walker
 from ramet.grammar.llguidance_compiler import LlguidanceCompiler
-from ramet.grammar.matcher import Vocabulary
+from ramet.grammar.lowering import lower
+from ramet.grammar.matcher import Matcher, Vocabulary
 from ramet.server.openai.chat_dialect import ChatDialect
 from ramet.server.openai.reply_grammar import ReplyConstraint, reply_constraint
 from ramet.server.openai.tool_use import CallableTool, ToolUse
@@ -65,11 +70,12 @@ def written(name: str, *calls: tuple[str, dict[str, Any]], mode: str = "required
     return wire.calls(texts)
 
 
-GOOD = [
+Calls = list[tuple[str, dict[str, Any]]]
+GOOD: list[Calls] = [
     [("get_weather", {"city": "Bern"})],
     [("get_weather", {"city": 'a"b\\ü\n', "days": 3}), ("clock", {})],
 ]
-BAD = [
+BAD: list[Calls] = [
     [("get_weather", {"days": 3})],
     [("get_weather", {"city": 3})],
     [("get_weather", {"city": "Bern", "days": 0})],
@@ -123,6 +129,39 @@ def test_a_tool_that_is_not_exact_takes_any_object(compiler: LlguidanceCompiler,
     constraint = reply_constraint(ChatDialect(tools=tool_format(name)), ToolUse("auto", (WEATHER, ANY)), False, {})
     calls = [("clock", {"anything": [1, {"x": "a)"}]})]
     assert accepts(compiler, constraint, written(name, *calls, mode="auto"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_required_calls_are_whole_however_few_tokens_there_are(compiler: LlguidanceCompiler, name: str) -> None:
+    fmt, use = tool_format(name), ToolUse("required", (WEATHER, CLOCK))
+    special_ids = {marker: SPECIAL + index for index, marker in enumerate(fmt.wire.markers)}
+    constraint = reply_constraint(ChatDialect(tools=fmt, special_ids=special_ids), use, False, {})
+    lowered = lower("ebnf", constraint.sampling["ebnf"])
+    assert lowered.arena is not None
+    least = len(compiler._spelling.spell(Walker(lowered.arena).witness(lowered.start)))
+    markers = {token: marker for marker, token in special_ids.items()}
+    for budget in (least, least + 1, least + 13, least + 60):
+        text = longest_reply(compiler.assemble(lowered).matcher(budget), budget, markers)
+        reply = parse_reply(ReplyParser(tool_format=fmt, tools=use.names), text)
+        assert reply.calls and not reply.text, text
+        for call in reply.calls:
+            jsonschema.validate(json.loads(call.arguments), {"get_weather": WEATHER, "clock": CLOCK}[call.name].schema)
+
+
+def longest_reply(matcher: Matcher, budget: int, markers: dict[int, str]) -> str:
+    """Ends only where nothing else may come."""
+    rng, text = random.Random(budget), b""
+    row = np.zeros(-(-VOCABULARY.size // 32), np.uint32)
+    for _ in range(budget):
+        matcher.fill_mask(row)
+        choices = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist()
+        if not (texts := [token for token in choices if token != EOS]):
+            break
+        token = rng.choice(texts)
+        assert matcher.accept([token]) == 1
+        text += markers[token].encode() if token in markers else bytes([token])
+    assert matcher.complete
+    return text.decode()
 
 
 def test_auto_without_exact_tools_is_free() -> None:

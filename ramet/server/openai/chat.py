@@ -81,7 +81,7 @@ async def _reply(context: ServerContext, chat: Chat) -> dict[str, Any]:
         try:
             wholes = await collect(context, call.generations)
         except GrammarError as error:
-            raise await blamed(context, chat.body, chat.constraint, error) from error
+            raise blamed(chat.body, chat.constraint, error) from error
     return {
         "id": call.id,
         "object": "chat.completion",
@@ -129,7 +129,7 @@ async def _deltas(context: ServerContext, chat: Chat) -> AsyncGenerator[tuple[in
             async for item in deltas:
                 yield item
     except GrammarError as error:
-        raise await blamed(context, chat.body, chat.constraint, error) from error
+        raise blamed(chat.body, chat.constraint, error) from error
 
 
 def _delta_events(

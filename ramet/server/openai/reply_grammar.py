@@ -35,6 +35,8 @@ PYTHON = (
     r"""R_STRING: /"([^"\\\n]|\\.)*"|'([^'\\\n]|\\.)*'/""",
 )
 """Arguments without a promise, up to the parenthesis that closes them."""
+LINES_PER_KEYWORD = 3
+"""Of `keyword_rules`; the value's is the first of them."""
 PROPERTY_KEYWORDS = {"type", "properties", "required", "additionalProperties", "title", "description", "$defs", "definitions", "$schema"}
 
 Rules = list[str]
@@ -43,10 +45,11 @@ Rules = list[str]
 @dataclass(frozen=True, slots=True)
 class ReplyConstraint:
     """`sampling`: at most one of json_schema, regex, ebnf, structural_tag, with its source. `tools`: which tool a line of the ebnf, or a
-    structure of the structural_tag, is about."""
+    structure of the structural_tag, is about. `pointers`: where in that tool's schema the schema on a line of the ebnf stands."""
 
     sampling: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[int, CallableTool] = field(default_factory=dict)
+    pointers: Mapping[int, str] = field(default_factory=dict)
 
 
 def reply_constraint(dialect: ChatDialect, use: ToolUse, thinking: bool | None, answer: Mapping[str, str]) -> ReplyConstraint:
@@ -68,7 +71,7 @@ def reply_constraint(dialect: ChatDialect, use: ToolUse, thinking: bool | None, 
     else:
         rules.lines += ["r_body: r_answer", *answers]
     rules.add_start(dialect.thoughts if may_think else None, bool(thinking))
-    return ReplyConstraint({"ebnf": "\n".join(rules.lines) + "\n"}, rules.tools_by_line)
+    return ReplyConstraint({"ebnf": "\n".join(rules.lines) + "\n"}, rules.tools_by_line, rules.pointers_by_line)
 
 
 def structural_tag(wire: Wire, use: ToolUse) -> str:
@@ -92,6 +95,7 @@ class Grammar:
         self._special_ids = special_ids
         self.lines: Rules = []
         self.tools_by_line: dict[int, CallableTool] = {}
+        self.pointers_by_line: dict[int, str] = {}
 
     def literal(self, text: str) -> str:
         """`text`, its special markers as the tokens they are. It is cut where JSON's own tokens end: a lexer does not go back, so that
@@ -163,6 +167,8 @@ class Grammar:
             self.lines += [f"r_arguments_{index}: %json {_styled(tool.schema, AS_TEMPLATES_WRITE)}"]
         elif tool.exact:
             self.lines += [f"r_arguments_{index}: r_given_{index}_0", *keyword_rules(index, tool)]
+            pointers = [f"/properties/{name}" for name in tool.schema.get("properties", {})]
+            self.pointers_by_line |= zip(range(first + 2, len(self.lines) + 1, LINES_PER_KEYWORD), pointers, strict=False)
         else:
             self.lines += [f"r_arguments_{index}: r_python", *(PYTHON if PYTHON[0] not in self.lines else ())]
         self.tools_by_line |= dict.fromkeys(range(first + 1, len(self.lines) + 1), tool)
