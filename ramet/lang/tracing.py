@@ -63,7 +63,9 @@ class _Recorder:
         raise _Unknown
         yield GenerateChunk("")
 
-    async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
+    async def score(
+        self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False, run_id: str = ""
+    ) -> list[ChoiceScore]:
         raise _Unknown
 
     async def prefill(self, conversation: Conversation) -> None:

@@ -196,7 +196,7 @@ class Track:
 
     async def _select(self, op: Select) -> None:
         unconditional = op.method.requires_unconditional_logprobs
-        scores = await self.run.backend.score(self.conversation, op.choices, unconditional=unconditional)
+        scores = await self.run.backend.score(self.conversation, op.choices, unconditional=unconditional, run_id=self.run.run_id)
         found = decide(op.choices, scores, op.method, op.temperature, self.run.draw(op.seed))
         self._append(Part("text", found.decision))
         if op.name is not None:

@@ -141,8 +141,10 @@ class Backend(Protocol):
         """Stream one generation. Raises `ramet.errors` types. Closing the iterator aborts it."""
         ...
 
-    async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
-        """Score all choices as continuations, in one batched pass."""
+    async def score(
+        self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False, run_id: str = ""
+    ) -> list[ChoiceScore]:
+        """Score all choices as continuations, in one batched pass. `run_id` as in `GenerateCall`."""
         ...
 
     async def prefill(self, conversation: Conversation) -> None:

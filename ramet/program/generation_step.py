@@ -99,6 +99,7 @@ async def select(
     method: str,
     arguments: Mapping[str, Any],
     draw: Callable[[Any], random.Random],
+    run_id: str = "",
 ) -> Answer:
     if not isinstance(choices, list | tuple) or not choices or not all(isinstance(choice, str) and choice for choice in choices):
         raise InvalidRequest(f"select() needs a list of non-empty texts as choices, got {choices!r:.80}", param="choices")
@@ -108,7 +109,7 @@ async def select(
     if temperature < 0:
         raise InvalidRequest(f"temperature must be 0 or more, got {temperature}", param="temperature")
     unconditional = method == "unconditional_likelihood_normalized"
-    scores = await backend.score(state.conversation, choices, unconditional=unconditional)
+    scores = await backend.score(state.conversation, choices, unconditional=unconditional, run_id=run_id)
     decision, meta = decide(choices, scores, method, temperature, draw(arguments.get("seed")))
     after = state.with_text(decision)
     return (after if name is None else after.with_variable(_name(name), decision, meta)), decision, {}

@@ -22,7 +22,7 @@ from ramet.program.budget import Budget, BudgetExceeded, Spent
 from ramet.program.conversation_state import ConversationState
 from ramet.program.failure import ProgramFailed
 from ramet.program.generation_step import generate, select
-from ramet.program.plain_data import fresh, item, travelled
+from ramet.program.plain_data import bound, fresh, item, travelled
 from ramet.program.running import HostCall, HostCalls, KvHints, NoHost, Running, Watch, get, is_ready, known
 from ramet.program.timeline import Event, Timeline
 
@@ -58,7 +58,8 @@ async def run_program(
     watch: Watch | None = None,
 ) -> ProgramResult:
     """Run `module`, which must be verified. `sampling` and `logprobs` are the run's defaults, with the server's names. Give `budget` as
-    `Spent` to read the counts while the run goes on; `watch` follows the run's own conversation.
+    `Spent` to read the counts while the run goes on; `watch` follows the run's own conversation. `kv` hears of KV
+    lifetimes: by default the backend, if it can.
 
     Raises ProgramFailed with the user's line; cancelling the caller aborts every generation.
     """
@@ -69,11 +70,11 @@ async def run_program(
         budget if isinstance(budget, Spent) else Spent(budget or Budget()),
         timeline or Timeline(emit),
         run_id,
-        kv,
+        kv or (backend if isinstance(backend, KvHints) else None),
     )
     run.watch = watch
     run.call = lambda function, state, args, depth: _Frame(run, function, depth).run(state, args)
-    values = _arguments(module.main, arguments)
+    values = bound(module.main, arguments)
     run.seed = (sampling or {}).get("seed")
     start = State(sampling=dict(sampling or {}), logprobs=dict(logprobs or {}), watched=watch is not None)
     try:
@@ -87,17 +88,7 @@ async def run_program(
     except TimeoutError:
         raise ProgramFailed(module, run.at, BudgetExceeded(f"the run took more than {run.spent.budget.seconds:g} seconds")) from None
     finally:
-        await run.cancel()
-
-
-def _arguments(function: Function, arguments: Mapping[str, Any]) -> list[Any]:
-    if missing := [name for name in function.params if name not in arguments]:
-        raise InvalidRequest(f"{function.name}: argument {missing[0]!r} is missing", param=missing[0])
-    if extra := [name for name in arguments if name not in function.params]:
-        raise InvalidRequest(f"{function.name}: there is no parameter {extra[0]!r}; it has {', '.join(function.params)}", param=extra[0])
-    for value in arguments.values():
-        measure(value)
-    return [arguments[name] for name in function.params]
+        await run.end()
 
 
 @dataclass(slots=True)
@@ -249,7 +240,7 @@ class _Frame:
             before, called, choices = await get(state), await run.plain(name), await run.plain(options)
             arguments = {key: await run.plain(value) for key, value in zip(op.keys, args, strict=True)}
             with run.timeline.span("select", op.loc, {"name": called}):
-                after, value, _ = await select(run.backend, before, called, choices, op.method, arguments, run.draw)
+                after, value, _ = await select(run.backend, before, called, choices, op.method, arguments, run.draw, run.run_id)
             run.timeline.text(op.loc, called, value)
             return run.follow(before, after), value
 
@@ -343,7 +334,7 @@ class _Frame:
     async def _prefilled(self, held: Any, loc: Location) -> State:
         state: State = await get(held)
         with self.run_.timeline.span("prefetch", loc, {}):
-            await self.run_.backend.prefill(state.conversation)
+            await self.run_.prefetch(state.conversation)
         return state
 
     async def take(self, op: ops.Take) -> None:
@@ -470,12 +461,11 @@ class _Frame:
     # what passes insert
 
     def prefetch(self, op: ops.Prefetch) -> None:
-        self._background(op.state, op.loc, "prefetch", self.run_.backend.prefill)
+        self._background(op.state, op.loc, "prefetch", self.run_.prefetch_and_pin)
 
     def pin(self, op: ops.Pin) -> None:
-        kv = self.run_.kv
-        if kv is not None:
-            self._background(op.state, op.loc, "pin", lambda conversation: kv.pin(conversation, self.run_.run_id))
+        if self.run_.kv is not None:
+            self._background(op.state, op.loc, "pin", self.run_.pin)
 
     def free(self, op: ops.Free) -> None:
         kv = self.run_.kv

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ramet.errors import InvalidRequest
 from ramet.ir.builtins import measure
 from ramet.ir.host_object import HostObject
+from ramet.ir.module import Function
+
+
+def bound(function: Function, arguments: Mapping[str, Any]) -> list[Any]:
+    """A call's arguments in the order of the parameters."""
+    if missing := [name for name in function.params if name not in arguments]:
+        raise InvalidRequest(f"{function.name}: argument {missing[0]!r} is missing", param=missing[0])
+    if extra := [name for name in arguments if name not in function.params]:
+        raise InvalidRequest(f"{function.name}: there is no parameter {extra[0]!r}; it has {', '.join(function.params)}", param=extra[0])
+    for value in arguments.values():
+        measure(value)
+    return [arguments[name] for name in function.params]
 
 
 def fresh(value: Any) -> Any:

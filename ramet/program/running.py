@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ramet.errors import Unsupported
 from ramet.ir.builtins import measure
@@ -40,12 +40,25 @@ class HostCalls(Protocol):
         ...
 
 
+@runtime_checkable
 class KvHints(Protocol):
-    """Where an engine can act on what the compiler knows of KV lifetimes."""
+    """A backend that can act on what the compiler knows of KV lifetimes. Hints never fail a run and change no output."""
 
-    async def pin(self, conversation: Conversation, run_id: str) -> None: ...
+    async def pin(self, conversation: Conversation, run_id: str) -> None:
+        """The run pauses, and goes on from this conversation."""
+        ...
 
-    async def free(self, conversation: Conversation, run_id: str) -> None: ...
+    async def free(self, conversation: Conversation, run_id: str) -> None:
+        """That was the last use of this conversation."""
+        ...
+
+    async def prefetch(self, conversation: Conversation, run_id: str) -> None:
+        """Compute the conversation's KV now; it is used soon. Returns when it is there."""
+        ...
+
+    def ended(self, run_id: str) -> None:
+        """The run is over, however it ended."""
+        ...
 
 
 class Watch(Protocol):
@@ -174,6 +187,26 @@ class Running:
         for task in self._tasks:
             if task.done():
                 task.result()
+
+    async def pin(self, conversation: Conversation) -> None:
+        if self.kv is not None:
+            await self.kv.pin(conversation, self.run_id)
+
+    async def prefetch_and_pin(self, conversation: Conversation) -> None:
+        await self.prefetch(conversation)
+        await self.pin(conversation)
+
+    async def prefetch(self, conversation: Conversation) -> None:
+        if self.kv is None:
+            await self.backend.prefill(conversation)
+        else:
+            await self.kv.prefetch(conversation, self.run_id)
+
+    async def end(self) -> None:
+        """Cancel what is under way, and let the engine forget the run."""
+        await self.cancel()
+        if self.kv is not None:
+            self.kv.ended(self.run_id)
 
     async def cancel(self) -> None:
         pending = [task for task in self._tasks if not task.done()]

@@ -70,7 +70,9 @@ class ScriptedBackend:
             meta["output_token_logprobs"] = [[logprob(prompt, token), _token_id(token), token] for token in tokens]
         yield GenerateChunk("", meta, finished=True)
 
-    async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
+    async def score(
+        self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False, run_id: str = ""
+    ) -> list[ChoiceScore]:
         self.scored.append((conversation, tuple(choices)))
         await asyncio.sleep(self._latency)
         wanted = self._scripted(GenerateCall(conversation, {"choices": list(choices)}))

@@ -87,7 +87,15 @@ class MemoryConfig:
     max_total_tokens: int | None = option(None, "size of the KV cache in tokens; overrides mem_fraction_static", low=1)
     page_size: int = option(1, "tokens per KV page", low=1, high=1024)
     disable_radix_cache: bool = option(False, "never reuse KV between requests (the slow twin)")
-    radix_eviction_policy: str = option("lru", "which cached prefix goes first", choices=("lru", "lfu", "fifo"))
+    radix_eviction_policy: str = option(
+        "next-use",
+        "which cached prefix goes first; next-use: what programs are done with, then the least recently used, last what they go on from",
+        choices=("next-use", "lru", "lfu", "fifo"),
+    )
+    kv_pin_seconds: float = option(60.0, "how long a paused program keeps a claim on its KV", low=0.0)
+    kv_pin_share: float = option(
+        0.5, "largest share of the KV cache that paused programs may claim; 0: none (the slow twin)", low=0.0, high=1.0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +106,12 @@ class ScheduleConfig:
     max_queued_requests: int | None = option(None, "requests that may wait; one more is refused with 503", low=0)
     max_prefill_tokens: int = option(16384, "prompt tokens of one step", low=1)
     chunked_prefill_size: int | None = option(None, "longest piece of one prompt per step; -1: never split", low=-1)
-    schedule_policy: str = option("lpm", "order of the waiting queue", choices=("fcfs", "lpm", "dfs-weight", "random", "lof", "priority"))
+    schedule_policy: str = option(
+        "program",
+        "order of the waiting queue; program: by what remains of a program, else along the tree of prompts",
+        choices=("program", "fcfs", "lpm", "dfs-weight", "random", "lof", "priority"),
+    )
+    disable_run_fairness: bool = option(False, "order requests without regard to what their program runs had before (the slow twin)")
     disable_overlap_schedule: bool = option(False, "plan a step only after the one before it (the slow twin)")
     disable_jump_forward: bool = option(False, "decode also the tokens that a grammar forces, one by one (the slow twin)")
     stream_interval: int = option(1, "tokens between two streamed chunks", low=1)

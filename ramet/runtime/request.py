@@ -84,8 +84,21 @@ class Request:
     priority: int = 0
     cache_namespace: str = ""  # requests of different namespaces never share KV
     group: str = ""  # requests of one program run carry its id
+    path: int = 0  # generations on the longest chain of the program that begins here, itself included; 0: unknown
+    length_bound: int | None = None  # most output tokens that the program can get, where that is less than max_new_tokens
     arrival_time: float = 0.0
     deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvHint:
+    """What a program run tells of its KV. `pin`: it pauses, and goes on from these tokens. `free`: that was the last use of these tokens.
+    `end`: the run is over. Hints change what is evicted first and nothing else; whoever ignores them is correct."""
+
+    kind: Literal["pin", "free", "end"]
+    run_id: str
+    token_ids: tuple[int, ...] = ()
+    cache_namespace: str = ""
 
 
 class FinishKind(StrEnum):
@@ -150,6 +163,8 @@ class Generation:
     priority: int = 0
     cache_namespace: str = ""
     group: str = ""
+    path: int = 0  # as in Request, like the next
+    length_bound: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ def resolve(config: EngineConfig, model: ModelInfo, capacity: Capacity, *, on_gp
         config.schedule,
         max_running_requests=min(config.schedule.max_running_requests or capacity.max_running, capacity.max_running),
         chunked_prefill_size=(CHUNK_GPU if on_gpu else CHUNK_CPU) if chunk is None else chunk,
-        schedule_policy="fcfs" if config.memory.disable_radix_cache and policy == "lpm" else policy,  # no prefixes to order by
+        schedule_policy="fcfs" if config.memory.disable_radix_cache and policy in ("lpm", "program") else policy,  # no prefixes to order by
     )
     memory = replace(config.memory, max_total_tokens=capacity.num_tokens)
     named = replace(config.model, context_length=model.context_len, served_model_name=config.model.served_model_name or model.name)

@@ -72,7 +72,9 @@ class HashBackend:
         text = _answer(prompt, call.sampling)
         yield GenerateChunk(text, {"finish_reason": {"type": "stop"}, "completion_tokens": len(text)}, finished=True)
 
-    async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
+    async def score(
+        self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False, run_id: str = ""
+    ) -> list[ChoiceScore]:
         prompt = conversation.render(CHAT)
         weights = [-(_digest(prompt, choice) % 997) / 100 - 0.01 for choice in choices]
         return [ChoiceScore((index,), (weight,), (-1.0,) if unconditional else ()) for index, weight in enumerate(weights)]

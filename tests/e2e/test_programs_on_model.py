@@ -45,7 +45,9 @@ class Greedy:
         async for chunk in self._engine.generate(replace(call, conversation=begun, sampling=sampling)):
             yield chunk
 
-    async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
+    async def score(
+        self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False, run_id: str = ""
+    ) -> list[ChoiceScore]:
         return await self._engine.score(conversation, choices, unconditional=unconditional)
 
     async def prefill(self, conversation: Conversation) -> None:

@@ -10,7 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ramet.runtime.cache.lease import Lease
 from ramet.runtime.cache.page_audit import audit, balanced
 from ramet.runtime.cache.prefix_cache import PrefixCache
+from ramet.runtime.cache.radix_tree import Pin
 
+OWNERS = st.sampled_from(["a", "b"])
 SEQUENCES = st.lists(st.integers(0, 2), min_size=1, max_size=24).map(tuple)
 Sequence = tuple[int, ...]
 
@@ -19,18 +21,21 @@ class CacheMachine(RuleBasedStateMachine):
     """`content[page]`: the whole prefix that the page's KV stands for, written when a request computes it. A match must return pages
     whose content is the prefix asked for."""
 
-    @initialize(page_size=st.sampled_from([1, 2, 4]), num_pages=st.integers(8, 40), eviction=st.sampled_from(["lru", "lfu", "fifo"]))
+    @initialize(
+        page_size=st.sampled_from([1, 2, 4]), num_pages=st.integers(8, 40), eviction=st.sampled_from(["next-use", "lru", "lfu", "fifo"])
+    )
     def start(self, page_size: int, num_pages: int, eviction: str) -> None:
         self.size = page_size
         self.cache = PrefixCache(num_pages, page_size, eviction)
         self.content: dict[int, tuple[str, Sequence]] = {}
         self.open: list[tuple[Lease, str, Sequence]] = []
+        self.pins: list[Pin] = []
 
-    @rule(ids=SEQUENCES, namespace=st.sampled_from(["", "x"]))
-    def acquire(self, ids: Sequence, namespace: str) -> None:
+    @rule(ids=SEQUENCES, namespace=st.sampled_from(["", "x"]), owner=st.sampled_from(["", "a", "b"]))
+    def acquire(self, ids: Sequence, namespace: str, owner: str) -> None:
         tokens = np.array(ids, dtype=np.int32)
         peeked = self.cache.peek(namespace, tokens)
-        lease = self.cache.acquire(namespace, tokens)
+        lease = self.cache.acquire(namespace, tokens, owner)
         assert lease.num_shared == peeked and peeked % self.size == 0
         assert self._longest_cached(namespace, ids) == peeked
         self._assert_content(lease, namespace, ids)
@@ -62,6 +67,26 @@ class CacheMachine(RuleBasedStateMachine):
         if self.open:
             lease, _, _ = self.open.pop(pick % len(self.open))
             self.cache.release(lease)
+
+    @rule(ids=SEQUENCES, owner=OWNERS, next_use=st.floats(0, 9))
+    def pin(self, ids: Sequence, owner: str, next_use: float) -> None:
+        tokens = np.array(ids, dtype=np.int32)
+        if self.cache.peek("", tokens):
+            node, _ = self.cache.tree.match("", tokens)
+            pin = self.cache.pin(owner, node, next_use, 0.0, 1.0)
+            if pin is not None:
+                self.pins.append(pin)
+
+    @rule(pick=st.integers(0, 99))
+    def unpin(self, pick: int) -> None:
+        if self.pins:
+            pin = self.pins.pop(pick % len(self.pins))
+            self.cache.unpin(pin)
+            assert pin.node is None
+
+    @rule(ids=SEQUENCES, owner=OWNERS)
+    def bury(self, ids: Sequence, owner: str) -> None:
+        self.cache.bury(owner, "", np.array(ids, dtype=np.int32))
 
     @rule(num_pages=st.integers(1, 12))
     def press(self, num_pages: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ramet.runtime.config import MemoryConfig
 from ramet.runtime.executor.fake import FakeModel
-from ramet.runtime.request import FinishKind, LogprobParams, Request, SamplingParams
+from ramet.runtime.request import FinishKind, KvHint, LogprobParams, Request, SamplingParams
 from tests.runtime.scheduler.drive import Drive
 
 MODEL = FakeModel(vocab_size=40, context_len=80, eos_probability=0.04)
@@ -25,6 +27,17 @@ class Arrival:
     priority: int
     abort_at: int | None
     deadline: float | None
+    group: str
+    path: int
+
+
+@dataclass(frozen=True)
+class Saying:
+    """A hint about the tokens of one of the arrivals, as many of them as have come."""
+
+    step: int
+    kind: Literal["pin", "free", "end"]
+    about: int
 
 
 def arrivals() -> st.SearchStrategy[list[Arrival]]:
@@ -52,25 +65,36 @@ def arrivals() -> st.SearchStrategy[list[Arrival]]:
         priority=st.integers(0, 2),
         abort_at=seldom,
         deadline=seldom.map(lambda d: None if d is None else 4.0 * d),
+        group=st.sampled_from(["", "a", "b"]),
+        path=st.integers(0, 3),
     )
     return st.lists(one, min_size=1, max_size=14)
 
 
+SAYINGS = st.lists(
+    st.builds(Saying, step=st.integers(0, 27), kind=st.sampled_from(["pin", "pin", "free", "end"]), about=st.integers(0, 13)), max_size=10
+)
+
+
 @given(
     arrivals=arrivals(),
+    sayings=SAYINGS,
+    share=st.sampled_from([0.0, 0.3, 1.0]),
     page_size=st.sampled_from([1, 4, 16]),
     pool=st.integers(64, 160),
     chunk=st.one_of(st.integers(1, 64), st.just(-1)),
     max_running=st.integers(1, 6),
     overlap=st.booleans(),
     cache=st.booleans(),
-    policy=st.sampled_from(["fcfs", "lpm", "dfs-weight", "random", "lof", "priority"]),
-    eviction=st.sampled_from(["lru", "lfu", "fifo"]),
+    policy=st.sampled_from(["program", "fcfs", "lpm", "dfs-weight", "random", "lof", "priority"]),
+    eviction=st.sampled_from(["next-use", "lru", "lfu", "fifo"]),
     ratio=st.sampled_from([0.7, 0.0]),
 )
 @settings(max_examples=150, deadline=None)
 def test_every_schedule_gives_the_models_outputs(
     arrivals: list[Arrival],
+    sayings: list[Saying],
+    share: float,
     page_size: int,
     pool: int,
     chunk: int,
@@ -91,15 +115,16 @@ def test_every_schedule_gives_the_models_outputs(
         schedule_policy=policy,
         eviction=eviction,
         model=MODEL,
+        memory=MemoryConfig(kv_pin_share=share, kv_pin_seconds=6.0),
     )
     drive.scheduler.planner.ratio.value = ratio  # 0: admits too much, so that retraction has to mend it
-    _play(drive, arrivals)
+    _play(drive, arrivals, sayings)
     drive.run()
     for index, arrival in enumerate(arrivals):
         _check(drive, str(index), arrival)
 
 
-def _play(drive: Drive, arrivals: list[Arrival]) -> None:
+def _play(drive: Drive, arrivals: list[Arrival], sayings: list[Saying]) -> None:
     for step in range(28):
         drive.now = float(step)
         for index, arrival in enumerate(arrivals):
@@ -107,6 +132,11 @@ def _play(drive: Drive, arrivals: list[Arrival]) -> None:
                 drive.add(_request(str(index), arrival))
             if arrival.abort_at is not None and arrival.step + arrival.abort_at == step:
                 drive.scheduler.abort(str(index))
+        for saying in sayings:
+            if saying.step == step and str(saying.about) in drive.requests:
+                about = drive.requests[str(saying.about)]
+                tokens = (*about.prompt_ids, *drive.tokens[about.request_id])
+                drive.scheduler.hint(KvHint(kind=saying.kind, run_id=about.group or "c", token_ids=tokens))
         drive.step()
     drive.now = 1000.0 if any(arrival.deadline for arrival in arrivals) else drive.now
 
@@ -120,6 +150,8 @@ def _request(request_id: str, arrival: Arrival) -> Request:
         logprobs=arrival.logprobs,
         priority=arrival.priority,
         cache_namespace=arrival.namespace,
+        group=arrival.group,
+        path=arrival.path,
         deadline=None if arrival.deadline is None else arrival.step + arrival.deadline,
     )
 

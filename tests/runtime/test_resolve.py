@@ -24,7 +24,7 @@ def test_autos_become_values():
     assert config.schedule.chunked_prefill_size == CHUNK_CPU
     assert resolved(on_gpu=True).schedule.chunked_prefill_size == CHUNK_GPU
     assert (config.model.context_length, config.model.served_model_name) == (FAKE_MODEL.context_len, "fake")
-    assert config.schedule.schedule_policy == "lpm"
+    assert config.schedule.schedule_policy == "program"
     assert resolved(disable_radix_cache=True).schedule.schedule_policy == "fcfs"
 
 

@@ -13,7 +13,7 @@ from ramet.program.backend import ChatFormat
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.generation_engine import Health
 from ramet.runtime.plan import ModelInfo
-from ramet.runtime.request import Delta, EngineStats, Finish, FinishKind, Generation, TokenLogprob
+from ramet.runtime.request import Delta, EngineStats, Finish, FinishKind, Generation, KvHint, TokenLogprob
 
 BOS = 256
 EOS = 257
@@ -83,6 +83,7 @@ class ScriptedEngine:
     aborted: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     flushed: int = 0
+    hints: list[KvHint] = field(default_factory=list)
     counters: EngineStats = field(
         default_factory=lambda: EngineStats(total_tokens=4096, used_tokens=1024, prompt_tokens_total=80, cached_tokens_total=60)
     )
@@ -159,6 +160,9 @@ class ScriptedEngine:
         running = [g.request_id for g in self.seen if g.request_id not in self.finished + self.aborted]
         self.aborted += running
         return len(running)
+
+    def hint_kv(self, hint: KvHint) -> None:
+        self.hints.append(hint)
 
     async def flush_cache(self) -> bool:
         self.flushed += not self.busy

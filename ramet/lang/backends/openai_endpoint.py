@@ -56,7 +56,9 @@ class OpenAI:
             del meta["output_token_logprobs"]
         yield GenerateChunk("", meta, finished=True)
 
-    async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
+    async def score(
+        self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False, run_id: str = ""
+    ) -> list[ChoiceScore]:
         """On text completions that can echo with logprobs (vLLM, Ramet, …)."""
         if self._is_chat or unconditional:
             what = "select" if self._is_chat else "select with unconditional_likelihood_normalized"

@@ -51,20 +51,23 @@ class RuntimeEndpoint:
                 _raise_if_failed(reason)
                 yield GenerateChunk(event["text"], meta, finished=reason is not None)
 
-    async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
+    async def score(
+        self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False, run_id: str = ""
+    ) -> list[ChoiceScore]:
         prompt = await self._prompt(conversation)
         text = prompt.pop("text")
         tokens = (await self._http.post("/tokenize", {"prompt": [text, *(text + choice for choice in choices)], **prompt}))["tokens"]
         wanted = scored_rows(tokens[0], tokens[1:])
         alone = wanted.alone() if unconditional else None
-        found = await self._logprobs([wanted, *([alone] if alone else [])])
+        found = await self._logprobs([wanted, *([alone] if alone else [])], run_id)
         return wanted.scores(found[: len(choices)], found[len(choices) :] if alone else None)
 
-    async def _logprobs(self, asked: Sequence[ScoredRows]) -> list[list[float | None]]:
+    async def _logprobs(self, asked: Sequence[ScoredRows], run_id: str) -> list[list[float | None]]:
         """Prompt logprobs of all rows, in one request."""
         body = {
             "input_ids": [list(row) for rows in asked for row in rows.rows],
             "sampling_params": PREFILL_ONLY,
+            "group": run_id,
             "return_logprob": True,
             "logprob_start_len": [rows.ask_from for rows in asked for _ in rows.rows],
         }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ramet.runtime.cache.page_allocator import PageAllocator
-from ramet.runtime.cache.radix_tree import Node, RadixTree, TokenArray
+from ramet.runtime.cache.radix_tree import Node, Pin, RadixTree, TokenArray
 
 
 @dataclass(slots=True, eq=False)
@@ -15,12 +15,13 @@ class Lease:
     """One running request's hold on the pool. Page i holds tokens i*page_size … of the sequence.
 
     The first `num_shared` tokens (whole pages) live in the tree, locked through `node`; the pages after them are the request's own.
-    Whoever allocates appends to `pages`; everything else is changed by the cache alone.
+    Whoever allocates appends to `pages`; everything else is changed by the cache alone. `owner` is the program run, if any.
     """
 
     node: Node | None = None
     num_shared: int = 0
     pages: list[int] = field(default_factory=list)
+    owner: str = ""
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class CacheCounters:
     inserted: int = 0
     duplicate: int = 0  # computed twice: handed back because the tree had them already
     evicted: int = 0
+    evicted_pinned: int = 0  # of these, while somebody still counted on them
 
 
 class Cache(Protocol):
@@ -62,6 +64,11 @@ class Cache(Protocol):
     def evictable_tokens(self) -> int: ...
 
     @property
+    def pinned_tokens(self) -> int:
+        """Of the evictable ones, those that a pin protects: they go last."""
+        ...
+
+    @property
     def used_tokens(self) -> int:
         """Held by leases, shared prefixes counted once."""
         ...
@@ -74,7 +81,7 @@ class Cache(Protocol):
         """The deepest tree node that the prefix touches, for orders that follow the tree."""
         ...
 
-    def acquire(self, namespace: str, tokens: TokenArray) -> Lease:
+    def acquire(self, namespace: str, tokens: TokenArray, owner: str = "") -> Lease:
         """Match the longest cached prefix and lock it; `lease.pages` are its pages. Pass `tokens` cut to what may be reused.
         End with `release`."""
         ...
@@ -91,6 +98,18 @@ class Cache(Protocol):
 
     def release(self, lease: Lease) -> None:
         """End the lease: own pages are freed, cached ones stay and become evictable when nobody else holds them."""
+        ...
+
+    def pin(self, owner: str, node: Node, next_use: float, since: float, expires: float) -> Pin | None:
+        """Protect the prefix that ends at `node`. None: there is nothing to protect, or this cache does not look at pins."""
+        ...
+
+    def unpin(self, pin: Pin) -> None:
+        """Take `pin` back; one of which nothing is left is no error."""
+        ...
+
+    def bury(self, owner: str, namespace: str, tokens: TokenArray) -> None:
+        """`owner` has used `tokens` for the last time. What nobody else has used is evicted first."""
         ...
 
     def flush(self) -> None:

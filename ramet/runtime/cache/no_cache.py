@@ -7,7 +7,7 @@ from collections.abc import Collection
 from ramet.errors import InternalError
 from ramet.runtime.cache.lease import CacheCounters, Lease
 from ramet.runtime.cache.page_allocator import PageAllocator
-from ramet.runtime.cache.radix_tree import Node, RadixTree, TokenArray
+from ramet.runtime.cache.radix_tree import Node, Pin, RadixTree, TokenArray
 
 
 class NoCache:
@@ -39,6 +39,10 @@ class NoCache:
         return 0
 
     @property
+    def pinned_tokens(self) -> int:
+        return 0
+
+    @property
     def used_tokens(self) -> int:
         return (self.allocator.num_pages - self.allocator.num_free) * self.page_size
 
@@ -48,8 +52,8 @@ class NoCache:
     def peek_node(self, namespace: str, tokens: TokenArray) -> Node | None:
         return None
 
-    def acquire(self, namespace: str, tokens: TokenArray) -> Lease:
-        lease = Lease()
+    def acquire(self, namespace: str, tokens: TokenArray, owner: str = "") -> Lease:
+        lease = Lease(owner=owner)
         self._leases[id(lease)] = lease
         return lease
 
@@ -64,6 +68,15 @@ class NoCache:
             raise InternalError("a KV lease was released twice")
         self.allocator.free(lease.pages)
         lease.pages = []
+
+    def pin(self, owner: str, node: Node, next_use: float, since: float, expires: float) -> Pin | None:
+        return None
+
+    def unpin(self, pin: Pin) -> None:
+        """There are no pins."""
+
+    def bury(self, owner: str, namespace: str, tokens: TokenArray) -> None:
+        """Nothing outlives its lease."""
 
     def flush(self) -> None:
         """There is never anything to drop."""

@@ -56,11 +56,19 @@ def _audit_tree(cache: Cache) -> list[str]:
         problems.append("the tree miscounts its tokens")
     if sum(len(node.key) for node in nodes if node.lock_count == 0) != tree.num_evictable:
         problems.append("the tree miscounts its evictable tokens")
+    if sum(len(node.key) for node in nodes if node.lock_count == 0 and node.num_pins) != tree.num_pinned:
+        problems.append("the tree miscounts its pinned tokens")
     for node in nodes:
         if len(node.key) != len(node.pages) * tree.page_size or not len(node.key):
             problems.append(f"a node has {len(node.key)} tokens on {len(node.pages)} pages")
         if node.parent is None or node.parent.children.get(node.key[: tree.page_size].tobytes()) is not node:
             problems.append("a node is not where its parent looks for it")
+        if node.num_pins != len(node.pins) + sum(child.num_pins for child in node.children.values()):
+            problems.append("a node miscounts the pins at or below it")
+        if any(pin.node is not node or pin.owner != owner for owner, pin in node.pins.items()):
+            problems.append("a pin is not where it ends")
+        if node.is_dead and (node.lock_count or node.pins or not all(child.is_dead for child in node.children.values())):
+            problems.append("a node counts as dead that somebody uses")
     return problems
 
 

@@ -8,7 +8,7 @@ from ramet.errors import InternalError
 from ramet.runtime.cache.eviction import EVICTION_POLICIES, EvictionQueue
 from ramet.runtime.cache.lease import CacheCounters, Lease
 from ramet.runtime.cache.page_allocator import PageAllocator
-from ramet.runtime.cache.radix_tree import Node, RadixTree, TokenArray
+from ramet.runtime.cache.radix_tree import Node, Pin, RadixTree, TokenArray
 
 
 class PrefixCache:
@@ -16,9 +16,10 @@ class PrefixCache:
 
     reuses = True
 
-    def __init__(self, num_pages: int, page_size: int, eviction: str = "lru") -> None:
+    def __init__(self, num_pages: int, page_size: int, eviction: str = "next-use") -> None:
         self.page_size = page_size
         self.allocator = PageAllocator(num_pages)
+        self._obeys_pins = eviction == "next-use"
         self._idle_leaves = EvictionQueue(EVICTION_POLICIES[eviction])
         self.tree = RadixTree(page_size, self._idle_leaves.push)
         self.counters = CacheCounters()
@@ -41,6 +42,10 @@ class PrefixCache:
         return self.tree.num_evictable
 
     @property
+    def pinned_tokens(self) -> int:
+        return self.tree.num_pinned
+
+    @property
     def used_tokens(self) -> int:
         return (self.allocator.num_pages - self.available_pages) * self.page_size
 
@@ -50,11 +55,11 @@ class PrefixCache:
     def peek_node(self, namespace: str, tokens: TokenArray) -> Node | None:
         return self.tree.peek(namespace, tokens)[0]
 
-    def acquire(self, namespace: str, tokens: TokenArray) -> Lease:
+    def acquire(self, namespace: str, tokens: TokenArray, owner: str = "") -> Lease:
         node, length = self.tree.match(namespace, tokens)
-        self.tree.lock(node)
+        self.tree.lock(node, owner=owner)
         self.counters.hit += length
-        lease = Lease(node, length, self.tree.pages_to(node))
+        lease = Lease(node, length, self.tree.pages_to(node), owner)
         self._leases[id(lease)] = lease
         return lease
 
@@ -74,8 +79,8 @@ class PrefixCache:
         own = lease.pages[first:last]
         above = lease.node
         assert above is not None, "a released lease cannot insert"
-        found = self.tree.insert(above, tokens[lease.num_shared : end], own)
-        self.tree.lock(found.node, above=above)
+        found = self.tree.insert(above, tokens[lease.num_shared : end], own, lease.owner)
+        self.tree.lock(found.node, above=above, owner=lease.owner)
         lease.node, lease.num_shared = found.node, end
         return self._replace_duplicates(lease, first, own, found.shared_pages)
 
@@ -85,6 +90,21 @@ class PrefixCache:
         self.allocator.free(lease.pages[lease.num_shared // self.page_size :])
         self.tree.unlock(lease.node)
         lease.node, lease.num_shared, lease.pages = None, 0, []
+
+    def pin(self, owner: str, node: Node, next_use: float, since: float, expires: float) -> Pin | None:
+        if not self._obeys_pins or node.parent is None:
+            return None
+        pin = Pin(owner, node, next_use, since, expires)
+        self.tree.pin(pin)
+        return pin
+
+    def unpin(self, pin: Pin) -> None:
+        self.tree.unpin(pin)
+
+    def bury(self, owner: str, namespace: str, tokens: TokenArray) -> None:
+        node, _ = self.tree.peek(namespace, tokens)
+        if self._obeys_pins and node is not None:
+            self.tree.bury(node, owner)
 
     def flush(self) -> None:
         self._evict(self.tree.num_evictable // self.page_size)
@@ -104,7 +124,9 @@ class PrefixCache:
             leaf = self._idle_leaves.pop()
             if leaf is None:
                 raise InternalError(f"{num_pages} KV pages are counted as evictable but no leaf of the tree is idle")
+            is_pinned = leaf.num_pins > 0
             freed = self.tree.trim(leaf, num_pages)
             self.allocator.free(freed)
             self.counters.evicted += len(freed) * self.page_size
+            self.counters.evicted_pinned += len(freed) * self.page_size * is_pinned
             num_pages -= len(freed)

@@ -24,10 +24,43 @@ PageArray = npt.NDArray[np.int32]
 _NOTHING: TokenArray = np.empty(0, dtype=np.int32)
 
 
-class Node:
-    """One edge and the place where it ends. `lock_count`: holders at or below. Times are ticks of the tree's own clock."""
+@dataclass(slots=True, eq=False)
+class Pin:
+    """Somebody's wish that the prefix up to the end of `node` stays cached until its next use. It protects, it does not lock: under
+    pressure pinned prefixes go too, the one whose next use is farthest first. What is cut away shortens the pin; `node` is None when
+    nothing of it is left or it was taken back."""
 
-    __slots__ = ("children", "created", "hits", "is_queued", "key", "last_access", "lock_count", "namespace", "pages", "parent")
+    owner: str
+    node: Node | None
+    next_use: float  # on the clock of whoever pins
+    since: float
+    expires: float
+    waits_for_host: bool = False
+
+
+class Node:
+    """One edge and the place where it ends. `lock_count`: holders at or below. Times are ticks of the tree's own clock.
+
+    `owner` is the run that alone has used it ("" where nobody said who), None once two have. `is_dead`: that run has said that it was
+    its last use. `pins`, by owner, are those that end here; `num_pins` counts those at or below.
+    """
+
+    __slots__ = (
+        "children",
+        "created",
+        "entry",
+        "hits",
+        "is_dead",
+        "key",
+        "last_access",
+        "lock_count",
+        "namespace",
+        "num_pins",
+        "owner",
+        "pages",
+        "parent",
+        "pins",
+    )
 
     def __init__(self, namespace: str, parent: Node | None, key: TokenArray, pages: PageArray, tick: int) -> None:
         self.namespace = namespace
@@ -39,7 +72,11 @@ class Node:
         self.hits = 0
         self.created = tick
         self.last_access = tick
-        self.is_queued = False  # the eviction queue has an entry for it
+        self.entry: tuple[tuple[int, ...], int] | None = None  # the eviction queue's: (key, serial number)
+        self.owner: str | None = ""
+        self.is_dead = False
+        self.pins: dict[str, Pin] = {}
+        self.num_pins = 0
 
     @property
     def is_idle_leaf(self) -> bool:
@@ -56,12 +93,13 @@ class Insertion:
 
 
 class RadixTree:
-    """`on_idle_leaf` is told of every node at the moment in which it becomes evictable."""
+    """`on_idle_leaf` is told of every node at the moment in which it becomes evictable, and of an evictable one when its worth changes."""
 
     def __init__(self, page_size: int, on_idle_leaf: Callable[[Node], None] | None = None) -> None:
         self.page_size = page_size
         self.num_tokens = 0
         self.num_evictable = 0
+        self.num_pinned = 0  # evictable ones among them
         self.version = 0  # changes whenever a match could give another answer
         self._on_idle_leaf = on_idle_leaf
         self._roots: dict[str, Node] = {}
@@ -83,7 +121,7 @@ class RadixTree:
         node, _, matched = self._descend(root, tokens)
         return node, matched
 
-    def insert(self, node: Node, tokens: TokenArray, pages: Sequence[int]) -> Insertion:
+    def insert(self, node: Node, tokens: TokenArray, pages: Sequence[int], owner: str = "") -> Insertion:
         """Add `tokens` (whole pages) below `node`. The tree takes the pages of what was new; the first `len(shared_pages)` of the
         caller's pages were not taken."""
         end, inside, matched = self._descend(node, tokens)
@@ -91,18 +129,22 @@ class RadixTree:
         shared_pages = self._pages_between(node, end)
         if matched < len(tokens):
             end = self._add_leaf(end, tokens[matched:].copy(), np.array(pages[len(shared_pages) :], dtype=np.int32))
+            end.owner = owner
         return Insertion(end, shared_pages)
 
-    def lock(self, node: Node, above: Node | None = None) -> None:
-        """Hold `node` and its ancestors; with `above`, only those below `above`, which the caller holds already."""
+    def lock(self, node: Node, above: Node | None = None, owner: str = "") -> None:
+        """Hold `node` and its ancestors for `owner`; with `above`, only those below `above`, which the caller holds already."""
         self._tick += 1
         current: Node | None = node
         while current is not None and current is not above:
             if current.lock_count == 0:
-                self.num_evictable -= len(current.key)
+                self._count_idle(current, -len(current.key))
             current.lock_count += 1
             current.last_access = self._tick
             current.hits += 1
+            current.is_dead = False
+            if current.owner != owner:
+                current.owner = None
             current = current.parent
 
     def unlock(self, node: Node) -> None:
@@ -111,8 +153,42 @@ class RadixTree:
             current.lock_count -= 1
             assert current.lock_count >= 0, "a node was unlocked more often than locked"
             if current.lock_count == 0:
-                self.num_evictable += len(current.key)
+                self._count_idle(current, len(current.key))
                 self._now_idle(current)
+            current = current.parent
+
+    def pin(self, pin: Pin) -> None:
+        """Begin to count `pin`, which ends at its node; one of the same owner at the same place is replaced."""
+        node = pin.node
+        assert node is not None
+        before = node.pins.pop(pin.owner, None)
+        node.pins[pin.owner] = pin
+        if before is not None:
+            before.node = None
+        else:
+            self._count_pins(node, 1)
+        self._now_idle(node)
+
+    def unpin(self, pin: Pin) -> None:
+        """Does nothing for a pin of which nothing is left."""
+        node, pin.node = pin.node, None
+        if node is not None:
+            del node.pins[pin.owner]
+            self._count_pins(node, -1)
+            self._now_idle(node)
+
+    def bury(self, node: Node, owner: str) -> None:
+        """`owner` has used `node` for the last time: what only it has used goes first, up to where something lives."""
+        current: Node | None = node
+        while current is not None and current.parent is not None:
+            pin = current.pins.get(owner)
+            if pin is not None:
+                self.unpin(pin)
+            alone = current.owner == owner and not current.lock_count and not current.num_pins
+            if not alone or not all(child.is_dead for child in current.children.values()):
+                return
+            current.is_dead = True
+            self._now_idle(current)
             current = current.parent
 
     def trim(self, leaf: Node, num_pages: int) -> list[int]:
@@ -122,7 +198,7 @@ class RadixTree:
         freed: list[int] = leaf.pages[keep:].tolist()
         num_tokens = len(freed) * self.page_size
         self.num_tokens -= num_tokens
-        self.num_evictable -= num_tokens
+        self._count_idle(leaf, -num_tokens)
         self.version += 1
         if keep == 0:
             self._detach(leaf)
@@ -182,6 +258,7 @@ class RadixTree:
         num_pages = length // self.page_size
         head = Node(node.namespace, parent, node.key[:length], node.pages[:num_pages], node.created)
         head.lock_count, head.hits, head.last_access = node.lock_count, node.hits, node.last_access
+        head.owner, head.is_dead, head.num_pins = node.owner, node.is_dead, node.num_pins
         parent.children[self._branch(head.key)] = head
         node.key, node.pages, node.parent = node.key[length:], node.pages[num_pages:], head
         head.children[self._branch(node.key)] = node
@@ -202,7 +279,36 @@ class RadixTree:
         assert parent is not None, "a root is not evicted"
         del parent.children[self._branch(leaf.key)]
         leaf.parent = None
+        for pin in list(leaf.pins.values()):
+            self._shorten(pin, parent)
         self._now_idle(parent)
+
+    def _shorten(self, pin: Pin, parent: Node) -> None:
+        """The end of `pin` was cut away: it ends at the parent, where its owner may have another."""
+        other = parent.pins.get(pin.owner)
+        if other is None and parent.parent is not None:
+            pin.node = parent
+            parent.pins[pin.owner] = pin
+            return
+        if other is not None:
+            other.next_use, other.expires = min(other.next_use, pin.next_use), max(other.expires, pin.expires)
+        pin.node = None
+        self._count_pins(parent, -1)
+
+    def _count_pins(self, node: Node, change: int) -> None:
+        current: Node | None = node
+        while current is not None:
+            was_pinned = current.num_pins > 0
+            current.num_pins += change
+            current.is_dead = current.is_dead and change < 0
+            if current.lock_count == 0:
+                self.num_pinned += ((current.num_pins > 0) - was_pinned) * len(current.key)
+            current = current.parent
+
+    def _count_idle(self, node: Node, change: int) -> None:
+        self.num_evictable += change
+        if node.num_pins:
+            self.num_pinned += change
 
     def _now_idle(self, node: Node) -> None:
         if node.is_idle_leaf:

@@ -20,14 +20,14 @@ from ramet.log import get_logger
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.delta_assembler import DeltaAssembler, joined
 from ramet.runtime.engine.generation_engine import ChatTemplate, Health, Tokenizer
-from ramet.runtime.engine.messages import Abort, Flush, GetStats, Reply, Submit
+from ramet.runtime.engine.messages import Abort, Flush, GetStats, Hint, Reply, Submit
 from ramet.runtime.engine.processes import ProcessWorker, ThreadWorker, WorkerHandle
 from ramet.runtime.engine.request_builder import RequestBuilder
 from ramet.runtime.engine.request_table import Delivery, Entry, RequestTable, Stream
 from ramet.runtime.engine.supervisor import Supervisor
 from ramet.runtime.engine.worker_parts import MODEL_TEXT, TORCH_EXECUTOR, ExecutorFactory, TextFactory, TextParts, WorkerSpec
 from ramet.runtime.plan import Capacity, ModelInfo
-from ramet.runtime.request import Delta, EngineStats, Finish, FinishKind, Generation, Request, RequestOutput
+from ramet.runtime.request import Delta, EngineStats, Finish, FinishKind, Generation, KvHint, Request, RequestOutput
 from ramet.runtime.resolve import check
 
 _log = get_logger(__name__)
@@ -160,6 +160,9 @@ class AsyncEngine:
         num_requests = len(self._table)
         self._supervisor.send(Abort(None))
         return num_requests
+
+    def hint_kv(self, hint: KvHint) -> None:
+        self._supervisor.send(Hint(hint))
 
     async def flush_cache(self) -> bool:
         return (await self._call(Flush)).done

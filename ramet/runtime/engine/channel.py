@@ -20,9 +20,9 @@ from typing import Protocol
 import msgspec
 import zmq
 
-from ramet.runtime.engine.messages import Abort, Fault, Flush, GetStats, Message, Outputs, Ready, Reply, Shutdown, Submit
+from ramet.runtime.engine.messages import Abort, Fault, Flush, GetStats, Hint, Message, Outputs, Ready, Reply, Shutdown, Submit
 
-_MESSAGES: tuple[type[Message], ...] = (Submit, Abort, Flush, GetStats, Shutdown, Ready, Outputs, Reply, Fault)
+_MESSAGES: tuple[type[Message], ...] = (Submit, Abort, Hint, Flush, GetStats, Shutdown, Ready, Outputs, Reply, Fault)
 _LINGER_MS = 1000  # how long a closing end tries to deliver what it has sent
 _LAST_WORDS_MS = 50
 

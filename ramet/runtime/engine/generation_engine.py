@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ramet.program.backend import ChatFormat
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.plan import ModelInfo
-from ramet.runtime.request import Delta, EngineStats, Generation
+from ramet.runtime.request import Delta, EngineStats, Generation, KvHint
 
 
 class Tokenizer(Protocol):
@@ -99,6 +99,10 @@ class GenerationEngine(Protocol):
         ...
 
     async def abort_all(self) -> int: ...
+
+    def hint_kv(self, hint: KvHint) -> None:
+        """Tell the cache what a program run knows of its KV. Never waits and never raises: a hint that gets lost changes no output."""
+        ...
 
     async def flush_cache(self) -> bool:
         """Empty the prefix cache; False (and nothing done) while requests run or wait."""

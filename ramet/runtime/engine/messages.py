@@ -1,6 +1,6 @@
 """What front and worker say to each other. Plain frozen data; `channel.py` decides how it travels.
 
-    front → worker   Submit · Abort · Flush · GetStats · Shutdown
+    front → worker   Submit · Abort · Hint · Flush · GetStats · Shutdown
     worker → front   Ready · Outputs · Reply · Fault
 
 Request ids on the channel are wire ids: the front makes them unique for its whole life, so that an id which a user
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ramet.runtime.plan import Capacity, ModelInfo
-from ramet.runtime.request import EngineStats, Request, RequestOutput
+from ramet.runtime.request import EngineStats, KvHint, Request, RequestOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,13 @@ class Abort:
     """End these requests at the next step; ids that are not running are ignored. `None`: all of them."""
 
     request_ids: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What a program run says of its KV. Not answered."""
+
+    hint: KvHint
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,6 @@ class Fault:
     details: str = ""
 
 
-ToWorker = Submit | Abort | Flush | GetStats | Shutdown
+ToWorker = Submit | Abort | Hint | Flush | GetStats | Shutdown
 ToFront = Ready | Outputs | Reply | Fault
 Message = ToWorker | ToFront

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
-from typing import Any, cast
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any, Literal, cast
 
-from ramet.errors import Unsupported
+from ramet.errors import RametError, Unsupported
 from ramet.program.backend import ChatFormat, ChoiceScore, Conversation, GenerateCall, GenerateChunk, Prompt
 from ramet.program.boundary import ScoredRows, scored_rows
 from ramet.runtime.engine.generation_engine import GenerationEngine
 from ramet.runtime.engine.native_format import NativeCall, NativeResult, error_of, expand
-from ramet.runtime.request import Delta, FinishKind, Generation, LogprobParams, SamplingParams
+from ramet.runtime.request import Delta, FinishKind, Generation, KvHint, LogprobParams, SamplingParams
 
 Stream = Callable[[Generation], AsyncIterator[Delta]]
 Complete = Callable[[Generation], Awaitable[Delta]]
 PREFILL_ONLY = SamplingParams(max_new_tokens=0, temperature=0.0)
 NO_TEMPLATE = ChatFormat({})
+LONG_TEXT = 4096
+"""Characters from which tokenising leaves the event loop."""
 
 
 class EngineBackend:
@@ -42,6 +45,7 @@ class EngineBackend:
             **logprobs,
         )
         [generation] = expand(asked).generations
+        generation = replace(generation, path=call.hints.get("path", 0), length_bound=call.hints.get("max_tokens"))
         result = NativeResult(generation.logprobs, tokenizer)
         if not call.stream:
             whole = _checked(await self._complete(generation))
@@ -59,32 +63,67 @@ class EngineBackend:
             async for delta in deltas:
                 yield _checked(delta)
 
-    async def score(self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False) -> list[ChoiceScore]:
+    async def score(
+        self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False, run_id: str = ""
+    ) -> list[ChoiceScore]:
         prompt, encode = await self._prompt(conversation), self._engine.tokenizer.encode
         texts = [prompt.text, *(prompt.text + choice for choice in choices)]
         rows = [encode(text, add_special_tokens=prompt.add_special_tokens) for text in texts]
         wanted = scored_rows(rows[0], rows[1:])
-        found = await self._logprobs(wanted)
-        return wanted.scores(found, await self._logprobs(wanted.alone()) if unconditional else None)
+        found = await self._logprobs(wanted, run_id)
+        return wanted.scores(found, await self._logprobs(wanted.alone(), run_id) if unconditional else None)
 
-    async def _logprobs(self, asked: ScoredRows) -> list[list[float | None]]:
+    async def _logprobs(self, asked: ScoredRows, run_id: str) -> list[list[float | None]]:
         """All rows at once; the engine computes their common prefix once."""
-        return list(await asyncio.gather(*(self._row_logprobs(row, asked.ask_from) for row in asked.rows)))
+        return list(await asyncio.gather(*(self._row_logprobs(row, asked.ask_from, run_id) for row in asked.rows)))
 
-    async def _row_logprobs(self, row: tuple[int, ...], start: int) -> list[float | None]:
-        generation = Generation(request_id=uuid.uuid4().hex, input_ids=row, sampling=PREFILL_ONLY, logprobs=LogprobParams(start_len=start))
+    async def _row_logprobs(self, row: tuple[int, ...], start: int, run_id: str) -> list[float | None]:
+        generation = Generation(
+            request_id=uuid.uuid4().hex,
+            input_ids=row,
+            sampling=PREFILL_ONLY,
+            logprobs=LogprobParams(start_len=start),
+            group=run_id,
+        )
         return [entry.logprob for entry in _checked(await self._complete(generation)).prompt_logprobs]
 
     async def prefill(self, conversation: Conversation) -> None:
+        await self._prefill(conversation, "")
+
+    async def _prefill(self, conversation: Conversation, run_id: str) -> None:
         prompt = await self._prompt(conversation)
         generation = Generation(
-            request_id=uuid.uuid4().hex, text=prompt.text, add_special_tokens=prompt.add_special_tokens, sampling=PREFILL_ONLY
+            request_id=uuid.uuid4().hex,
+            text=prompt.text,
+            add_special_tokens=prompt.add_special_tokens,
+            sampling=PREFILL_ONLY,
+            group=run_id,
         )
         _checked(await self._complete(generation))
 
     async def num_tokens(self, conversation: Conversation) -> int:
-        prompt = await self._prompt(conversation)
-        return len(self._engine.tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens))
+        return len(await self._tokens(conversation))
+
+    # The program's KvHints. Whatever makes a hint fail, a generation would have told.
+
+    async def pin(self, conversation: Conversation, run_id: str) -> None:
+        await self._hint("pin", conversation, run_id)
+
+    async def free(self, conversation: Conversation, run_id: str) -> None:
+        await self._hint("free", conversation, run_id)
+
+    async def prefetch(self, conversation: Conversation, run_id: str) -> None:
+        with suppress(RametError):
+            await self._prefill(conversation, run_id)
+
+    def ended(self, run_id: str) -> None:
+        if run_id:
+            self._engine.hint_kv(KvHint(kind="end", run_id=run_id))
+
+    async def _hint(self, kind: Literal["pin", "free"], conversation: Conversation, run_id: str) -> None:
+        if run_id:
+            with suppress(RametError):
+                self._engine.hint_kv(KvHint(kind=kind, run_id=run_id, token_ids=tuple(await self._tokens(conversation))))
 
     async def chat_format(self) -> ChatFormat:
         if self._chat is None:
@@ -103,6 +142,13 @@ class EngineBackend:
 
     async def close(self) -> None:
         await self._engine.close()
+
+    async def _tokens(self, conversation: Conversation) -> list[int]:
+        prompt = await self._prompt(conversation)
+        encode = self._engine.tokenizer.encode
+        if len(prompt.text) < LONG_TEXT:
+            return encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+        return await asyncio.to_thread(encode, prompt.text, add_special_tokens=prompt.add_special_tokens)
 
     async def _prompt(self, conversation: Conversation) -> Prompt:
         return conversation.prompt(await self.chat_format() if conversation.has_turns else NO_TEMPLATE)

@@ -52,6 +52,8 @@ class RequestBuilder:
             priority=generation.priority,
             cache_namespace=generation.cache_namespace,
             group=generation.group,
+            path=generation.path,
+            length_bound=generation.length_bound,
             arrival_time=arrival,
             deadline=None if sampling.timeout_s is None else arrival + sampling.timeout_s,
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ramet.errors import InternalError, RametError
 from ramet.log import get_logger
 from ramet.runtime.engine.channel import Channel, ChannelClosed
-from ramet.runtime.engine.messages import Abort, Flush, GetStats, Message, Outputs, Ready, Reply, Shutdown, Submit
+from ramet.runtime.engine.messages import Abort, Flush, GetStats, Hint, Message, Outputs, Ready, Reply, Shutdown, Submit
 from ramet.runtime.executor.executor import Executor, PendingResult
 from ramet.runtime.plan import BatchPlan, RowResult, StepResult
 from ramet.runtime.request import EngineStats, Finish, FinishKind, Request, RequestOutput, SamplingParams
@@ -184,6 +184,8 @@ class Worker:
             case Abort(request_ids):
                 for request_id in request_ids or ():
                     self._scheduler.abort(request_id)
+            case Hint(hint):
+                self._scheduler.hint(hint)
             case Flush(call_id):
                 self._channel.send(Reply(call_id, done=self._scheduler.flush_cache()))
             case GetStats(call_id):

@@ -74,6 +74,6 @@ class NewTokenRatio:
 
     def reserve(self, state: RequestState, num_planned: int, page_size: int) -> int:
         """Pages to keep for what `state` will compute beyond `num_planned`."""
-        left = min(state.max_outputs - state.num_outputs, MAX_RESERVED_NEW_TOKENS)
+        left = min(state.most_outputs - state.num_outputs, MAX_RESERVED_NEW_TOKENS)
         tokens = max(state.num_known - num_planned, 0) + int(max(left, 0) * self.value)
         return -(-tokens // page_size)

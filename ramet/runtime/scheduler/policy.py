@@ -79,13 +79,25 @@ def lof(waiting: Iterable[RequestState], context: PolicyContext) -> Iterable[Req
     return _aged(waiting, context, lambda state: (-state.max_outputs,))
 
 
+def program(waiting: Iterable[RequestState], context: PolicyContext) -> Iterable[RequestState]:
+    """What the compiler knows: the run that is nearest to its end first, within a run the longest path, then what can last longest.
+    Where nothing is known every request is a run's last, and all are taken in the order in which `WaitingQueue` shows them: along the
+    tree of prompts. It also sees to it that nothing starves."""
+    window = list(islice(waiting, WINDOW))
+    left: dict[str, int] = {}
+    for state in window:
+        left[state.request.group] = max(left.get(state.request.group, 1), state.request.path)
+    left[""] = 1
+    return sorted(window, key=lambda state: (left[state.request.group], -state.request.path, -_bound(state)))
+
+
 def priority(waiting: Iterable[RequestState], context: PolicyContext) -> Iterable[RequestState]:
     """Highest priority first, first come first served within one; low priorities may wait for ever, as they are asked to."""
     return sorted(waiting, key=lambda state: -state.request.priority)
 
 
 POLICIES: Mapping[str, Order] = MappingProxyType(
-    {"fcfs": fcfs, "lpm": lpm, "dfs-weight": dfs_weight, "random": shuffled, "lof": lof, "priority": priority}
+    {"program": program, "fcfs": fcfs, "lpm": lpm, "dfs-weight": dfs_weight, "random": shuffled, "lof": lof, "priority": priority}
 )
 
 
@@ -97,6 +109,10 @@ def _aged(waiting: Iterable[RequestState], context: PolicyContext, key: Callable
         (overdue if context.is_overdue(state) else others).append(state)
     others.sort(key=key)
     return overdue + others
+
+
+def _bound(state: RequestState) -> int:
+    return state.most_outputs if state.request.group else 0
 
 
 def _path(state: RequestState, context: PolicyContext) -> list[Node]:

@@ -127,6 +127,12 @@ class RequestState:
         return len(self.tokens)
 
     @property
+    def most_outputs(self) -> int:
+        """`max_outputs`, or what the program knows to be less."""
+        bound = self.request.length_bound
+        return self.max_outputs if bound is None else min(self.max_outputs, bound)
+
+    @property
     def num_outputs(self) -> int:
         return len(self.output_ids)
 

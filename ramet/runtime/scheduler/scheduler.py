@@ -20,14 +20,15 @@ from ramet.errors import InvalidRequest, RametError
 from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler
 from ramet.runtime.cache.lease import Cache
 from ramet.runtime.cache.page_audit import check_idle
-from ramet.runtime.config import ScheduleConfig
+from ramet.runtime.config import MemoryConfig, ScheduleConfig
 from ramet.runtime.plan import BatchPlan, Capacity, PlanRow, RowResult, StepResult, TokenMasks
-from ramet.runtime.request import EngineStats, Finish, FinishKind, Request, RequestOutput
+from ramet.runtime.request import EngineStats, Finish, FinishKind, KvHint, Request, RequestOutput
 from ramet.runtime.scheduler import finish_rules
 from ramet.runtime.scheduler.batch_report import BatchReport, Throughput
 from ramet.runtime.scheduler.constraints import GrammarCache, fill_masks
 from ramet.runtime.scheduler.forced_runs import ForcedRuns, allow_only
 from ramet.runtime.scheduler.jump_forward import JumpRate, append_forced
+from ramet.runtime.scheduler.kv_lifetimes import KvLifetimes
 from ramet.runtime.scheduler.prompt_lookup import PromptLookup, fill_masks_of_guesses, is_right, may_guess
 from ramet.runtime.scheduler.request_state import Phase, RequestState
 from ramet.runtime.scheduler.row_results import news, output, take_tokens
@@ -49,6 +50,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
         num_guesses: int = 0,
+        memory: MemoryConfig | None = None,
     ) -> None:
         self.capacity = capacity
         self.cache = cache
@@ -58,7 +60,9 @@ class Scheduler:
         self._options = options
         self._clock = clock
         self._grammars = GrammarCache(compiler) if compiler is not None else None
-        self.planner = StepPlanner(capacity, options, cache, self.counters, clock, seed, num_guesses)
+        memory = memory or MemoryConfig()
+        self._lifetimes = KvLifetimes(cache, clock, memory.kv_pin_seconds, memory.kv_pin_share, capacity.num_tokens)
+        self.planner = StepPlanner(capacity, options, cache, self.counters, clock, seed, self._lifetimes, num_guesses)
         self._states: dict[str, RequestState] = {}  # all that have not ended
         self._waiting_grammar: dict[str, RequestState] = {}
         self._flights: deque[tuple[BatchPlan, StepBuilder]] = deque()
@@ -100,6 +104,10 @@ class Scheduler:
         ids = list(self._states)
         return sum(self.abort(request_id) for request_id in ids)
 
+    def hint(self, hint: KvHint) -> None:
+        """Take what a program run says of its KV."""
+        self._lifetimes.hint(hint)
+
     def drain(self) -> list[RequestOutput]:
         """Terminal events born outside `commit`: aborts, deadlines, refusals, grammar failures."""
         ended, self._ended = self._ended, []
@@ -117,6 +125,7 @@ class Scheduler:
         """The next step; None when nothing can run before something else happens (a commit, a grammar, a request)."""
         assert len(self._flights) <= 1, "at most one step may be in flight while the next one is planned"
         self._end_expired()
+        self._lifetimes.expire()
         self._take_grammars()
         if not self._states:
             self._check_idle()
@@ -179,6 +188,7 @@ class Scheduler:
             total_tokens=self.capacity.num_tokens,
             used_tokens=self.cache.used_tokens,
             evictable_tokens=self.cache.evictable_tokens,
+            pinned_tokens=self.cache.pinned_tokens,
             available_tokens=self.cache.available_tokens,
             prompt_tokens_total=counters.prompt_tokens,
             cached_tokens_total=counters.cached_tokens,
@@ -214,6 +224,7 @@ class Scheduler:
         if self._states:
             return False
         self.cache.flush()
+        self._lifetimes.forget()
         self.planner.ratio.reset()
         return True
 

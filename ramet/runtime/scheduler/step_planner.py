@@ -12,11 +12,14 @@ from ramet.runtime.cache.lease import Cache, Lease
 from ramet.runtime.config import ScheduleConfig
 from ramet.runtime.plan import Capacity
 from ramet.runtime.scheduler.admission import NewTokenRatio, PrefillBudget
+from ramet.runtime.scheduler.fair_shares import FairShares
+from ramet.runtime.scheduler.kv_lifetimes import KvLifetimes
 from ramet.runtime.scheduler.policy import POLICIES, PolicyContext
 from ramet.runtime.scheduler.prompt_lookup import PromptLookup, guesses
 from ramet.runtime.scheduler.request_state import Phase, RequestState
 from ramet.runtime.scheduler.sharing import PrefixesInFlight
 from ramet.runtime.scheduler.step_builder import StepBuilder
+from ramet.runtime.scheduler.waiting_queue import WaitingQueue
 
 _RETRY_STEPS = 8
 """Steps between two looks at a queue whose head did not fit, as long as nobody leaves."""
@@ -48,9 +51,14 @@ class StepPlanner:
         counters: SchedulerCounters,
         clock: Callable[[], float],
         seed: int,
+        lifetimes: KvLifetimes,
         num_guesses: int = 0,
     ) -> None:
-        self.waiting: dict[str, RequestState] = {}
+        self.waiting = WaitingQueue(
+            fair=not options.disable_run_fairness,
+            by_priority=options.schedule_policy == "priority",
+            depth_first=options.schedule_policy == "program",
+        )
         self.retracted: dict[str, RequestState] = {}
         self.running: dict[str, RequestState] = {}
         self.max_running = min(capacity.max_running, options.max_running_requests or capacity.max_running)
@@ -61,6 +69,8 @@ class StepPlanner:
         self._counters = counters
         self._clock = clock
         self._num_guesses = num_guesses
+        self._lifetimes = lifetimes
+        self._shares = FairShares()
         self._free_slots = list(range(self.max_running - 1, -1, -1))
         self._order = POLICIES[options.schedule_policy]
         self._context = PolicyContext(cache, random.Random(seed), max_overtakes=4 * self.max_running)
@@ -71,7 +81,10 @@ class StepPlanner:
         """`state` may run from now on; `queue_ahead` requests were here first."""
         state.queue_ahead = queue_ahead
         state.admissions_before = self._context.num_admissions
-        self.waiting[state.request_id] = state
+        self.waiting.add(state)
+        self._lifetimes.arrived(state)
+        if self._lifetimes.has_begun(state.request.group):
+            self._retry_step = 0
 
     @property
     def num_waiting(self) -> int:
@@ -87,7 +100,7 @@ class StepPlanner:
             self.leave(state, Phase.FINISHED)
             self._retry_step = 0
             return
-        self.waiting.pop(state.request_id, None)
+        self.waiting.discard(state)
         self.retracted.pop(state.request_id, None)
         state.move(Phase.FINISHED)
 
@@ -181,13 +194,19 @@ class StepPlanner:
             return
         page_size = self._capacity.page_size
         reserved = sum(self.ratio.reserve(state, state.num_planned, page_size) for state in self.running.values())
-        for state in chain(list(self.retracted.values()), list(self._order(self.waiting.values(), self._context))):
+        kept = self._cache.pinned_tokens // page_size  # by runs that have begun: those that have not find room beside it
+        newcomers_fit = True
+        for state in chain(list(self.retracted.values()), self.waiting.in_order(self._order, self._shares, self._context)):
             if not self._free_slots or budget.is_spent:
                 return
-            if self._should_wait(state):
+            is_newcomer = self._is_newcomer(state)
+            if self._should_wait(state) or (is_newcomer and not newcomers_fit):
                 continue
-            if not self._try_admit(state, builder, budget, reserved):
-                return
+            if not self._try_admit(state, builder, budget, reserved + kept * is_newcomer):
+                if not is_newcomer or not kept:
+                    return
+                newcomers_fit = False
+                continue
             reserved += self.ratio.reserve(state, state.num_planned, page_size)
 
     def _should_wait(self, state: RequestState) -> bool:
@@ -196,9 +215,12 @@ class StepPlanner:
             return state.rows_in_flight > 0
         return self._prefixes.is_worth_waiting(state.request.cache_namespace, state.reusable, self._context.cached_len(state))
 
+    def _is_newcomer(self, state: RequestState) -> bool:
+        return state.phase is Phase.WAITING and not self._lifetimes.has_begun(state.request.group)
+
     def _try_admit(self, state: RequestState, builder: StepBuilder, budget: PrefillBudget, reserved: int) -> bool:
         """Admit `state` if its prompt, and its likely share of output, fit beside the `reserved` pages; alone it always fits."""
-        lease = self._cache.acquire(state.request.cache_namespace, state.reusable)
+        lease = self._cache.acquire(state.request.cache_namespace, state.reusable, state.request.group)
         needed = self.ratio.reserve(state, lease.num_shared, self._capacity.page_size)
         if self.running and needed > self._cache.available_pages - reserved:
             self._retry_step = self._counters.steps + _RETRY_STEPS
@@ -212,8 +234,13 @@ class StepPlanner:
         return True
 
     def _start(self, state: RequestState, lease: Lease, builder: StepBuilder) -> None:
-        (self.retracted if state.phase is Phase.RETRACTED else self.waiting).pop(state.request_id)
         is_first = state.phase is Phase.WAITING
+        if is_first:
+            self.waiting.admit(state)
+        else:
+            del self.retracted[state.request_id]
+        self._lifetimes.admitted(state)
+        self._shares.charge(state.request.group, state.prefill_end - lease.num_shared + int(state.most_outputs * self.ratio.value))
         state.start(lease, self._free_slots.pop())
         self.running[state.request_id] = state
         if self._cache.reuses:
@@ -255,6 +282,8 @@ class StepPlanner:
         assert state.lease is not None
         self._prefixes.remove(state)
         self._cache.insert(state.lease, state.computed_tokens())
+        if phase is Phase.FINISHED:
+            self._lifetimes.ended(state)
         self._cache.release(state.lease)
         self._free_slots.append(state.slot)
         del self.running[state.request_id]

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from ramet.runtime.engine.channel import Address, Channel, ChannelClosed, MemoryChannel, ZmqChannel
-from ramet.runtime.engine.messages import Abort, Fault, Flush, GetStats, Message, Outputs, Ready, Reply, Shutdown, Submit
+from ramet.runtime.engine.messages import Abort, Fault, Flush, GetStats, Hint, Message, Outputs, Ready, Reply, Shutdown, Submit
 from ramet.runtime.plan import Capacity
 from ramet.runtime.request import (
     EngineStats,
     Finish,
     FinishKind,
     GrammarSpec,
+    KvHint,
     LogprobParams,
     Request,
     RequestOutput,
@@ -46,6 +47,7 @@ MESSAGES: list[Message] = [
     Submit((REQUEST, REQUEST)),
     Abort(("a", "b")),
     Abort(None),
+    Hint(KvHint(kind="pin", run_id="r", token_ids=(1, 2))),
     Flush(1),
     GetStats(2),
     Shutdown(),

@@ -11,7 +11,7 @@ from ramet.grammar.matcher import GrammarCompiler
 from ramet.runtime.cache.no_cache import NoCache
 from ramet.runtime.cache.page_audit import audit
 from ramet.runtime.cache.prefix_cache import PrefixCache
-from ramet.runtime.config import ScheduleConfig
+from ramet.runtime.config import MemoryConfig, ScheduleConfig
 from ramet.runtime.executor.fake import FakeExecutor, FakeModel, expected_output
 from ramet.runtime.plan import BatchPlan, Capacity, PlanRow
 from ramet.runtime.request import Finish, Request, RequestOutput, SamplingParams, TokenLogprob
@@ -40,6 +40,7 @@ class Drive:
         eviction: str = "lru",
         late: bool | None = None,
         num_guesses: int = 0,
+        memory: MemoryConfig | None = None,
         **options: Any,
     ) -> None:
         self.model = model or FakeModel(vocab_size=64)
@@ -57,6 +58,7 @@ class Drive:
             compiler,
             lambda: self.now,
             num_guesses=num_guesses,
+            memory=memory,
         )
         self.executor = FakeExecutor(capacity, self.model)
         self.overlap = overlap

@@ -1,0 +1,85 @@
+"""What programs say of their KV reaches the worker's tree, on a thread and in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+import ramet as sgl
+from ramet.program.backend import Conversation, GenerateCall, Part
+from ramet.program.running import KvHints
+from ramet.runtime.config import EngineConfig
+from ramet.runtime.engine.async_engine import AsyncEngine
+from ramet.runtime.engine.program_backend import EngineBackend
+from tests.fakes import fake_engine
+
+ASKED = Conversation((Part("text", "How far is the moon? It is"),))
+
+
+async def pinned(engine, wanted: int) -> bool:
+    """Hints are not answered: the pins are there soon."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if (await engine.stats()).pinned_tokens == wanted:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("worker", ["thread", "process"])
+async def test_pin_free_and_the_end_of_a_run_reach_the_tree(worker):
+    parts = {"executor_factory": "tests.fakes:fake_executor", "text_factory": "tests.fakes:fake_text"}
+    engine = AsyncEngine.start_now(EngineConfig.from_options({"radix_eviction_policy": "next-use"}), worker=worker, **parts)
+    try:
+        backend = EngineBackend(engine)
+        assert isinstance(backend, KvHints)
+        await backend.prefetch(ASKED, "run")
+        length = await backend.num_tokens(ASKED)
+        assert await pinned(engine, length)
+        await backend.free(ASKED, "run")
+        assert await pinned(engine, 0)
+        await backend.pin(ASKED, "run")
+        assert await pinned(engine, length)
+        backend.ended("run")
+        assert await pinned(engine, 0)
+    finally:
+        engine.close_now()
+
+
+async def test_a_generation_carries_what_the_compiler_knows():
+    engine = fake_engine()
+    try:
+        sampling = {"max_new_tokens": 4, "temperature": 0}
+        call = GenerateCall(ASKED, sampling, run_id="run", hints={"path": 3, "max_tokens": 4}, stream=False)
+        [chunk] = [chunk async for chunk in EngineBackend(engine).generate(call)]
+        assert chunk.finished
+        assert await pinned(engine, await EngineBackend(engine).num_tokens(ASKED) + 3)  # the run goes on: its KV is kept
+    finally:
+        engine.close_now()
+
+
+def test_a_compiled_program_pins_while_its_host_works_and_leaves_nothing_behind():
+    engine = fake_engine()
+    seen = []
+
+    async def look_up(query: str) -> str:
+        seen.append((await engine.stats()).pinned_tokens > 0)
+        return "far"
+
+    @sgl.function
+    def ask(s, question):
+        s += "Question: " + question + "\nThought: " + sgl.gen("thought", max_tokens=6)
+        s += "\nFound: " + look_up(s["thought"])
+        s += "\nAnswer: " + sgl.gen("answer", max_tokens=3)
+        return s["answer"]
+
+    try:
+        ask.run("How far is the moon?", backend=EngineBackend(engine), mode="compiled", temperature=0)
+        assert seen == [True]
+        deadline = time.monotonic() + 5
+        while (left := asyncio.run(engine.stats()).pinned_tokens) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert left == 0
+    finally:
+        engine.close_now()
