@@ -77,6 +77,7 @@ SETTINGS = (
     Setting("chunks of 2048, no radix cache, pages of 16", {"chunked_prefill_size": 2048, "disable_radix_cache": True, "page_size": 16}),
     Setting("one at a time", {}, at_once=1),
     Setting("one at a time, no radix cache, serial", {"disable_radix_cache": True, "disable_overlap_schedule": True}, at_once=1),
+    Setting("two tensor-parallel ranks", {"tp_size": 2}),
 )
 
 

@@ -145,10 +145,9 @@ class ParallelConfig:
 
     tp_size: int = option(
         1,
-        "tensor-parallel ranks",
+        "tensor-parallel ranks: one process and one GPU each, on CPU a share of the cores; the model is divided among them",
         aliases=("tp", "tensor-parallel-size"),
         low=1,
-        instead="one device per server in this version; choose a model that fits one device",
     )
     dp_size: int = option(
         1,

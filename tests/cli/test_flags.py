@@ -61,7 +61,7 @@ def test_defaults_are_the_dataclasses() -> None:
         (["--port", "http"], "--port"),
         (["--port", "70000"], "port=70000"),
         (["--dtype", "int3"], "bfloat16"),
-        (["--tp", "2"], "tp_size=2 is not available"),
+        (["--tp", "0"], "tp_size=0 is outside"),
         (["--dp-size", "2"], "dp_size=2 is not available"),
         (["--nnodes", "2"], "nnodes=2 is not available"),
         (["--trust-remote-code"], "never runs"),

@@ -39,7 +39,7 @@ def test_what_was_given_stays():
     "options",
     [
         {"trust_remote_code": True},
-        {"tp_size": 2},
+        {"tp_size": 2, "quantization": "q8_0"},
         {"max_total_tokens": 8, "page_size": 16},
         {"disable_radix_cache": True, "schedule_policy": "dfs-weight"},
         {"chunked_prefill_size": 0},

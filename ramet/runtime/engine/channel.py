@@ -20,9 +20,36 @@ from typing import Protocol
 import msgspec
 import zmq
 
-from ramet.runtime.engine.messages import Abort, Fault, Flush, GetStats, Hint, Message, Outputs, Ready, Reply, Shutdown, Submit
+from ramet.runtime.engine.messages import (
+    Abort,
+    Fault,
+    Flush,
+    GetStats,
+    Hint,
+    Message,
+    Outputs,
+    Ready,
+    Reply,
+    RunForward,
+    RunSampling,
+    Shutdown,
+    Submit,
+)
 
-_MESSAGES: tuple[type[Message], ...] = (Submit, Abort, Hint, Flush, GetStats, Shutdown, Ready, Outputs, Reply, Fault)
+_MESSAGES: tuple[type[Message], ...] = (
+    Submit,
+    Abort,
+    Hint,
+    Flush,
+    GetStats,
+    Shutdown,
+    Ready,
+    Outputs,
+    Reply,
+    Fault,
+    RunForward,
+    RunSampling,
+)
 _LINGER_MS = 1000  # how long a closing end tries to deliver what it has sent
 _LAST_WORDS_MS = 50
 
@@ -44,19 +71,26 @@ class Channel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Codec:
-    """Encoders and decoders keep buffers and belong to one thread each, as the channel's ends do."""
+class Encoded:
+    """A message as it travels."""
 
-    encoder: msgspec.msgpack.Encoder
+    frames: list[bytes]
+
+    @classmethod
+    def of(cls, message: Message) -> Encoded:
+        return cls([type(message).__name__.encode(), msgspec.msgpack.encode(message)])
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """Decoders keep buffers and belong to one thread each, as the channel's ends do."""
+
     decoders: dict[bytes, msgspec.msgpack.Decoder[Message]]
 
     @classmethod
     def create(cls) -> Codec:
         decoders = {kind.__name__.encode(): msgspec.msgpack.Decoder(kind) for kind in _MESSAGES}
-        return cls(msgspec.msgpack.Encoder(), decoders)
-
-    def encode(self, message: Message) -> list[bytes]:
-        return [type(message).__name__.encode(), self.encoder.encode(message)]
+        return cls(decoders)
 
     def decode(self, frames: list[bytes]) -> Message:
         kind, body = frames
@@ -123,10 +157,14 @@ class ZmqChannel:
 
     def send(self, message: Message) -> None:
         """Never waits for a peer that is gone: what it would have been told no longer matters, its supervisor ends its requests."""
+        self.send_encoded(Encoded.of(message))
+
+    def send_encoded(self, message: Encoded) -> None:
+        """`send`, for a message that several hear."""
         with self._send_lock:
             while not self._closed:
                 try:
-                    self._out.send_multipart(self._codec.encode(message), zmq.NOBLOCK)
+                    self._out.send_multipart(message.frames, zmq.NOBLOCK)
                     return
                 except zmq.Again:
                     if not self._peer_comes():

@@ -2,6 +2,7 @@
 
     front → worker   Submit · Abort · Hint · Flush · GetStats · Shutdown
     worker → front   Ready · Outputs · Reply · Fault
+    rank 0 → others  RunForward · RunSampling · Shutdown       (tensor parallelism; they answer nothing but a Fault)
 
 Request ids on the channel are wire ids: the front makes them unique for its whole life, so that an id which a user
 gives twice, one after the other, never mixes two requests.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ramet.runtime.plan import Capacity, ModelInfo
+from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo
 from ramet.runtime.request import EngineStats, KvHint, Request, RequestOutput
 
 
@@ -90,6 +91,19 @@ class Fault:
     details: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class RunForward:
+    """`Executor.launch` of rank 0."""
+
+    plan: BatchPlan
+
+
+@dataclass(frozen=True, slots=True)
+class RunSampling:
+    """`Executor.sample` of rank 0, for the plan that came last. Masks stay there: it alone chooses tokens."""
+
+
 ToWorker = Submit | Abort | Hint | Flush | GetStats | Shutdown
 ToFront = Ready | Outputs | Reply | Fault
-Message = ToWorker | ToFront
+ToFollower = RunForward | RunSampling | Shutdown
+Message = ToWorker | ToFront | ToFollower

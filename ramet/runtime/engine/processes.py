@@ -59,7 +59,7 @@ class ProcessWorker:
         self._lifeline.sendall(description.encode() + b"\n")
 
     @property
-    def channel(self) -> Channel:
+    def channel(self) -> ZmqChannel:
         return self._channel
 
     @property

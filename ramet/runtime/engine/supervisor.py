@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ramet import errors
 from ramet.errors import InternalError, RametError, WorkerDied
 from ramet.log import get_logger
 from ramet.runtime.config import SupervisionConfig
 from ramet.runtime.engine.channel import ChannelClosed
+from ramet.runtime.engine.faults import error_of
 from ramet.runtime.engine.generation_engine import Health
 from ramet.runtime.engine.messages import Fault, Message, Outputs, Ready, Reply, Shutdown, ToWorker
 from ramet.runtime.engine.processes import WorkerHandle
@@ -198,13 +198,3 @@ class Supervisor:
             return "the engine was shut down"
         restarts = self._ready is not None and self._config.on_worker_death == "restart"
         return f"the worker ended ({reason})" + ("; a new one is starting, try again" if restarts else "")
-
-
-def error_of(fault: Fault) -> RametError:
-    """The worker's error as the same type here, so that `except OutOfMemory` works in the front."""
-    kind = getattr(errors, fault.error, None)
-    if not (isinstance(kind, type) and issubclass(kind, RametError)):
-        return InternalError(f"the worker failed: {fault.error}: {fault.message}\n{fault.details}")
-    error = kind(fault.message)
-    error.param = fault.param
-    return error

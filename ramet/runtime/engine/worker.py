@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from ramet.errors import InternalError, RametError
+from ramet.errors import InternalError, RametError, WorkerDied
 from ramet.log import get_logger
 from ramet.runtime.engine.channel import Channel, ChannelClosed
 from ramet.runtime.engine.messages import Abort, Flush, GetStats, Hint, Message, Outputs, Ready, Reply, Shutdown, Submit
@@ -38,8 +38,9 @@ class Step:
 class Worker:
     """Serves requests until `Shutdown`, or until the front is gone.
 
-    A step that raises ends the requests of that step and no others. An executor that no longer works at all is found out by a request
-    of our own, run when nothing else is left; when that fails twice in a row the worker gives up and raises `InternalError`.
+    A step that raises ends the requests of that step and no others; `WorkerDied` ends the worker. An executor that no longer
+    works at all is found out by a request of our own, run when nothing else is left; when that fails twice in a row the worker gives up
+    and raises `InternalError`.
     """
 
     def __init__(
@@ -224,6 +225,8 @@ class Worker:
 
     def _fail(self, plan: BatchPlan, error: Exception) -> None:
         """End the requests of a plan that did not run: aborted at the scheduler, and told to the front as an error."""
+        if isinstance(error, WorkerDied):
+            raise error
         _log.error("Step %d failed; its %d requests end with an error", plan.step, len(plan.rows), exc_info=error)
         self._in_doubt = True
         self._count_probe_failure(plan, error)

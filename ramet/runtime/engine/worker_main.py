@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shutil
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
+from functools import partial
 
-from ramet.errors import RametError
 from ramet.log import configure, get_logger
 from ramet.runtime.engine.channel import Address, Channel, ZmqChannel
-from ramet.runtime.engine.messages import Fault
+from ramet.runtime.engine.faults import fault_of
+from ramet.runtime.engine.follower import Follower
 from ramet.runtime.engine.worker import Worker
 from ramet.runtime.engine.worker_parts import WorkerSpec
+from ramet.runtime.executor.executor import Rank
 
 _log = get_logger(__name__)
 
@@ -28,32 +30,32 @@ def main() -> int:
     address = Address(parser.parse_args().directory)
     lifeline = _take_over_stdin()
     spec = WorkerSpec.from_json(_read_line(lifeline))
-    configure(spec.config.log.log_level)
+    configure(_log_level(spec))
     channel = ZmqChannel.worker(address, lifeline)
-    threading.Thread(target=_end_with_the_front, args=(lifeline, address), name="ramet-lifeline", daemon=True).start()
+    threading.Thread(target=_end_with_the_front, args=(lifeline, address, spec.rank), name="ramet-lifeline", daemon=True).start()
     return 0 if serve(spec, channel, _build_without_gc) else 1
 
 
-def serve(spec: WorkerSpec, channel: Channel, build: Callable[[WorkerSpec, Channel], Worker] = WorkerSpec.build) -> bool:
+def serve(spec: WorkerSpec, channel: Channel, build: Callable[[WorkerSpec, Channel], Worker | Follower] = WorkerSpec.build) -> bool:
     """Build the worker and run it; whatever ends it is told to the front first. False: it ended by a fault."""
     try:
         worker = build(spec, channel)
         worker.run()
         return True
     except Exception as error:
-        details = "" if isinstance(error, RametError) else traceback.format_exc()
-        _log.error("The worker ends: %s\n%s", error, details)
-        channel.send(Fault(type(error).__name__, str(error), getattr(error, "param", None), details))
+        fault = fault_of(error)
+        _log.error("The worker ends: %s\n%s", error, fault.details)
+        channel.send(fault)
         return False
     finally:
         channel.close()
 
 
-def _build_without_gc(spec: WorkerSpec, channel: Channel) -> Worker:
+def _build_without_gc(spec: WorkerSpec, channel: Channel) -> Worker | Follower:
     """Imports and a loaded model are a million objects that live as long as the process: the collector would walk them again and
     again while they come to be (a tenth of the start), and later in the middle of a step."""
     gc.disable()
-    worker = spec.build(channel)
+    worker = spec.build(channel, partial(os._exit, 1))
     gc.freeze()
     gc.enable()
     return worker
@@ -78,11 +80,19 @@ def _read_line(descriptor: int) -> bytes:
     return bytes(line)
 
 
-def _end_with_the_front(lifeline: int, address: Address) -> None:
-    """Blocks until the front is gone, then ends the process even where its main thread is deep in a kernel."""
+def _log_level(spec: WorkerSpec) -> str:
+    """Of what every rank does alike, one speaks."""
+    level = spec.config.log.log_level
+    return "error" if spec.rank is not None and level in ("info", "warning") else level
+
+
+def _end_with_the_front(lifeline: int, address: Address, rank: Rank | None) -> None:
+    """Blocks until the front (of a rank: rank 0) is gone, then ends the process even where its main thread is deep in a kernel."""
     while os.read(lifeline, 1):
         pass
     address.remove()
+    if rank is not None:
+        shutil.rmtree(rank.meeting, ignore_errors=True)
     os._exit(1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,14 +16,15 @@ from ramet.runtime.cache.no_cache import NoCache
 from ramet.runtime.cache.prefix_cache import PrefixCache
 from ramet.runtime.config import EngineConfig, SpeculativeConfig
 from ramet.runtime.engine.channel import Channel
+from ramet.runtime.engine.follower import Follower
 from ramet.runtime.engine.generation_engine import ChatTemplate, Tokenizer
 from ramet.runtime.engine.worker import Worker
-from ramet.runtime.executor.executor import Executor
+from ramet.runtime.executor.executor import Executor, Rank
 from ramet.runtime.plan import ModelInfo
 from ramet.runtime.resolve import resolve
 from ramet.runtime.scheduler.scheduler import Scheduler
 
-ExecutorFactory = Callable[[EngineConfig], Executor]
+ExecutorFactory = Callable[..., Executor]
 TORCH_EXECUTOR = "ramet.runtime.executor.torch_executor:create_executor"
 MODEL_TEXT = "ramet.runtime.engine.worker_parts:load_text"
 
@@ -52,29 +53,35 @@ TextFactory = Callable[[EngineConfig], TextParts]
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """`executor` and `text` are factories, or where to find them ("module:function"). Only the latter can go to another process."""
+    """`executor` and `text` are factories, or where to find them ("module:function"). Only the latter can go to another process. With a
+    `rank` it describes a process that follows tensor-parallel rank 0; where there are ranks, an executor's factory is given one too."""
 
     config: EngineConfig
     executor: str | ExecutorFactory = TORCH_EXECUTOR
     text: str | TextFactory = MODEL_TEXT
+    rank: Rank | None = None
 
     def to_json(self) -> str:
         if not isinstance(self.executor, str) or not isinstance(self.text, str):
             raise TypeError("a worker process finds its factories by name; give 'module:function'")
-        return json.dumps({"config": flat_options(self.config), "executor": self.executor, "text": self.text})
+        rank = None if self.rank is None else asdict(self.rank)
+        return json.dumps({"config": flat_options(self.config), "executor": self.executor, "text": self.text, "rank": rank})
 
     @classmethod
     def from_json(cls, line: str | bytes) -> WorkerSpec:
         fields = json.loads(line)
-        return cls(EngineConfig.from_options(fields["config"]), fields["executor"], fields["text"])
+        rank = None if fields["rank"] is None else Rank(**fields["rank"])
+        return cls(EngineConfig.from_options(fields["config"]), fields["executor"], fields["text"], rank)
 
     def load_text(self) -> TextParts:
         text: TextParts = _resolved(self.text)(self.config)
         return text
 
-    def build(self, channel: Channel) -> Worker:
-        """Load the model and put the scheduler in front of it. Takes seconds to minutes."""
-        executor: Executor = _resolved(self.executor)(self.config)
+    def build(self, channel: Channel, end: Callable[[], None] | None = None) -> Worker | Follower:
+        """Load the model and put the scheduler in front of it. Takes seconds to minutes. `end` ends this process at once."""
+        if self.rank is not None:
+            return Follower(channel, _resolved(self.executor)(self.config, self.rank), end or (lambda: None))
+        executor = self._load(channel, end)
         # What only a real device knows; an executor that does not say is on the CPU and has no graphs.
         on_gpu: bool = getattr(executor, "on_gpu", False)
         config = resolve(self.config, executor.model, executor.capacity, on_gpu=on_gpu)
@@ -86,6 +93,23 @@ class WorkerSpec:
             log_interval=config.log.decode_log_interval,
             cuda_graph=on_gpu and not config.backend.disable_cuda_graph,
         )
+
+    def _load(self, channel: Channel, end: Callable[[], None] | None) -> Executor:
+        """The executor, and behind it those of the other ranks."""
+        make: Callable[..., Executor] = _resolved(self.executor)
+        size = self.config.parallel.tp_size
+        if size == 1:
+            return make(self.config)
+        # Imported here: they start workers, which are described by this module.
+        from ramet.runtime.engine.followers import Followers, ParallelExecutor, end_with_them
+        from ramet.runtime.engine.processes import ProcessWorker
+
+        followers = Followers(size, lambda rank: ProcessWorker(replace(self, rank=rank)), partial(end_with_them, channel, end))
+        try:
+            return ParallelExecutor(make(self.config, followers.rank), followers)
+        except BaseException:
+            followers.close(patience=0.0)
+            raise
 
 
 def load_text(config: EngineConfig) -> TextParts:

@@ -38,12 +38,14 @@ class ProcessRanks:
             options.asyncOp = False
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
-        self._wait(self._backend.allreduce([values], self._sum))
+        if values.numel():  # a step may want no logits
+            self._wait(self._backend.allreduce([values], self._sum))
         return values
 
     def all_gather(self, values: torch.Tensor) -> torch.Tensor:
         gathered = values.new_empty(self.size * values.shape[0], *values.shape[1:])
-        self._wait(self._backend._allgather_base(gathered, values, self._gather))
+        if values.numel():
+            self._wait(self._backend._allgather_base(gathered, values, self._gather))
         return gathered.view(self.size, *values.shape)
 
     def broadcast(self, values: torch.Tensor) -> None:

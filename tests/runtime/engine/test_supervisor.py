@@ -12,8 +12,9 @@ from ramet import errors
 from ramet.errors import InternalError, OutOfMemory, RametError, WorkerDied
 from ramet.runtime.config import SupervisionConfig
 from ramet.runtime.engine.channel import MemoryChannel
+from ramet.runtime.engine.faults import error_of
 from ramet.runtime.engine.messages import Fault, Ready, Shutdown
-from ramet.runtime.engine.supervisor import Supervisor, error_of
+from ramet.runtime.engine.supervisor import Supervisor
 from ramet.runtime.plan import Capacity
 from tests.fakes import FAKE_MODEL
 

@@ -51,10 +51,11 @@ PARAMS = (
 
 
 def steps() -> tuple[list[BatchPlan], list[TokenMasks | None]]:
-    """Four requests sampled in four ways: prompts with prompt log-probabilities, then tokens that only the device knows; one step
-    forces two tokens on one of them and masks another."""
-    plans: list[BatchPlan] = []
-    masks: list[TokenMasks | None] = []
+    """A chunk of a prompt that wants no logits; then four requests sampled in four ways: prompts with prompt log-probabilities, then tokens
+    that only the device knows. One step forces two tokens on one of them and masks another."""
+    chunk = PlanRow("chunk", 4, (5, 6, 7), 0, 0, (63,), False, RowStart(PARAMS[0], 0, None, (5, 6, 7, 8)))
+    plans: list[BatchPlan] = [BatchPlan(0, (chunk,))]
+    masks: list[TokenMasks | None] = [None]
     length = [0] * len(PARAMS)
     for step in range(7):
         rows = []
@@ -69,7 +70,7 @@ def steps() -> tuple[list[BatchPlan], list[TokenMasks | None]]:
                 row = PlanRow(str(slot), slot, tokens, length[slot], 8, (), True, mask_row=0 if (step, slot) == (3, 0) else None)
             length[slot] = row.end
             rows.append(row)
-        plans.append(BatchPlan(step, tuple(rows), num_masks=int(step == 3)))
+        plans.append(BatchPlan(step + 1, tuple(rows), num_masks=int(step == 3)))
         masks.append(TokenMasks(np.array([[1 << 11, 0, 1 << 3]], dtype=np.uint32)) if step == 3 else None)
     return plans, masks
 
@@ -85,7 +86,7 @@ def check_ranks(files: ModelFiles) -> None:
                 for a, b in zip((*expected.logprobs, *expected.prompt_logprobs), (*given.logprobs, *given.prompt_logprobs), strict=True):
                     assert a.token_id == b.token_id
                     assert a.logprob is b.logprob is None or a.logprob == pytest.approx(b.logprob, abs=1e-3)
-    assert alone[3][0].token_ids[0] in (11, 67), "the mask was applied"
+    assert alone[4][0].token_ids[0] in (11, 67), "the mask was applied"
 
 
 @pytest.mark.parametrize("case", FAMILIES)
