@@ -20,60 +20,73 @@ class LongestEndings:
 
     def __init__(self, walker: Walker) -> None:
         self._walker = walker
-        self._worst = [0] * len(walker.arena.nodes)
+        self._settled = [0] * len(walker.arena.nodes)
+        self._later: dict[int, int] = {}
+        self._explored: dict[int, int] = {}
         self._is_bounded = self._settle()
 
     def of(self, node: int) -> int:
-        if not self._is_bounded:
-            return INFINITE
-        for later in range(len(self._worst), len(self._walker.arena.nodes)):  # it stands on older ones
-            self._worst.append(0)
-            self._worst[later] = _worst(self._walker, self._worst, later)
-        return max(self._worst[node], self._walker.shortest(node))
+        return max(self._worst(node), self._walker.shortest(node)) if self._is_bounded else INFINITE
 
     def _settle(self) -> bool:
         """Least fixpoint over the rules; False when there is none in sight."""
         for _ in range(MAX_ROUNDS):
             changed = False
-            for node in range(len(self._worst)):
-                found = _worst(self._walker, self._worst, node)
-                if found != self._worst[node]:
-                    self._worst[node], changed = found, True
+            for node in range(len(self._settled)):
+                found = self._bound(node)
+                if found != self._settled[node]:
+                    self._settled[node], changed = found, True
             if not changed:
                 return True
         return False
 
+    def _worst(self, node: int) -> int:
+        """Nodes that came after the rules were settled stand on older ones, and are looked at when they are asked for."""
+        if node < len(self._settled):
+            return self._settled[node]
+        if node not in self._later:
+            self._later[node] = self._bound(node)
+        return self._later[node]
 
-def _worst(walker: Walker, worst: list[int], node: int) -> int:
-    op, of = walker.arena.nodes[node]
-    found = 0
-    if op == "seq":
-        found = max(worst[of[0]] + walker.shortest(of[1]), worst[of[1]])
-    elif op == "alt":
-        found = max((worst[part] for part in of if not walker.is_empty(part)), default=0)
-    elif op in ("text", "word"):
-        found = len(of)
-    elif op == "rep":
-        found = worst[of[0]] + max(of[1] - 1, 0) * walker.shortest(of[0])
-    elif op in ("conj", "negate"):
-        found = worst[node] or _explored(walker, node)
-    elif op == "chars":
-        found = 12 if of[1] else 4
-    elif op in ("ref", "lexeme"):
-        found = worst[walker.arena.rules[of] if op == "ref" else of]
-    return min(found, INFINITE)
+    def _bound(self, node: int) -> int:
+        """From the bounds of what it is made of."""
+        walker, worst = self._walker, self._worst
+        op, of = walker.arena.nodes[node]
+        found = 0
+        if op == "seq":
+            found = max(worst(of[0]) + walker.shortest(of[1]), worst(of[1]))
+        elif op == "alt":
+            found = max((worst(part) for part in of if not walker.is_empty(part)), default=0)
+        elif op in ("text", "word"):
+            found = len(of)
+        elif op == "rep":
+            found = worst(of[0]) + max(of[1] - 1, 0) * walker.shortest(of[0])
+        elif op in ("conj", "negate"):
+            found = self._explore(node)
+        elif op == "chars":
+            found = 12 if of[1] else 4
+        elif op in ("ref", "lexeme"):
+            found = worst(walker.arena.rules[of] if op == "ref" else of)
+        return min(found, INFINITE)
 
+    def _explore(self, start: int) -> int:
+        """By walking. What was found of a place holds for all that it leads to."""
+        if start not in self._explored:
+            seen = self._reachable(start)
+            is_too_much = len(seen) > MAX_STATES
+            lengths = [] if is_too_much else [self._walker.shortest(node) for node in seen if not self._walker.is_empty(node)]
+            bound = INFINITE if is_too_much else max(lengths, default=1)
+            self._explored.update({node: bound for node in seen if node not in self._explored})
+        return self._explored[start]
 
-def _explored(walker: Walker, start: int) -> int:
-    seen, queue = {start}, [start]
-    while queue:
-        node = queue.pop()
-        for byte in walker.representatives(node):
-            following = walker.step(node, byte)
-            if following not in seen and following != NONE and not walker.is_empty(following):
-                seen.add(following)
-                queue.append(following)
-        if len(seen) > MAX_STATES:
-            return INFINITE
-    most = max((walker.shortest(node) for node in seen if not walker.is_empty(node)), default=1)
-    return max(most, 1)  # 0 would say that it was not explored
+    def _reachable(self, start: int) -> set[int]:
+        """Until they are more than `MAX_STATES`."""
+        seen, queue = {start}, [start]
+        while queue and len(seen) <= MAX_STATES:
+            node = queue.pop()
+            for byte in self._walker.representatives(node):
+                following = self._walker.step(node, byte)
+                if following not in seen and following != NONE and not self._walker.is_empty(following):
+                    seen.add(following)
+                    queue.append(following)
+        return seen
