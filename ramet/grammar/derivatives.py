@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count, pairwise
+from typing import Any
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import NONE, Arena
@@ -119,19 +120,36 @@ class Walker:
     # ── lengths ──
 
     def _settle_rules(self) -> None:
-        """Least fixpoint over the rules: lengths only fall, and what can be empty only grows."""
+        """Least fixpoints over the rules: what can be empty only grows, then lengths only fall. Nodes that lead to no rule are measured
+        when they are asked for: a search among them must meet no length that is still on its way down."""
         size = len(self.arena.nodes)
         self._nullable = [False] * size
-        self._shortest = [-1 if node.op in ("conj", "negate") else INFINITE for node in self.arena.nodes]
-        changed = True
-        while changed:
-            changed = False
-            for node in range(size):
-                nullable = self._is_nullable(node)
-                searched = self.arena.nodes[node].op in ("conj", "negate")
-                length = self._shortest[node] if searched else self._length(node)
-                if (nullable, length) != (self._nullable[node], self._shortest[node]):
-                    self._nullable[node], self._shortest[node], changed = nullable, length, True
+        while self._pass(self._nullable, self._is_nullable, range(size)):
+            pass
+        recursive = self._recursive_nodes()
+        self._shortest = [-1] * size
+        for node in recursive:
+            self._shortest[node] = INFINITE
+        while self._pass(self._shortest, self._length, recursive):
+            pass
+
+    def _pass(self, known: list[Any], find: Callable[[int], Any], nodes: Iterable[int]) -> bool:
+        """Whether something changed."""
+        changed = False
+        for node in nodes:
+            found = find(node)
+            if found != known[node]:
+                known[node], changed = found, True
+        return changed
+
+    def _recursive_nodes(self) -> list[int]:
+        """Those with references to rules in them; a node stands on older ones."""
+        found: set[int] = set()
+        for node, (op, of) in enumerate(self.arena.nodes):
+            parts = of if op in ("seq", "alt", "conj") else of[:1] if op == "rep" else (of,) if op in ("negate", "lexeme") else ()
+            if op == "ref" or not found.isdisjoint(parts):
+                found.add(node)
+        return sorted(found)
 
     def _grow(self) -> None:
         """Nodes that came after the rules were settled stand on older ones."""

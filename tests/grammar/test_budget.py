@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ramet.grammar.arena import Arena
 from ramet.grammar.derivatives import Walker
 from ramet.grammar.json_layout import ANY_WHITESPACE
 from ramet.grammar.llguidance_compiler import LlguidanceCompiler
@@ -202,3 +203,20 @@ def test_the_real_vocabulary_ends_in_time(tmp_path: Path, choose: Choose) -> Non
         text, complete = generate(compiler, vocabulary, "json_schema", source, budget, choose, budget)
         assert complete, text
         jsonschema.Draft202012Validator(TREE).validate(json.loads(text))
+
+
+def test_lengths_are_the_same_on_an_arena_that_was_walked_before() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "format": "hostname"}, "b": {"not": {"enum": ["x"]}, "type": "string", "maxLength": 9}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    lowered = lower("json_schema", json.dumps(schema))
+    assert lowered.arena is not None
+    first = Walker(lowered.arena)
+    first.walk(lowered.start, b'{"a":"some-host.org","b":"xy')
+    second = Walker(Arena.load(lowered.arena.dump()))
+    for node in range(len(lowered.arena.nodes)):
+        assert first.shortest(node) == second.shortest(node)
+    assert second.shortest(lowered.start) == len(b'{"a":"0","b":""}')
