@@ -16,6 +16,7 @@ import torch
 
 from ramet.errors import Unsupported
 from ramet.runtime.kernels import cpu_library
+from ramet.runtime.kernels.huge_memory import HugeMemory
 
 BLOCK = 32
 PANEL = 8
@@ -125,6 +126,7 @@ class CpuContext:
     def __init__(self, num_threads: int) -> None:
         self.library = cpu_library.load()
         self.handle = self.library.ramet_context_new(num_threads)
+        self._memory = HugeMemory()
 
     def close(self) -> None:
         if self.handle:
@@ -137,7 +139,7 @@ class CpuContext:
             raise Unsupported(
                 f"a quantised matrix of {n}×{k} needs rows in multiples of {PANEL} and columns of {BLOCK}; use --quantization none"
             )
-        data = torch.empty(self.library.ramet_packed_bytes(blocks.bits, n, k), dtype=torch.uint8)
+        data = self._memory.empty(self.library.ramet_packed_bytes(blocks.bits, n, k))
         low = blocks.d if blocks.m is None else blocks.m
         self.library.ramet_pack(
             self.handle, blocks.bits, n, k, blocks.q.ctypes.data, blocks.d.ctypes.data, low.ctypes.data, data.data_ptr()

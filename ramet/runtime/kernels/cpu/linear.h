@@ -83,12 +83,20 @@ inline __m256i broadcast4(const int8_t* p) {  // one load, no shuffle
   return _mm256_castps_si256(_mm256_broadcast_ss(reinterpret_cast<const float*>(p)));
 }
 
+constexpr int kAhead = 1280;  // bytes of weights between what is multiplied and what is fetched
+
+template <int BYTES>
+inline void prefetch(const uint8_t* w) {
+  for (int i = 0; i < BYTES; i += 64) _mm_prefetch(reinterpret_cast<const char*>(w + i), _MM_HINT_T0);
+}
+
 // One panel of eight columns for ROWS rows of activations, 4-bit weights.
 template <int ROWS>
 inline void panel4(const uint8_t* w, int blocks, const int8_t* a, const float* scale, const float* sum, __m256* acc) {
   const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   const int64_t k = int64_t(blocks) * kBlock;
   for (int b = 0; b < blocks; ++b, w += kRecord4) {
+    prefetch<kRecord4>(w + kAhead);
     __m256i group[8];
     for (int j = 0; j < 4; ++j) {
       const __m256i packed = bytes32(w + 32 * j);
@@ -114,6 +122,7 @@ inline void panel8(const uint8_t* w, int blocks, const int8_t* a, const float* s
   const __m256i ones = _mm256_set1_epi16(1);
   const int64_t k = int64_t(blocks) * kBlock;
   for (int b = 0; b < blocks; ++b, w += kRecord8) {
+    prefetch<kRecord8>(w + kAhead);
     const __m256 d = half8(w + 256);
     __m256i dot[ROWS];
     for (int r = 0; r < ROWS; ++r) dot[r] = _mm256_setzero_si256();
@@ -148,19 +157,14 @@ inline void panel_rows(const Linear& w, int p, const Activations& x, int64_t row
   }
 }
 
-// y [rows, n] = or += x wᵀ + bias.
-inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, bool add) {
-  const int panels = w.n / kPanel;
-  const int chunks = std::min(panels, pool.num_threads() * 8);
-  pool.run(chunks, [&](int chunk, int) {
-    const int first = int(int64_t(panels) * chunk / chunks), last = int(int64_t(panels) * (chunk + 1) / chunks);
-    for (int p = first; p < last; ++p) {
-      int64_t row = 0;
-      for (; row + 4 <= rows; row += 4) panel_rows<4>(w, p, x, row, y, add);
-      if (rows - row >= 2) panel_rows<2>(w, p, x, row, y, add), row += 2;
-      if (rows - row >= 1) panel_rows<1>(w, p, x, row, y, add);
-    }
-  });
+// Rows begin … end-1 of weight panels first … last-1.
+inline void rows_range(const Linear& w, int first, int last, const Activations& x, int64_t begin, int64_t end, float* y, bool add) {
+  for (int p = first; p < last; ++p) {
+    int64_t row = begin;
+    for (; row + 4 <= end; row += 4) panel_rows<4>(w, p, x, row, y, add);
+    if (end - row >= 2) panel_rows<2>(w, p, x, row, y, add), row += 2;
+    if (end - row >= 1) panel_rows<1>(w, p, x, row, y, add);
+  }
 }
 
 }  // namespace ramet

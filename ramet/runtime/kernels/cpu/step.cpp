@@ -6,9 +6,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include "attention.h"
-#include "linear.h"
+#include "batched_linear.h"
 #include "pool.h"
+#include "prefill_attention.h"
 
 using namespace ramet;
 
@@ -38,7 +38,9 @@ namespace {
 struct Buffers {
   std::vector<float> x, h, qkv, attention, gate_up, scale, sum, part_out, part_lse;
   std::vector<int8_t> a;
-  std::vector<Scratch> scratch;
+  LinearRoom room;
+  std::vector<PrefillScratch> prefill;
+  std::vector<DecodeScratch> decode;
 };
 
 struct Context {
@@ -61,10 +63,11 @@ class Step {
     grow(b_.x, t * m_.hidden), grow(b_.qkv, t * qkv_width()), grow(b_.attention, t * m_.heads * m_.head_dim);
     grow(b_.gate_up, t * 2 * m_.intermediate), grow(b_.a, t * widest);
     grow(b_.scale, t * widest / kBlock), grow(b_.sum, t * widest / kBlock);
-    b_.scratch.resize(c_.pool.num_threads());
-    for (auto& s : b_.scratch) s.resize(shape_);
-    schedule_ = make_schedule(batch, shape_);
-    const size_t parts = size_t(schedule_.num_parts) * (m_.heads / m_.kv_heads);
+    b_.prefill.resize(c_.pool.num_threads()), b_.decode.resize(c_.pool.num_threads());
+    for (auto& s : b_.prefill) s.resize(shape_);
+    for (auto& s : b_.decode) s.resize(shape_);
+    schedule_ = make_schedule(batch, m_.kv_heads);
+    const size_t parts = size_t(schedule_.num_parts) * m_.heads;
     grow(b_.part_out, parts * m_.head_dim), grow(b_.part_lse, parts);
   }
 
@@ -73,7 +76,7 @@ class Step {
     rows([&](int64_t t) { embed(t); });
     for (int i = 0; i < m_.num_layers; ++i) layer<KV>(i);
     for (int s = 0; s < batch_.num_logits; ++s) normalize_quantize(batch_.logit_indices[s], m_.final_norm, s);
-    if (batch_.num_logits) linear(c_.pool, m_.head, activations(), batch_.num_logits, logits, false);
+    if (batch_.num_logits) linear(c_.pool, m_.head, activations(), batch_.num_logits, logits, false, b_.room);
   }
 
  private:
@@ -123,14 +126,14 @@ class Step {
   void layer(int i) {
     const RametLayer& w = m_.layers[i];
     rows([&](int64_t t) { normalize_quantize(t, w.input_norm, t); });
-    linear(c_.pool, w.qkv, activations(), t_, b_.qkv.data(), false);
+    linear(c_.pool, w.qkv, activations(), t_, b_.qkv.data(), false, b_.room);
     rows([&](int64_t t) { rotate_and_store<KV>(i, t); });
     attend<KV>(i);
-    linear(c_.pool, w.out, activations(), t_, b_.x.data(), true);
+    linear(c_.pool, w.out, activations(), t_, b_.x.data(), true, b_.room);
     rows([&](int64_t t) { normalize_quantize(t, w.post_norm, t); });
-    linear(c_.pool, w.gate_up, activations(), t_, b_.gate_up.data(), false);
+    linear(c_.pool, w.gate_up, activations(), t_, b_.gate_up.data(), false, b_.room);
     rows([&](int64_t t) { gate(t); });
-    linear(c_.pool, w.down, activations(), t_, b_.x.data(), true);
+    linear(c_.pool, w.down, activations(), t_, b_.x.data(), true, b_.room);
   }
 
   template <class KV>
@@ -168,15 +171,27 @@ class Step {
   template <class KV>
   void attend(int i) {
     using Store = typename KV::Store;
-    const Attention<KV> attention{batch_, shape_, static_cast<const Store*>(keys_[i]), static_cast<const Store*>(values_[i]),
-                                  b_.qkv.data(), qkv_width(), b_.attention.data(), b_.part_out.data(), b_.part_lse.data()};
-    const int units = int(schedule_.units.size()), chunks = std::min(units, 60000);
+    const Store *keys = static_cast<const Store*>(keys_[i]), *values = static_cast<const Store*>(values_[i]);
+    float* out = b_.attention.data();
+    const PrefillAttention<KV> prefill{batch_, shape_, keys, values, b_.qkv.data(), qkv_width(), out};
+    const DecodeAttention<KV> decode{
+        batch_, shape_, keys, values, b_.qkv.data(), qkv_width(), out, b_.part_out.data(), b_.part_lse.data()};
+    const int prefills = int(schedule_.prefill.size()), units = prefills + int(schedule_.decode.size()), chunks = std::min(units, 60000);
     c_.pool.run(chunks, [&](int chunk, int thread) {
-      for (int u = chunk; u < units; u += chunks) attention.run(schedule_.units[u], b_.scratch[thread]);
+      for (int u = chunk; u < units; u += chunks) {
+        if (u < prefills) prefill.run(schedule_.prefill[u], b_.prefill[thread]);
+        else {
+          const DecodeUnit& unit = schedule_.decode[u - prefills];
+          decode.run(&schedule_.members[unit.first], unit.count, b_.decode[thread]);
+        }
+      }
     });
-    for (const Merge& m : schedule_.merges) attention.merge(m);
     const int width = m_.heads * m_.head_dim;
-    rows([&](int64_t t) { quantize_row(&b_.attention[t * width], width, t, activations()); });
+    rows([&](int64_t t) {
+      const Parts& parts = schedule_.parts[t];
+      if (parts.count) decode.merge(parts, out + t * width);
+      quantize_row(out + t * width, width, t, activations());
+    });
   }
 
   void gate(int64_t t) {
@@ -254,7 +269,7 @@ void ramet_linear(void* context, const Linear* w, const float* x, int64_t rows, 
   c.pool.run(chunks, [&](int chunk, int) {
     for (int64_t r = rows * chunk / chunks; r < rows * (chunk + 1) / chunks; ++r) quantize_row(x + r * w->k, w->k, r, a);
   });
-  linear(c.pool, *w, a, rows, y, false);
+  linear(c.pool, *w, a, rows, y, false, c.buffers.room);
 }
 
 // logits [num_logits, vocab]; keys and values: one pool pointer per layer.

@@ -1,0 +1,159 @@
+// Attention of many queries of one row over its context in the paged KV pool: tiles of keys, gathered and transposed once, against a block
+// of queries, as two small matrix products with a running softmax between them.
+#pragma once
+#include "decode_attention.h"
+#include "transpose.h"
+
+namespace ramet {
+
+constexpr int kKeys = 64;  // keys of a tile
+
+// c[rows, n] (=|+=) a[rows, depth] b[depth, n], n a multiple of 16; six rows at a time (a short last group repeats its last row).
+template <bool ADD>
+inline void small_gemm(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int n, int depth) {
+  constexpr int kRows = 6;
+  for (int r = 0; r < rows; r += kRows) {
+    const int last = std::min(kRows, rows - r) - 1;
+    const float* x[kRows];
+    for (int i = 0; i < kRows; ++i) x[i] = a + int64_t(r + std::min(i, last)) * lda;
+    for (int j = 0; j < n; j += 16) {
+      __m256 acc[kRows][2];
+#pragma GCC unroll 6
+      for (int i = 0; i < kRows; ++i) acc[i][0] = acc[i][1] = _mm256_setzero_ps();
+      for (int d = 0; d < depth; ++d) {
+        const __m256 b0 = _mm256_loadu_ps(b + int64_t(d) * ldb + j), b1 = _mm256_loadu_ps(b + int64_t(d) * ldb + j + 8);
+#pragma GCC unroll 6
+        for (int i = 0; i < kRows; ++i) {
+          const __m256 v = _mm256_broadcast_ss(x[i] + d);
+          acc[i][0] = _mm256_fmadd_ps(v, b0, acc[i][0]);
+          acc[i][1] = _mm256_fmadd_ps(v, b1, acc[i][1]);
+        }
+      }
+#pragma GCC unroll 6
+      for (int i = 0; i < kRows; ++i) {
+        if (i > last) continue;
+        float* out = c + int64_t(r + i) * ldc + j;
+        if (ADD) acc[i][0] = _mm256_add_ps(acc[i][0], _mm256_loadu_ps(out)), acc[i][1] = _mm256_add_ps(acc[i][1], _mm256_loadu_ps(out + 8));
+        _mm256_storeu_ps(out, acc[i][0]);
+        _mm256_storeu_ps(out + 8, acc[i][1]);
+      }
+    }
+  }
+}
+
+// Per-thread buffers; rows = kQueries · G.
+struct PrefillScratch {
+  std::vector<float> q, k, v, s, o, m, l;
+  std::vector<int64_t> places;  // of the unit's keys in the pool, in elements
+  void resize(const Shape& shape) {
+    const size_t rows = size_t(kQueries) * shape.group(), d = shape.head_dim;
+    q.resize(rows * d), o.resize(rows * d), s.resize(rows * kKeys), m.resize(rows), l.resize(rows);
+    k.resize(d * kKeys), v.resize(kKeys * d);
+  }
+};
+
+template <class KV>
+struct PrefillAttention {
+  using Store = typename KV::Store;
+  const Batch& batch;
+  const Shape& shape;
+  const Store *keys, *values;  // this layer's pool, [slots, kv_heads, head_dim]
+  const float* query;          // [tokens, query_stride], heads first
+  int64_t query_stride;
+  float* out;  // [tokens, heads, head_dim]
+
+  void run(const PrefillUnit& u, PrefillScratch& t) const {
+    const int d = shape.head_dim, rows = u.num_queries * shape.group();
+    find_places(u, t);
+    load_queries(u, t, rows);
+    std::fill_n(t.o.begin(), rows * d, 0.0f);
+    std::fill_n(t.m.begin(), rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(t.l.begin(), rows, 0.0f);
+    for (int key = 0; key < u.num_keys; key += kKeys) {
+      const int count = std::min(kKeys, u.num_keys - key);
+      load_keys(&t.places[key], count, t);
+      small_gemm<false>(t.q.data(), d, t.k.data(), kKeys, t.s.data(), kKeys, rows, kKeys, d);
+      softmax_tile(u, key, count, t, rows);
+      small_gemm<true>(t.s.data(), kKeys, t.v.data(), d, t.o.data(), d, rows, d, count);
+    }
+    store(u, t, rows);
+  }
+
+ private:
+  void find_places(const PrefillUnit& u, PrefillScratch& t) const {
+    t.places.resize(u.num_keys);
+    const int64_t stride = int64_t(shape.kv_heads) * shape.head_dim, head = int64_t(u.kv_head) * shape.head_dim;
+    for (int key = 0; key < u.num_keys; ++key)
+      t.places[key] = (int64_t(batch.pages(u.row)[key / batch.page_size]) * batch.page_size + key % batch.page_size) * stride + head;
+  }
+
+  void load_queries(const PrefillUnit& u, PrefillScratch& t, int rows) const {
+    const int g = shape.group(), d = shape.head_dim;
+    const __m256 scale = _mm256_set1_ps(shape.scale);
+    for (int r = 0; r < rows; ++r) {
+      const float* from = query + (u.query + r / g) * query_stride + (u.kv_head * g + r % g) * d;
+      for (int i = 0; i < d; i += 8) _mm256_storeu_ps(&t.q[r * d + i], _mm256_mul_ps(scale, _mm256_loadu_ps(from + i)));
+    }
+  }
+
+  void load_keys(const int64_t* places, int count, PrefillScratch& t) const {
+    const int d = shape.head_dim;
+    for (int j = 0; j < kKeys; j += 8) {
+      const Store* from[8];
+      for (int i = 0; i < 8; ++i) from[i] = keys + places[std::min(j + i, count - 1)];
+      for (int c = 0; c < d; c += 8) {
+        __m256 square[8];
+        for (int i = 0; i < 8; ++i) square[i] = KV::load8(from[i] + c);
+        transpose8(square);
+        for (int i = 0; i < 8; ++i) _mm256_storeu_ps(&t.k[(c + i) * kKeys + j], square[i]);
+      }
+      if (j + 8 >= count) break;
+    }
+    for (int i = 0; i < count; ++i) {
+      const Store* from = values + places[i];
+      for (int c = 0; c < d; c += 8) _mm256_storeu_ps(&t.v[i * d + c], KV::load8(from + c));
+    }
+  }
+
+  // Scores → probabilities of this tile; rescales what earlier tiles brought.
+  void softmax_tile(const PrefillUnit& u, int key, int count, PrefillScratch& t, int rows) const {
+    const int g = shape.group(), d = shape.head_dim;
+    for (int r = 0; r < rows; ++r) {
+      float* s = &t.s[r * kKeys];
+      const int visible = std::min<int64_t>(count, batch.positions[u.query + r / g] + 1 - key);
+      const int width = std::max(0, visible);
+      std::fill(s + width, s + kKeys, -std::numeric_limits<float>::infinity());
+      __m256 top = _mm256_loadu_ps(s);
+      for (int j = 8; j < kKeys; j += 8) top = _mm256_max_ps(top, _mm256_loadu_ps(s + j));
+      const float before = t.m[r], now = std::max(before, max_of(top));
+      if (width == 0 || now == -std::numeric_limits<float>::infinity()) {
+        std::fill(s, s + kKeys, 0.0f);
+        continue;
+      }
+      const __m256 shift = _mm256_set1_ps(now);
+      for (int j = 0; j < kKeys; j += 8) _mm256_storeu_ps(s + j, exp8(_mm256_sub_ps(_mm256_loadu_ps(s + j), shift)));
+      std::fill(s + width, s + kKeys, 0.0f);
+      __m256 total = _mm256_setzero_ps();
+      for (int j = 0; j < kKeys; j += 8) total = _mm256_add_ps(total, _mm256_loadu_ps(s + j));
+      const float keep = std::exp(before - now);
+      t.m[r] = now;
+      t.l[r] = t.l[r] * keep + sum_of(total);
+      if (keep != 1.0f)
+        for (int i = 0; i < d; i += 8) {
+          float* o = &t.o[r * d + i];
+          _mm256_storeu_ps(o, _mm256_mul_ps(_mm256_loadu_ps(o), _mm256_set1_ps(keep)));
+        }
+    }
+  }
+
+  void store(const PrefillUnit& u, const PrefillScratch& t, int rows) const {
+    const int g = shape.group(), d = shape.head_dim;
+    for (int r = 0; r < rows; ++r) {
+      const __m256 inverse = _mm256_set1_ps(1.0f / t.l[r]);
+      float* to = out + (int64_t(u.query + r / g) * shape.heads + u.kv_head * g + r % g) * d;
+      for (int i = 0; i < d; i += 8) _mm256_storeu_ps(to + i, _mm256_mul_ps(inverse, _mm256_loadu_ps(&t.o[r * d + i])));
+    }
+  }
+};
+
+}  // namespace ramet

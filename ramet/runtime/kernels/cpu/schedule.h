@@ -1,0 +1,98 @@
+// Who computes which part of a step's attention.
+//
+// Prefill units take kQueries queries of one row and KV head and all their keys. Decode units take at most kSegment keys, all KV heads,
+// and every query that meets just these keys: one query, or the queries of all rows that share this part of their context, which is
+// then read once for all. Parts of a longer context are merged by their log-sum-exp. Segments depend on the query's own
+// length alone, and no number on who else is in the unit: a row's result does not depend on its neighbours.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace ramet {
+
+constexpr int kQueries = 32;  // of a prefill unit; rows with no more new tokens than this are decoded query by query
+constexpr int kSegment = 128;  // keys of a decode unit
+constexpr int kSharers = 8;  // queries of a decode unit
+
+struct Batch {  // one step; see ForwardBatch
+  int32_t num_tokens, num_rows, num_logits, max_pages, page_size;
+  const int64_t *token_ids, *positions, *kv_slots;
+  const int32_t *query_starts, *kv_lens, *page_table;
+  const int64_t* logit_indices;
+
+  const int32_t* pages(int row) const { return page_table + int64_t(row) * max_pages; }
+};
+
+struct PrefillUnit {
+  int32_t row, kv_head, query, num_queries, num_keys;
+  int64_t cost() const { return int64_t(num_queries) * num_keys; }
+};
+
+struct Member {  // one query's share of a decode unit
+  int32_t row, query, segment, num_keys, part;  // part: index of the partial result, −1: this is the whole context
+};
+
+struct DecodeUnit {
+  int32_t first, count;  // of `members`; all have the same keys
+};
+
+struct Parts {  // of one query's result
+  int32_t first = 0, count = 0;
+};
+
+struct Schedule {
+  std::vector<PrefillUnit> prefill;
+  std::vector<Member> members;
+  std::vector<DecodeUnit> decode;
+  std::vector<Parts> parts;  // by query
+  int num_parts = 0;
+};
+
+// The pages that hold a whole segment.
+inline bool same_pages(const Batch& batch, const Member& a, const Member& b) {
+  if (a.segment != b.segment || a.num_keys != kSegment || b.num_keys != kSegment) return false;
+  const int first = a.segment * kSegment / batch.page_size, last = (a.segment * kSegment + kSegment - 1) / batch.page_size;
+  return a.row == b.row || std::memcmp(batch.pages(a.row) + first, batch.pages(b.row) + first, sizeof(int32_t) * (last - first + 1)) == 0;
+}
+
+inline void group_members(const Batch& batch, Schedule& s) {
+  const auto first_page = [&](const Member& m) { return batch.pages(m.row)[m.segment * kSegment / batch.page_size]; };
+  std::stable_sort(s.members.begin(), s.members.end(), [&](const Member& a, const Member& b) {
+    if (a.num_keys != b.num_keys) return a.num_keys > b.num_keys;  // the longest first, which keeps the threads' ends together
+    return a.segment != b.segment ? a.segment < b.segment : first_page(a) < first_page(b);
+  });
+  for (int i = 0; i < int(s.members.size()); ++i) {
+    DecodeUnit* last = s.decode.empty() ? nullptr : &s.decode.back();
+    if (last && last->count < kSharers && same_pages(batch, s.members[last->first], s.members[i])) ++last->count;
+    else s.decode.push_back({i, 1});
+  }
+}
+
+inline Schedule make_schedule(const Batch& batch, int kv_heads) {
+  Schedule s;
+  s.parts.resize(batch.num_tokens);
+  for (int r = 0; r < batch.num_rows; ++r) {
+    const int begin = batch.query_starts[r], count = batch.query_starts[r + 1] - begin, length = batch.kv_lens[r];
+    if (count > kQueries) {
+      for (int h = 0; h < kv_heads; ++h)
+        for (int q = 0; q < count; q += kQueries) {
+          const int n = std::min(kQueries, count - q);
+          s.prefill.push_back({r, h, begin + q, n, length - count + q + n});
+        }
+      continue;
+    }
+    for (int q = 0; q < count; ++q) {  // bit for bit what as many decode steps compute: forced tokens must not change what follows
+      const int keys = length - count + q + 1, segments = (keys + kSegment - 1) / kSegment;
+      if (segments > 1) s.parts[begin + q] = {s.num_parts, segments};
+      for (int p = 0; p < segments; ++p)
+        s.members.push_back({r, begin + q, p, std::min(kSegment, keys - p * kSegment), segments > 1 ? s.num_parts++ : -1});
+    }
+  }
+  std::stable_sort(s.prefill.begin(), s.prefill.end(), [](const PrefillUnit& a, const PrefillUnit& b) { return a.cost() > b.cost(); });
+  group_members(batch, s);
+  return s;
+}
+
+}  // namespace ramet
