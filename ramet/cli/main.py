@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": ("ramet.cli.generate", "continue a prompt with a model in this process"),
     "compile": ("ramet.cli.compile_command", "show what the compiler makes of a program: ramet compile FILE:FUNCTION"),
     "trace": ("ramet.cli.trace", "draw a program run on a server: ramet trace RUN_ID"),
+    "cache": ("ramet.cli.cache", "show a server's prefix cache, or why a request missed it: ramet cache --explain RID"),
     "model": ("ramet.cli.model", "bring a model to this machine: ramet model fetch NAME"),
     "bench": ("ramet.cli.bench", "measure a server or an engine: ramet bench serving | offline | one-batch"),
 }

@@ -204,6 +204,8 @@ class EngineStats:
     cached_tokens_total: int = 0
     generation_tokens_total: int = 0
     forced_tokens_total: int = 0
+    prefill_tokens_total: int = 0  # prompt tokens computed, after retractions too
+    possible_cached_tokens_total: int = 0  # what a cache that forgets nothing would have found
     evicted_tokens_total: int = 0
     num_retractions_total: int = 0
     num_steps_total: int = 0

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ramet.runtime.config import ServerConfig
 from ramet.runtime.engine.generation_engine import GenerationEngine
-from ramet.server import control, native, programs, runs
+from ramet.server import cache_routes, control, native, programs, runs
 from ramet.server.auth import BearerAuth, BodyLimit
 from ramet.server.control import engine_stats
 from ramet.server.error_responses import install_error_handlers
@@ -42,6 +42,7 @@ def build_app(engine: GenerationEngine, config: ServerConfig) -> FastAPI:
         parse_routes.router,
         programs.router,
         runs.router,
+        cache_routes.router,
         control.router,
     ):
         app.include_router(router)

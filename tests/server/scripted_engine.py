@@ -10,6 +10,7 @@ from typing import Any
 
 from ramet.errors import InvalidRequest, RametError
 from ramet.program.backend import ChatFormat
+from ramet.runtime.cache_view import CacheView, Lookup
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.generation_engine import Health
 from ramet.runtime.plan import ModelInfo
@@ -84,6 +85,8 @@ class ScriptedEngine:
     finished: list[str] = field(default_factory=list)
     flushed: int = 0
     hints: list[KvHint] = field(default_factory=list)
+    view: CacheView | None = None
+    lookups: dict[str, Lookup] = field(default_factory=dict)
     counters: EngineStats = field(
         default_factory=lambda: EngineStats(total_tokens=4096, used_tokens=1024, prompt_tokens_total=80, cached_tokens_total=60)
     )
@@ -167,6 +170,13 @@ class ScriptedEngine:
     async def flush_cache(self) -> bool:
         self.flushed += not self.busy
         return not self.busy
+
+    async def cache_view(self, max_nodes: int = 200) -> CacheView:
+        assert self.view is not None
+        return self.view
+
+    async def explain_cache(self, request_id: str) -> Lookup | None:
+        return self.lookups.get(request_id)
 
     async def stats(self) -> EngineStats:
         return self.counters

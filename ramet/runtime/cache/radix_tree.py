@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -103,13 +104,13 @@ class RadixTree:
         self.version = 0  # changes whenever a match could give another answer
         self._on_idle_leaf = on_idle_leaf
         self._roots: dict[str, Node] = {}
-        self._tick = 0
+        self.tick = 0
 
     def match(self, namespace: str, tokens: TokenArray) -> tuple[Node, int]:
         """The longest cached prefix of `tokens`: the node where it ends (an edge is split if need be) and its length."""
         root = self._roots.get(namespace)
         if root is None:
-            root = self._roots[namespace] = Node(namespace, None, _NOTHING, _NOTHING, self._tick)
+            root = self._roots[namespace] = Node(namespace, None, _NOTHING, _NOTHING, self.tick)
         node, inside, matched = self._descend(root, tokens)
         return self._split(node, inside), matched
 
@@ -134,13 +135,13 @@ class RadixTree:
 
     def lock(self, node: Node, above: Node | None = None, owner: str = "") -> None:
         """Hold `node` and its ancestors for `owner`; with `above`, only those below `above`, which the caller holds already."""
-        self._tick += 1
+        self.tick += 1
         current: Node | None = node
         while current is not None and current is not above:
             if current.lock_count == 0:
                 self._count_idle(current, -len(current.key))
             current.lock_count += 1
-            current.last_access = self._tick
+            current.last_access = self.tick
             current.hits += 1
             current.is_dead = False
             if current.owner != owner:
@@ -220,6 +221,28 @@ class RadixTree:
             stack.extend(node.children.values())
             yield node
 
+    def namespaces(self, most: int) -> list[str]:
+        return list(islice(self._roots, most))
+
+    def continuation(self, namespace: str, tokens: TokenArray, most: int) -> tuple[int, TokenArray]:
+        """How far `tokens` agree with anything here, to the token and not to the page, and up to `most` tokens of how the nearest sequence
+        goes on from there (along the branches used last)."""
+        root = self._roots.get(namespace)
+        if root is None:
+            return 0, _NOTHING
+        node, inside, matched = self._descend(root, tokens)
+        rest, below = tokens[matched:], node.key[inside:]
+        if inside == len(node.key):
+            children = [*islice(node.children.values(), 64)]
+            node = max(children, key=lambda child: (_common_len(child.key, rest), child.last_access), default=node)
+            below = node.key if children else _NOTHING
+        shared = _common_len(below, rest)
+        found = [below[shared:]]
+        while sum(map(len, found)) < most and node.children and len(below):
+            node = max(islice(node.children.values(), 64), key=lambda child: child.last_access)
+            found.append(node.key)
+        return matched + shared, np.concatenate(found)[:most]
+
     @property
     def num_namespaces(self) -> int:
         return len(self._roots)
@@ -240,12 +263,7 @@ class RadixTree:
 
     def _shared_len(self, key: TokenArray, tokens: TokenArray) -> int:
         """Length of the common prefix, in whole pages; the first page is known to agree."""
-        length = min(len(key), len(tokens))
-        if length > self.page_size:
-            differs = key[:length] != tokens[:length]
-            first = int(differs.argmax())
-            if differs[first]:
-                length = first
+        length = _common_len(key, tokens)
         return length - length % self.page_size
 
     def _split(self, node: Node, length: int) -> Node:
@@ -265,8 +283,8 @@ class RadixTree:
         return head
 
     def _add_leaf(self, parent: Node, key: TokenArray, pages: PageArray) -> Node:
-        self._tick += 1
-        leaf = Node(parent.namespace, parent, key, pages, self._tick)
+        self.tick += 1
+        leaf = Node(parent.namespace, parent, key, pages, self.tick)
         parent.children[self._branch(key)] = leaf
         self.num_tokens += len(key)
         self.num_evictable += len(key)
@@ -327,3 +345,10 @@ class RadixTree:
 
     def _branch(self, key: TokenArray) -> bytes:
         return key[: self.page_size].tobytes()
+
+
+def _common_len(one: TokenArray, other: TokenArray) -> int:
+    length = min(len(one), len(other))
+    differs = one[:length] != other[:length]
+    first = int(differs.argmax()) if length else 0
+    return first if length and differs[first] else length

@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 from ramet.errors import DeadlineExceeded, RametError, WorkerDied
 from ramet.log import get_logger
+from ramet.runtime.cache_view import CacheView, Lookup
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.delta_assembler import DeltaAssembler, joined
 from ramet.runtime.engine.generation_engine import ChatTemplate, Health, Tokenizer
-from ramet.runtime.engine.messages import Abort, Flush, GetStats, Hint, Reply, Submit
+from ramet.runtime.engine.messages import Abort, ExplainMiss, Flush, GetStats, Hint, LookAtCache, Reply, Submit
 from ramet.runtime.engine.processes import ProcessWorker, ThreadWorker, WorkerHandle
 from ramet.runtime.engine.request_builder import RequestBuilder
 from ramet.runtime.engine.request_table import Delivery, Entry, RequestTable, Stream
@@ -167,6 +168,14 @@ class AsyncEngine:
     async def flush_cache(self) -> bool:
         return (await self._call(Flush)).done
 
+    async def cache_view(self, max_nodes: int = 200) -> CacheView:
+        view = (await self._call(lambda call_id: LookAtCache(call_id, max_nodes))).cache
+        assert view is not None, "LookAtCache is answered with the cache"
+        return view
+
+    async def explain_cache(self, request_id: str) -> Lookup | None:
+        return (await self._call(lambda call_id: ExplainMiss(call_id, request_id))).lookup
+
     async def stats(self) -> EngineStats:
         stats = (await self._call(GetStats)).stats
         assert stats is not None, "GetStats is answered with stats"
@@ -223,7 +232,7 @@ class AsyncEngine:
         if self._table.remove(entry.wire_id) is not None:
             self._supervisor.send(Abort((entry.wire_id,)))
 
-    async def _call(self, kind: type[Flush] | type[GetStats]) -> Reply:
+    async def _call(self, kind: Callable[[int], Flush | GetStats | LookAtCache | ExplainMiss]) -> Reply:
         call_id = next(self._call_ids)
         reply: Future[Reply] = Future()
         with self._lock:

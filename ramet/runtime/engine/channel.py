@@ -22,10 +22,12 @@ import zmq
 
 from ramet.runtime.engine.messages import (
     Abort,
+    ExplainMiss,
     Fault,
     Flush,
     GetStats,
     Hint,
+    LookAtCache,
     Message,
     Outputs,
     Ready,
@@ -42,6 +44,8 @@ _MESSAGES: tuple[type[Message], ...] = (
     Hint,
     Flush,
     GetStats,
+    LookAtCache,
+    ExplainMiss,
     Shutdown,
     Ready,
     Outputs,

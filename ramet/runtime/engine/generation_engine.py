@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ramet.program.backend import ChatFormat
+from ramet.runtime.cache_view import CacheView, Lookup
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.plan import ModelInfo
 from ramet.runtime.request import Delta, EngineStats, Generation, KvHint
@@ -106,6 +107,14 @@ class GenerationEngine(Protocol):
 
     async def flush_cache(self) -> bool:
         """Empty the prefix cache; False (and nothing done) while requests run or wait."""
+        ...
+
+    async def cache_view(self, max_nodes: int = 200) -> CacheView:
+        """The prefix cache as it is: the largest parts of its tree, its counters, where prompts part."""
+        ...
+
+    async def explain_cache(self, request_id: str) -> Lookup | None:
+        """How the prompt of this request was looked up; None when it is unknown or too long ago."""
         ...
 
     async def stats(self) -> EngineStats: ...

@@ -1,6 +1,6 @@
 """What front and worker say to each other. Plain frozen data; `channel.py` decides how it travels.
 
-    front → worker   Submit · Abort · Hint · Flush · GetStats · Shutdown
+    front → worker   Submit · Abort · Hint · Flush · GetStats · LookAtCache · ExplainMiss · Shutdown
     worker → front   Ready · Outputs · Reply · Fault
     rank 0 → others  RunForward · RunSampling · Shutdown       (tensor parallelism; they answer nothing but a Fault)
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ramet.runtime.cache_view import CacheView, Lookup
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo
 from ramet.runtime.request import EngineStats, KvHint, Request, RequestOutput
 
@@ -52,6 +53,22 @@ class GetStats:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAtCache:
+    """Answered by a `Reply` with `cache`: the `max_nodes` largest parts of the tree."""
+
+    call_id: int
+    max_nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainMiss:
+    """Answered by a `Reply` with `lookup`, of the last request that its user called so; None when it is unknown."""
+
+    call_id: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Close the executor and end."""
 
@@ -78,6 +95,8 @@ class Reply:
     call_id: int
     done: bool = True
     stats: EngineStats | None = None
+    cache: CacheView | None = None
+    lookup: Lookup | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +122,7 @@ class RunSampling:
     """`Executor.sample` of rank 0, for the plan that came last. Masks stay there: it alone chooses tokens."""
 
 
-ToWorker = Submit | Abort | Hint | Flush | GetStats | Shutdown
+ToWorker = Submit | Abort | Hint | Flush | GetStats | LookAtCache | ExplainMiss | Shutdown
 ToFront = Ready | Outputs | Reply | Fault
 ToFollower = RunForward | RunSampling | Shutdown
 Message = ToWorker | ToFront | ToFollower

@@ -14,7 +14,20 @@ from dataclasses import dataclass, replace
 from ramet.errors import InternalError, RametError, WorkerDied
 from ramet.log import get_logger
 from ramet.runtime.engine.channel import Channel, ChannelClosed
-from ramet.runtime.engine.messages import Abort, Flush, GetStats, Hint, Message, Outputs, Ready, Reply, Shutdown, Submit
+from ramet.runtime.engine.messages import (
+    Abort,
+    ExplainMiss,
+    Flush,
+    GetStats,
+    Hint,
+    LookAtCache,
+    Message,
+    Outputs,
+    Ready,
+    Reply,
+    Shutdown,
+    Submit,
+)
 from ramet.runtime.executor.executor import Executor, PendingResult
 from ramet.runtime.plan import BatchPlan, RowResult, StepResult
 from ramet.runtime.request import EngineStats, Finish, FinishKind, Request, RequestOutput, SamplingParams
@@ -191,6 +204,10 @@ class Worker:
                 self._channel.send(Reply(call_id, done=self._scheduler.flush_cache()))
             case GetStats(call_id):
                 self._channel.send(Reply(call_id, stats=self._stats()))
+            case LookAtCache(call_id, max_nodes):
+                self._channel.send(Reply(call_id, cache=self._scheduler.cache_view(max_nodes)))
+            case ExplainMiss(call_id, request_id):
+                self._channel.send(Reply(call_id, lookup=self._scheduler.explain(request_id)))
             case Shutdown():
                 return False
         return True

@@ -20,11 +20,14 @@ from ramet.errors import InvalidRequest, RametError
 from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler
 from ramet.runtime.cache.lease import Cache
 from ramet.runtime.cache.page_audit import check_idle
+from ramet.runtime.cache.tree_view import largest_nodes
+from ramet.runtime.cache_view import CacheView, Lookup
 from ramet.runtime.config import MemoryConfig, ScheduleConfig
 from ramet.runtime.plan import BatchPlan, Capacity, PlanRow, RowResult, StepResult, TokenMasks
 from ramet.runtime.request import EngineStats, Finish, FinishKind, KvHint, Request, RequestOutput
 from ramet.runtime.scheduler import finish_rules
 from ramet.runtime.scheduler.batch_report import BatchReport, Throughput
+from ramet.runtime.scheduler.cache_history import CacheHistory
 from ramet.runtime.scheduler.constraints import GrammarCache, fill_masks
 from ramet.runtime.scheduler.forced_runs import ForcedRuns, allow_only
 from ramet.runtime.scheduler.jump_forward import JumpRate, append_forced
@@ -62,7 +65,8 @@ class Scheduler:
         self._grammars = GrammarCache(compiler) if compiler is not None else None
         memory = memory or MemoryConfig()
         self._lifetimes = KvLifetimes(cache, clock, memory.kv_pin_seconds, memory.kv_pin_share, capacity.num_tokens)
-        self.planner = StepPlanner(capacity, options, cache, self.counters, clock, seed, self._lifetimes, num_guesses)
+        self._history = CacheHistory(capacity.page_size, capacity.num_tokens, clock)
+        self.planner = StepPlanner(capacity, options, cache, self.counters, clock, seed, self._lifetimes, self._history, num_guesses)
         self._states: dict[str, RequestState] = {}  # all that have not ended
         self._waiting_grammar: dict[str, RequestState] = {}
         self._flights: deque[tuple[BatchPlan, StepBuilder]] = deque()
@@ -194,12 +198,38 @@ class Scheduler:
             cached_tokens_total=counters.cached_tokens,
             generation_tokens_total=counters.generation_tokens,
             forced_tokens_total=counters.forced_tokens,
+            prefill_tokens_total=counters.prefill_tokens,
+            possible_cached_tokens_total=self._history.possible_tokens,
             evicted_tokens_total=self.cache.counters.evicted,
             num_retractions_total=counters.retractions,
             num_steps_total=counters.steps,
             guessed_tokens_total=counters.guessed_tokens,
             right_guesses_total=counters.right_guesses,
             gen_throughput=self._throughput.last,
+        )
+
+    def explain(self, request_id: str) -> Lookup | None:
+        """Why the prompt of this request was, or was not, found in the cache; None when it is unknown or too long ago."""
+        return self._history.explain(request_id)
+
+    def cache_view(self, max_nodes: int) -> CacheView:
+        counters, cache = self.counters, self.cache
+        return CacheView(
+            total_tokens=self.capacity.num_tokens,
+            used_tokens=cache.used_tokens,
+            pinned_tokens=cache.pinned_tokens,
+            cached_tokens=cache.tree.num_tokens,
+            prompt=counters.prompt_tokens,
+            hit=counters.cached_tokens,
+            computed=counters.prefill_tokens,
+            least=counters.prompt_tokens - self._history.possible_tokens,
+            evicted=cache.counters.evicted,
+            evicted_pinned=cache.counters.evicted_pinned,
+            duplicate=cache.counters.duplicate,
+            pins_revoked=self._lifetimes.num_revoked,
+            num_nodes=sum(1 for _ in cache.tree.nodes()),
+            nodes=largest_nodes(cache.tree, max_nodes, self._history.seconds_since),
+            divergences=self._history.divergences(16),
         )
 
     def batch_report(self, plan: BatchPlan, decode_interval: int = 40) -> BatchReport | None:

@@ -12,6 +12,7 @@ from ramet.runtime.cache.lease import Cache, Lease
 from ramet.runtime.config import ScheduleConfig
 from ramet.runtime.plan import Capacity
 from ramet.runtime.scheduler.admission import NewTokenRatio, PrefillBudget
+from ramet.runtime.scheduler.cache_history import CacheHistory
 from ramet.runtime.scheduler.fair_shares import FairShares
 from ramet.runtime.scheduler.kv_lifetimes import KvLifetimes
 from ramet.runtime.scheduler.policy import POLICIES, PolicyContext
@@ -52,6 +53,7 @@ class StepPlanner:
         clock: Callable[[], float],
         seed: int,
         lifetimes: KvLifetimes,
+        history: CacheHistory,
         num_guesses: int = 0,
     ) -> None:
         self.waiting = WaitingQueue(
@@ -70,6 +72,7 @@ class StepPlanner:
         self._clock = clock
         self._num_guesses = num_guesses
         self._lifetimes = lifetimes
+        self._history = history
         self._shares = FairShares()
         self._free_slots = list(range(self.max_running - 1, -1, -1))
         self._order = POLICIES[options.schedule_policy]
@@ -253,6 +256,7 @@ class StepPlanner:
             self._context.num_admissions += 1
             self._counters.prompt_tokens += state.prompt_len
             self._counters.cached_tokens += state.cached_tokens
+            self._history.admitted(state, state.cached_tokens, self._cache.tree.tick)
 
     def retract_one(self) -> None:
         """Take the pages of the request that loses least, computed tokens counted; it comes back first and computes them again, or
@@ -284,6 +288,7 @@ class StepPlanner:
         self._cache.insert(state.lease, state.computed_tokens())
         if phase is Phase.FINISHED:
             self._lifetimes.ended(state)
+            self._history.left(state)
         self._cache.release(state.lease)
         self._free_slots.append(state.slot)
         del self.running[state.request_id]

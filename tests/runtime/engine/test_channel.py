@@ -10,8 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from ramet.runtime.cache_view import CacheNode, CacheView, Divergence, Lookup, MissReason
 from ramet.runtime.engine.channel import Address, Channel, ChannelClosed, MemoryChannel, ZmqChannel
-from ramet.runtime.engine.messages import Abort, Fault, Flush, GetStats, Hint, Message, Outputs, Ready, Reply, Shutdown, Submit
+from ramet.runtime.engine.messages import (
+    Abort,
+    ExplainMiss,
+    Fault,
+    Flush,
+    GetStats,
+    Hint,
+    LookAtCache,
+    Message,
+    Outputs,
+    Ready,
+    Reply,
+    Shutdown,
+    Submit,
+)
 from ramet.runtime.plan import Capacity
 from ramet.runtime.request import (
     EngineStats,
@@ -43,6 +58,36 @@ OUTPUT = RequestOutput(
     finish=Finish(FinishKind.STOP, matched="x"),
     scheduled_time=1.25,
 )
+LOOKUP = Lookup(
+    request_id="rid",
+    prompt_tokens=9,
+    cached_tokens=2,
+    possible_tokens=3,
+    reason=MissReason.DIFFERS,
+    position=3,
+    prompt_ids=(1, 2),
+    seen=(5,),
+)
+NODE = CacheNode(
+    parent=-1, namespace="", num_tokens=4, subtree_tokens=9, hits=1, idle_seconds=0.5, num_pins=1, in_use=True, is_dead=False, head=(1,)
+)
+VIEW = CacheView(
+    total_tokens=9,
+    used_tokens=1,
+    pinned_tokens=2,
+    cached_tokens=3,
+    prompt=4,
+    hit=5,
+    computed=6,
+    least=7,
+    evicted=8,
+    evicted_pinned=9,
+    duplicate=1,
+    pins_revoked=2,
+    num_nodes=3,
+    nodes=(NODE,),
+    divergences=(Divergence(count=2, again=1, computed_tokens=3, example=LOOKUP),),
+)
 MESSAGES: list[Message] = [
     Submit((REQUEST, REQUEST)),
     Abort(("a", "b")),
@@ -50,6 +95,9 @@ MESSAGES: list[Message] = [
     Hint(KvHint(kind="pin", run_id="r", token_ids=(1, 2))),
     Flush(1),
     GetStats(2),
+    LookAtCache(3, 10),
+    ExplainMiss(4, "rid"),
+    Reply(3, cache=VIEW, lookup=LOOKUP),
     Shutdown(),
     Ready(FAKE_MODEL, Capacity(1, 2, 3)),
     Outputs((OUTPUT, RequestOutput("b", finish=Finish(FinishKind.STOP, matched=7))), EngineStats(num_running=1)),
