@@ -28,7 +28,7 @@ def create_grammar_compiler(
             return LlguidanceCompiler(vocabulary, encode, json_whitespace, bounded)
         from ramet.grammar.lowering_process import LoweringProcesses
 
-        return LlguidanceCompiler(vocabulary, encode, json_whitespace, bounded, LoweringProcesses())
+        return LlguidanceCompiler(vocabulary, encode, json_whitespace, bounded, LoweringProcesses(ahead=True))
     if backend == "none":
         return RefusingCompiler()
     raise ConfigError(f"grammar_backend={backend!r} is not one of llguidance, none", param="grammar_backend")

@@ -33,11 +33,14 @@ class Limits:
 
 
 class LoweringProcesses:
-    """As many processes as calls at a time; started when first needed, kept for the next call. Safe to call from many threads."""
+    """As many processes as calls at a time; started when first needed, or one `ahead`; kept for the next call. Safe to call from many
+    threads."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, *, ahead: bool = False) -> None:
         self._limits = limits or Limits()
         self._idle: SimpleQueue[_Process] = SimpleQueue()
+        if ahead:
+            self._idle.put(_Process(self._limits.memory_mib))
 
     def lower(self, kind: str, source: str, whitespace: str = COMPACT) -> Lowered:
         """As `lowering.lower`; raises `GrammarError` also for what takes too long or too much."""
@@ -75,17 +78,24 @@ class _Process:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": _path()})
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self._is_ready = False
+
+    def ask(self, question: dict[str, Any], seconds: float) -> tuple[dict[str, Any], bytes]:
+        self._wait_until_ready()
+        self._stdin.write(json.dumps(question).encode() + b"\n")
+        self._stdin.flush()
+        head, _, language = self._read_lines(seconds).partition(b"\n")
+        return json.loads(head), language
+
+    def _wait_until_ready(self) -> None:
+        if self._is_ready:
+            return
         try:
             self._read_lines(START_TIME)
         except (EOFError, TimeoutError) as error:
             self.kill()
             raise InternalError("the process that compiles grammars did not start") from error
-
-    def ask(self, question: dict[str, Any], seconds: float) -> tuple[dict[str, Any], bytes]:
-        self._stdin.write(json.dumps(question).encode() + b"\n")
-        self._stdin.flush()
-        head, _, language = self._read_lines(seconds).partition(b"\n")
-        return json.loads(head), language
+        self._is_ready = True
 
     def kill(self) -> None:
         self._process.kill()

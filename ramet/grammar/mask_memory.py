@@ -1,4 +1,4 @@
-"""Masks of places in a grammar where some request has already been.
+"""Masks, and forced tokens, of places in a grammar where some request has already been.
 
 Requests under one grammar, and one request in a loop of it, come to the same places over and over: the tenth character of a name is the
 same place whatever the nine before it were. What may follow depends on nothing else.
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_BYTES = 32 << 20
+MAX_FORCED = 50_000
 
 Row = npt.NDArray[np.uint32]
 
@@ -23,6 +24,7 @@ class MaskMemory:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._rows: OrderedDict[int, Row] = OrderedDict()
+        self._forced: dict[int, list[int]] = {}
         self._lock = Lock()
 
     def copy(self, place: int, row: Row) -> bool:
@@ -41,3 +43,13 @@ class MaskMemory:
             self._rows[place] = row.copy()
             while len(self._rows) > 1 and len(self._rows) * row.nbytes > self._max_bytes:
                 self._rows.popitem(last=False)
+
+    def forced(self, place: int) -> list[int] | None:
+        """What `keep_forced` was told; None where nothing was."""
+        return self._forced.get(place)
+
+    def keep_forced(self, place: int, tokens: list[int]) -> None:
+        with self._lock:
+            if len(self._forced) >= MAX_FORCED:
+                self._forced.clear()
+            self._forced[place] = tokens

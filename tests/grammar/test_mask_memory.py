@@ -17,7 +17,20 @@ EOS = 260
 WORDS = (b'{"', b'":', b'","', b"aa", b"aaaa", b"true", b"12", b"\\u00", b"0.5", b"}]")
 PIECES = (*(bytes([byte]) for byte in range(256)), *WORDS[:4], b"", *WORDS[4:])
 VOCABULARY = Vocabulary(PIECES, frozenset({EOS}), (EOS,), 288)
-COMPILER = LlguidanceCompiler(VOCABULARY)
+
+
+def encode(text: str) -> list[int]:
+    """Greedy, as most tokenizers write most text."""
+    data, ids, at = text.encode(), [], 0
+    while at < len(data):
+        piece = next(piece for n in range(6, 0, -1) if (piece := data[at : at + n]) in IDS)
+        ids.append(IDS[piece])
+        at += len(piece)
+    return ids
+
+
+IDS = {piece: index for index, piece in enumerate(PIECES) if piece}
+COMPILER = LlguidanceCompiler(VOCABULARY, encode)
 
 
 def masks_on_the_way(grammar: CompiledGrammar, fresh: CompiledGrammar, rng: random.Random) -> int:
@@ -28,6 +41,7 @@ def masks_on_the_way(grammar: CompiledGrammar, fresh: CompiledGrammar, rng: rand
         shared.fill_mask(rows[0])
         own.fill_mask(rows[1])
         assert (rows[0] == rows[1]).all(), f"after {length} tokens"
+        assert shared.forced_tokens() == own.forced_tokens(), f"after {length} tokens"
         token = rng.choice(np.flatnonzero(np.unpackbits(rows[0].view(np.uint8), bitorder="little")).tolist())
         assert shared.accept((token,)) == own.accept((token,)) == 1
         if shared.stopped or token == EOS:
