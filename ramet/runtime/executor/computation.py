@@ -16,6 +16,7 @@ from ramet.log import get_logger
 from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardBatch, KVPool
 from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import EngineConfig, ModelConfig
+from ramet.runtime.executor.cpu_decode import CpuDecode
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.quantized_weights import load_quantized, why_not
 from ramet.runtime.executor.step_runner import FastPath, Forward
@@ -46,7 +47,7 @@ BITS = {"q4_1": 4, "q8_0": 8, None: None}
 class Computation:
     """`info` describes the whole model, `local` the part that this rank keeps keys and values of.
     `bind` makes the forward pass over a pool, `bind_fast` the faster way through decode steps, where there is one.
-    `activation_bytes`: of one prompt token at the widest point of a layer."""
+    `activation_bytes`: of one prompt token at the widest point of a layer. `torch_threads`: None leaves torch's choice, one per core."""
 
     info: ModelInfo
     local: ModelInfo
@@ -54,6 +55,7 @@ class Computation:
     activation_bytes: int
     bind: Callable[[KVPool], Forward]
     bind_fast: Callable[[KVPool], Callable[[SlotTables], FastPath] | None] = lambda pool: None
+    torch_threads: int | None = None
 
 
 def load_computation(config: EngineConfig, device: torch.device, files: ModelFiles, ranks: RankGroup | None = None) -> Computation:
@@ -153,7 +155,13 @@ def _quantized(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> Comp
     )
     _LOG.info("Quantised CPU kernels on %d of %d cores; --quantization none computes in float32", threads, os.cpu_count() or threads)
     return Computation(
-        info, info, kv_dtype, activation_bytes(spec, torch.float32), lambda pool: lambda batch: loaded.step.forward(batch, pool)
+        info,
+        info,
+        kv_dtype,
+        activation_bytes(spec, torch.float32),
+        lambda pool: lambda batch: loaded.step.forward(batch, pool),
+        lambda pool: lambda tables: CpuDecode(loaded.step, pool, tables),
+        torch_threads=1,  # others would spin on the cores that the kernels' own threads need
     )
 
 

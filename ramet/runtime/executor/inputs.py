@@ -46,6 +46,9 @@ class SlotTables:
         if not index:
             return
         pages = [page for row in rows for page in row.new_pages]
+        if not self.pages.is_cuda:
+            self.pages.view(-1).numpy()[index] = pages
+            return
         packed = to_device(np.array([index, pages], dtype=np.int64), self.pages.device)
         self.pages.view(-1)[packed[0]] = packed[1].to(torch.int32)
 

@@ -111,13 +111,12 @@ class StepRunner:
 
     def _run_fast(self, plan: BatchPlan) -> FastResult | None:
         """The step by the faster way, where there is one and every row samples."""
-        groups = self._tables.groups
-        if self._fast_path is None or groups is None or any(not row.samples or row.prompt_logprobs_from is not None for row in plan.rows):
+        if self._fast_path is None or any(not row.samples or row.prompt_logprobs_from is not None for row in plan.rows):
             return None
         if not self._fast_path.covers(plan.rows):
             return None
         self._tables.add_pages(plan.rows)
-        return self._fast_path.run(plan.rows, groups.find(plan.rows))
+        return self._fast_path.run(plan.rows, self._tables.groups.find(plan.rows) if self._tables.groups is not None else ())
 
     def _compute(self, plan: BatchPlan) -> torch.Tensor:
         """Logits of the sampling rows, for every kind of step."""

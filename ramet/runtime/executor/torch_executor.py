@@ -115,7 +115,9 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
     computation = load_computation(config, device, files, ranks)
     capacity, kv_dtype = _plan_pool(config, computation, device, ranks), computation.kv_dtype
     pool = allocate_pool(computation.local, num_pages=capacity.num_pages, page_size=capacity.page_size, dtype=kv_dtype, device=device)
-    fast_path, threads = computation.bind_fast(pool), torch.get_num_threads() if ranks is not None and device.type == "cpu" else None
+    fast_path, threads = computation.bind_fast(pool), computation.torch_threads
+    if ranks is not None and device.type == "cpu":
+        threads = torch.get_num_threads()
     executor = TorchExecutor(
         computation.bind(pool), computation.info, capacity, device, num_threads=threads, fast_path=fast_path, ranks=ranks
     )

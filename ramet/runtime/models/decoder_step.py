@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ramet.errors import InternalError
@@ -16,6 +18,7 @@ from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool
 from ramet.runtime.kernels import cpu_library
 from ramet.runtime.kernels.packed_weight import Blocks, CpuContext, PackedWeight
 
+IntArray = npt.NDArray[np.int64]
 KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -64,6 +67,18 @@ class StepWeights:
         return sum(m.data.nbytes for m in matrices) + self.embedding.q.nbytes + self.embedding.d.nbytes
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """One token for each of n rows: `tokens`, `positions`, the `places` in the pool where its key and value go, and the line of
+    `page_tables` [slots, pages] int32 that holds the row's pages. The others are [n] int64."""
+
+    tokens: IntArray
+    positions: IntArray
+    places: IntArray
+    lines: IntArray
+    page_tables: npt.NDArray[np.int32]
+
+
 class DecoderStep:
     """Runs batches against a KV pool. Keeps the weights alive that the C++ side points to."""
 
@@ -75,7 +90,6 @@ class DecoderStep:
 
     def forward(self, batch: ForwardBatch, pool: KVPool) -> torch.Tensor:
         """Logits [S, vocab] float32 of `batch.logit_indices`; writes the batch's keys and values into `pool`."""
-        keys, values = self._pool_pointers(pool)
         page_table = batch.page_table.contiguous()
         logits = torch.empty(len(batch.logit_indices), self._shape.vocab)
         described = cpu_library.Batch(
@@ -91,11 +105,42 @@ class DecoderStep:
             batch.kv_lens.data_ptr(),
             page_table.data_ptr(),
             batch.logit_indices.data_ptr(),
+            None,
         )
-        self._context.library.ramet_step(
-            self._context.handle, ctypes.byref(self._model), ctypes.byref(described), keys, values, logits.data_ptr()
-        )
+        self._run(described, pool, logits)
         return logits
+
+    def decode(self, rows: DecodeRows, pool: KVPool, logits: torch.Tensor) -> None:
+        """As `forward`, for rows of one token each, into `logits` [n, vocab] float32."""
+        n = len(rows.tokens)
+        numbers, lens = np.arange(n + 1, dtype=np.int64), (rows.positions + 1).astype(np.int32)
+        starts = numbers.astype(np.int32)
+        described = cpu_library.Batch(
+            n,
+            n,
+            n,
+            rows.page_tables.shape[1],
+            pool.page_size,
+            rows.tokens.ctypes.data,
+            rows.positions.ctypes.data,
+            rows.places.ctypes.data,
+            starts.ctypes.data,
+            lens.ctypes.data,
+            rows.page_tables.ctypes.data,
+            numbers.ctypes.data,
+            rows.lines.ctypes.data,
+        )
+        self._run(described, pool, logits)
+
+    def _run(self, batch: cpu_library.Batch, pool: KVPool, logits: torch.Tensor) -> None:
+        keys, values = self._pool_pointers(pool)
+        self._context.library.ramet_step(
+            self._context.handle, ctypes.byref(self._model), ctypes.byref(batch), keys, values, logits.data_ptr()
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return self._shape.vocab
 
     def _describe(self) -> cpu_library.Model:
         shape, weights = self._shape, self._weights

@@ -20,9 +20,9 @@ struct Batch {  // one step; see ForwardBatch
   int32_t num_tokens, num_rows, num_logits, max_pages, page_size;
   const int64_t *token_ids, *positions, *kv_slots;
   const int32_t *query_starts, *kv_lens, *page_table;
-  const int64_t* logit_indices;
+  const int64_t *logit_indices, *lines;  // lines: each row's line of page_table; null: the row's number
 
-  const int32_t* pages(int row) const { return page_table + int64_t(row) * max_pages; }
+  const int32_t* pages(int row) const { return page_table + (lines ? lines[row] : row) * max_pages; }
 };
 
 struct PrefillUnit {
