@@ -6,7 +6,7 @@ An expression is a number in an `Arena`, which keeps equal ones once. Rules (`re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ramet.grammar.char_ranges import Ranges, json_words, utf8_words
@@ -130,27 +130,10 @@ class Arena:
             self.nodes.append(node)
         return found
 
-    # ── across processes ──
-
-    def dump(self) -> dict[str, Any]:
-        """As JSON values."""
-        nodes = [[op, [hex(mask) for mask in of] if op == "word" else of] for op, of in self.nodes]
-        return {"nodes": nodes, "rules": self.rules}
-
     @classmethod
-    def load(cls, dumped: dict[str, Any]) -> Arena:
+    def of(cls, nodes: list[Node], rules: list[int]) -> Arena:
+        """As another was: `nodes` in its order."""
         arena = cls()
-        arena.nodes = [_loaded(op, of) for op, of in dumped["nodes"]]
-        arena._known = {node: index for index, node in enumerate(arena.nodes)}
-        arena.rules = list(dumped["rules"])
+        arena.nodes, arena.rules = nodes, rules
+        arena._known = {node: index for index, node in enumerate(nodes)}
         return arena
-
-
-def _loaded(op: str, of: Any) -> Node:
-    if op == "word":
-        return Node(op, tuple(int(mask, 16) for mask in of))
-    return Node(op, _frozen(of))
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -18,9 +18,10 @@ NICE = b'0a "A1.-_:/@T'
 
 
 class Walker:
-    """Built when all rules of the arena are defined. Everything is remembered: walking the same place twice costs a lookup."""
+    """Built when all rules of the arena are defined. Everything is remembered: walking the same place twice costs a lookup. `settled`: that
+    of another one, on an arena that holds the same."""
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Arena, settled: tuple[list[bool], list[int]] | None = None) -> None:
         self.arena = arena
         self._step: dict[int, int] = {}
         self._spelled: dict[int, int] = {}
@@ -28,7 +29,15 @@ class Walker:
         self._texts: dict[int, bytes] = {}
         self._nullable: list[bool] = []
         self._shortest: list[int] = []
-        self._settle_rules()
+        if settled is None:
+            self._settle_rules()
+        else:
+            self._nullable, self._shortest = settled
+        self.num_settled = len(self._nullable)
+
+    @property
+    def settled(self) -> tuple[list[bool], list[int]]:
+        return self._nullable[: self.num_settled], self._shortest[: self.num_settled]
 
     # ── the three questions ──
 

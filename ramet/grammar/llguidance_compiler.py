@@ -13,7 +13,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from ramet.errors import GrammarError, Unsupported
 from ramet.grammar.arena import NONE
-from ramet.grammar.derivatives import INFINITE, Walker
+from ramet.grammar.derivatives import INFINITE
 from ramet.grammar.json_layout import COMPACT
 from ramet.grammar.lowering import Lowered, lower
 from ramet.grammar.lowering_process import LoweringProcesses
@@ -26,8 +26,8 @@ from ramet.grammar.vocabulary_tokenizer import Encode, VocabularyTokenizer
 
 MAX_LEXER_STATES = 50_000
 """Of 1–2 KB each."""
-LIGHT_LANGUAGE = 1 << 16
-"""Bytes of a language as written down. Up to here it is read while the grammar compiles: tens of milliseconds, and masks are shared."""
+LIGHT_LANGUAGE = 1 << 18
+"""Bytes of a language as written down. Up to here it is read while the grammar compiles: milliseconds, and masks are shared."""
 TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex", "InternalError")
 
 
@@ -91,15 +91,11 @@ class LlguidanceCompiler:
 
         @cache
         def made() -> Closing:
-            arena = lowered.arena
-            assert arena is not None
-            return Closing(Walker(arena), lowered.start, self._trie(), spelling.pieces, spelling.spell)
+            return Closing(lowered.read(), self._trie(), spelling.pieces, spelling.spell)
 
         is_made = worst >= INFINITE or lowered.size <= LIGHT_LANGUAGE
         if is_made:
-            closing = made()  # every step of it will ask: better here than on the scheduler's thread
-            if worst < INFINITE:
-                closing.worst(lowered.start)
+            made()  # every step of it will ask: better here than on the scheduler's thread
         return ClosingSource(made, worst, is_made)
 
     def _regex(self, source: str) -> LLMatcher:

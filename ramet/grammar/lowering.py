@@ -11,11 +11,11 @@ from ramet.grammar.arena import Arena
 from ramet.grammar.derivatives import INFINITE, Walker
 from ramet.grammar.ebnf_lowering import lower_ebnf
 from ramet.grammar.json_layout import COMPACT, Layout
+from ramet.grammar.language import Language
 from ramet.grammar.lark_writer import write_rules
 from ramet.grammar.pattern_expressions import whole
 from ramet.grammar.schema_lowering import lower_schema
 from ramet.grammar.structural_tags import lower_tags
-from ramet.grammar.worst_case import longest_ending
 
 ANY_JSON = "$$ANY$$"
 """As a json_schema: any JSON value."""
@@ -26,35 +26,39 @@ MAX_DEPTH = 200
 @dataclass(frozen=True, slots=True)
 class Lowered:
     """`text`: in llguidance's Lark, or several grammars as its JSON, or for regexes the regex. `language`: the same as an expression, or
-    one as another process wrote it; None where it is not known, and outputs are not bounded. `worst`: `longest_ending` of it."""
+    one as another process wrote it; None where it is not known, and outputs are not bounded. `worst`: bytes of the shortest ending at the
+    worst place (`LongestEndings`)."""
 
     kind: str
     text: str
-    language: Arena | bytes | None = None
-    start: int = 0
+    language: Language | bytes | None = None
     worst: int = INFINITE
 
-    @property
-    def arena(self) -> Arena | None:
-        """The language, read from bytes each time: most constraints never ask for it, and reading takes the interpreter's time."""
-        return Arena.load(json.loads(self.language)) if isinstance(self.language, bytes) else self.language
+    @classmethod
+    def of(cls, kind: str, text: str, walker: Walker, start: int) -> Lowered:
+        language = Language.of(walker, start)
+        return cls(kind, text, language, language.endings.of(start))
+
+    def read(self) -> Language:
+        """The language, which must be known; from bytes anew each time."""
+        assert self.language is not None
+        return Language.load(self.language) if isinstance(self.language, bytes) else self.language
 
     @property
     def size(self) -> int:
         """About how many bytes the language takes when it is written down."""
         if isinstance(self.language, bytes):
             return len(self.language)
-        return 0 if self.language is None else 24 * len(self.language.nodes)
+        return 0 if self.language is None else 24 * self.language.walker.num_settled
 
     def dump(self) -> tuple[dict[str, Any], bytes]:
-        """Head, as JSON values, and the language as a line of JSON."""
-        arena = self.arena
-        dumped = None if arena is None else arena.dump()
-        return {"kind": self.kind, "text": self.text, "start": self.start, "worst": self.worst}, json.dumps(dumped).encode()
+        """Head, as JSON values, and the language as a line of bytes; empty where it is not known."""
+        language = b"" if self.language is None else self.language if isinstance(self.language, bytes) else self.language.dump()
+        return {"kind": self.kind, "text": self.text, "worst": self.worst}, language
 
     @classmethod
     def load(cls, head: dict[str, Any], language: bytes) -> Lowered:
-        return cls(head["kind"], head["text"], None if language.strip() == b"null" else language, head["start"], head["worst"])
+        return cls(head["kind"], head["text"], language.strip() or None, head["worst"])
 
 
 def lower(kind: str, source: str, whitespace: str = COMPACT) -> Lowered:
@@ -94,7 +98,7 @@ def _tags(source: str, whitespace: str) -> Lowered:
     arena = Arena()
     tags = lower_tags(arena, Layout(arena, whitespace), source)
     walker = Walker(arena)
-    return Lowered("structural_tag", tags.lark(walker), arena, tags.start, longest_ending(walker, tags.start))
+    return Lowered.of("structural_tag", tags.lark(walker), walker, tags.start)
 
 
 def _ebnf(source: str, whitespace: str) -> Lowered:
@@ -102,7 +106,7 @@ def _ebnf(source: str, whitespace: str) -> Lowered:
     text, start = lower_ebnf(arena, source, whitespace)
     if start is None:
         return Lowered("ebnf", text)
-    return Lowered("ebnf", text, arena, start, longest_ending(Walker(arena), start))
+    return Lowered.of("ebnf", text, Walker(arena), start)
 
 
 def _finished(kind: str, arena: Arena, start: int) -> Lowered:
@@ -110,7 +114,7 @@ def _finished(kind: str, arena: Arena, start: int) -> Lowered:
     if walker.is_empty(start):
         raise GrammarError(f"{kind}: no text at all satisfies it", where="#", param=kind)
     expression, lines = write_rules(walker, start)
-    return Lowered(kind, "\n".join((f"start: {expression}", *lines)), arena, start, longest_ending(walker, start))
+    return Lowered.of(kind, "\n".join((f"start: {expression}", *lines)), walker, start)
 
 
 def _regex(source: str) -> Lowered:
@@ -118,7 +122,6 @@ def _regex(source: str) -> Lowered:
     arena = Arena()
     try:
         start = whole(arena, source, "python")
-        walker = Walker(arena)
-        return Lowered("regex", source, arena, start, longest_ending(walker, start))
+        return Lowered.of("regex", source, Walker(arena), start)
     except GrammarError:
         return Lowered("regex", source)

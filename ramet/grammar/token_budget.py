@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ramet.grammar.arena import NONE
-from ramet.grammar.derivatives import INFINITE, Walker
+from ramet.grammar.derivatives import INFINITE
+from ramet.grammar.language import Language
 from ramet.grammar.token_trie import ByteTable, TokenTrie
-from ramet.grammar.worst_case import LongestEndings
 
 MAX_KEPT = 256
 MAX_ROWS = 1024
@@ -38,25 +38,24 @@ class _After(NamedTuple):
 class Closing:
     """`tokenize`: bytes → tokens that spell them. Safe to share between threads."""
 
-    def __init__(self, walker: Walker, start: int, trie: TokenTrie, token_bytes: Sequence[bytes], tokenize: Tokenize) -> None:
-        self.start = start
+    def __init__(self, language: Language, trie: TokenTrie, token_bytes: Sequence[bytes], tokenize: Tokenize) -> None:
+        walker = language.walker
+        self.start = language.start
         self.token_bytes = token_bytes
         self._walker = walker
+        self._longest = language.endings
         self._trie = trie
         self._tokenize = tokenize
         self._table = ByteTable(walker.step, walker.cuts)
         self._after: OrderedDict[int, _After] = OrderedDict()
         self._rows: OrderedDict[tuple[int, bytes], npt.NDArray[np.uint32]] = OrderedDict()
         self._endings: dict[int, list[int]] = {}
-        self._worst: LongestEndings | None = None
         self._lock = Lock()
 
     def worst(self, state: int) -> int:
         """Bytes of the shortest ending at the worst place that can still be reached."""
         with self._lock:
-            if self._worst is None:
-                self._worst = LongestEndings(self._walker)
-            return self._worst.of(state)
+            return self._longest.of(state)
 
     def walk(self, state: int, token: int) -> int:
         with self._lock:

@@ -9,21 +9,22 @@ MAX_ROUNDS = 64
 MAX_STATES = 300
 
 
-def longest_ending(walker: Walker, start: int) -> int:
-    """A bound on `walker.shortest` over all places that texts of `start` lead to; INFINITE for nested languages, which have none, and
-    where none is found in reasonable time. Of a fixpoint that still grows after `MAX_ROUNDS` it is taken that it grows forever."""
-    return LongestEndings(walker).of(start)
-
-
 class LongestEndings:
-    """`longest_ending` of every place, also of those that come up as texts are walked. The rules of the arena are settled."""
+    """Of a place: a bound on `walker.shortest` over all places that its texts lead to; INFINITE for nested languages, which have none, and
+    where none is found in reasonable time. Of a fixpoint that still grows after `MAX_ROUNDS` it is taken that it grows forever. Also of
+    places that come up as texts are walked. `settled`: that of another one, on the same language."""
 
-    def __init__(self, walker: Walker) -> None:
+    def __init__(self, walker: Walker, settled: list[int] | None = None) -> None:
         self._walker = walker
-        self._settled = [0] * len(walker.arena.nodes)
+        self._settled = [0] * walker.num_settled if settled is None else settled
         self._later: dict[int, int] = {}
         self._explored: dict[int, int] = {}
-        self._is_bounded = self._settle()
+        self._is_bounded = self._settle() if settled is None else bool(settled)
+
+    @property
+    def settled(self) -> list[int]:
+        """Of the nodes that were there when the rules were settled; [] where there is no bound."""
+        return self._settled if self._is_bounded else []
 
     def of(self, node: int) -> int:
         return max(self._worst(node), self._walker.shortest(node)) if self._is_bounded else INFINITE

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from ramet.errors import GrammarError
-from ramet.grammar.derivatives import Walker
 from ramet.grammar.llguidance_compiler import LlguidanceCompiler
 from ramet.grammar.lowering import lower
 from ramet.grammar.matcher import Matcher, Vocabulary
@@ -29,9 +28,8 @@ def accepts(source: str, text: str) -> bool:
 
 def knows(source: str, text: str) -> bool:
     """What the expression says."""
-    lowered = lower("ebnf", source)
-    assert lowered.arena is not None
-    return Walker(lowered.arena).matches(lowered.start, text.encode())
+    language = lower("ebnf", source).read()
+    return language.walker.matches(language.start, text.encode())
 
 
 READABLE = [
@@ -61,7 +59,7 @@ def test_the_expression_and_the_grammar_decide_alike(source: str, good: list[str
 
 @pytest.mark.parametrize("source", UNREADABLE)
 def test_what_is_not_understood_is_the_engines(source: str) -> None:
-    assert lower("ebnf", source).arena is None
+    assert lower("ebnf", source).language is None
     matcher = COMPILER.compile("ebnf", source).matcher(5)
     matcher.fill_mask(np.zeros(-(-len(PIECES) // 32), np.uint32))
 

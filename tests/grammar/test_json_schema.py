@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ramet.errors import GrammarError
 from ramet.grammar.derivatives import Walker
 from ramet.grammar.llguidance_compiler import LlguidanceCompiler
-from ramet.grammar.lowering import Lowered, lower
+from ramet.grammar.lowering import lower
 from ramet.grammar.matcher import CompiledGrammar, Vocabulary
 from tests.grammar.schema_cases import CASES, REFUSED, Case
 
@@ -69,7 +69,7 @@ def _names(schema: Any) -> Any:
             yield from _names(child)
 
 
-def walk_randomly(grammar: CompiledGrammar, lowered: Lowered, walker: Walker, seed: int) -> str | None:
+def walk_randomly(grammar: CompiledGrammar, walker: Walker, start: int, seed: int) -> str | None:
     """A text from the masks; towards its end the shortest way out."""
     rng, matcher, out = random.Random(seed), grammar.matcher(), b""
     row = np.zeros(9, np.uint32)
@@ -81,7 +81,7 @@ def walk_randomly(grammar: CompiledGrammar, lowered: Lowered, walker: Walker, se
         token = rng.choice([choice for choice in choices if choice != 256])
         matcher.accept([token])
         out += bytes([token])
-    state = walker.walk(lowered.start, out)
+    state = walker.walk(start, out)
     rest = walker.witness(state)
     assert matcher.accept(list(rest)) == len(rest) and matcher.complete, "the expression and the grammar differ"
     return (out + rest).decode("utf-8")
@@ -90,19 +90,18 @@ def walk_randomly(grammar: CompiledGrammar, lowered: Lowered, walker: Walker, se
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_keywords_decide_like_jsonschema(case: Case) -> None:
     lowered = lower("json_schema", json.dumps(case.schema))
-    assert lowered.arena is not None
-    grammar, walker = COMPILER.assemble(lowered), Walker(lowered.arena)
+    grammar, (walker, start, _) = COMPILER.assemble(lowered), lowered.read()
     judge = jsonschema.Draft202012Validator(case.schema, format_checker=jsonschema.FormatChecker())
     seen = set()
     for value in (*VALUES, *case.values):
         text, valid = written(value, case.schema), judge.is_valid(value)
         taken = accepts(grammar, text)
-        assert taken == walker.matches(lowered.start, text.encode()), f"{text}: the expression and the grammar differ"
-        assert (taken or in_other_order(walker, lowered.start, value)) == valid, f"{text}: jsonschema says {valid}"
+        assert taken == walker.matches(start, text.encode()), f"{text}: the expression and the grammar differ"
+        assert (taken or in_other_order(walker, start, value)) == valid, f"{text}: jsonschema says {valid}"
         seen.add(valid)
     assert True in seen, "no value shows what is accepted"
     for seed in range(12):
-        found = walk_randomly(grammar, lowered, walker, seed)
+        found = walk_randomly(grammar, walker, start, seed)
         judge.validate(json.loads(found or "null"))
 
 
@@ -171,14 +170,13 @@ def test_generated_schemas_decide_like_jsonschema(schema: Any, values: list[Any]
         assert "no text" in error.message or error.where, error
         assert "no text" not in error.message or not any(judge.is_valid(value) for value in (*VALUES, *values))
         return
-    assert lowered.arena is not None
-    grammar, walker = COMPILER.assemble(lowered), Walker(lowered.arena)
+    grammar, (walker, start, _) = COMPILER.assemble(lowered), lowered.read()
     for value in (*VALUES, *values):
         text = written(value, schema)
-        if walker.matches(lowered.start, text.encode()) != judge.is_valid(value):
-            assert in_other_order(walker, lowered.start, value) == judge.is_valid(value), text
+        if walker.matches(start, text.encode()) != judge.is_valid(value):
+            assert in_other_order(walker, start, value) == judge.is_valid(value), text
     for turn in range(2):
-        judge.validate(json.loads(walk_randomly(grammar, lowered, walker, seed + turn) or "null"))
+        judge.validate(json.loads(walk_randomly(grammar, walker, start, seed + turn) or "null"))
 
 
 def in_other_order(walker: Walker, start: int, value: Any) -> bool:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from ramet.errors import GrammarError, Unsupported
-from ramet.grammar.derivatives import Walker
 from ramet.grammar.llguidance_compiler import LlguidanceCompiler
 from ramet.grammar.lowering import lower
 from ramet.grammar.matcher import Matcher, Vocabulary
@@ -137,8 +136,8 @@ def test_required_calls_are_whole_however_few_tokens_there_are(compiler: Llguida
     special_ids = {marker: SPECIAL + index for index, marker in enumerate(fmt.wire.markers)}
     constraint = reply_constraint(ChatDialect(tools=fmt, special_ids=special_ids), use, False, {})
     lowered = lower("ebnf", constraint.sampling["ebnf"])
-    assert lowered.arena is not None
-    least = len(compiler._spelling.spell(Walker(lowered.arena).witness(lowered.start)))
+    language = lowered.read()
+    least = len(compiler._spelling.spell(language.walker.witness(language.start)))
     markers = {token: marker for marker, token in special_ids.items()}
     for budget in (least, least + 1, least + 13, least + 60):
         text = longest_reply(compiler.assemble(lowered).matcher(budget), budget, markers)
