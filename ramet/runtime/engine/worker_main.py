@@ -97,4 +97,7 @@ def _end_with_the_front(lifeline: int, address: Address, rank: Rank | None) -> N
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # nothing is left to be done; the libraries of several GPUs can wait for one another while they unload

@@ -65,13 +65,15 @@ def load_computation(config: EngineConfig, device: torch.device, files: ModelFil
     if device.type == "cpu":
         spec = model_spec(files, overrides=options.json_model_override_args, context_length=options.context_length)
         if ranks is not None and options.quantization in (None, "none"):
-            _LOG.info("Tensor parallelism on CPU computes in float32 (rank %d of %d)", ranks.rank, ranks.size)
+            _LOG.info("Tensor parallelism on CPU computes in float32, operation by operation")
         elif _wants_quantized(options, files, spec):
             return _quantized(config, files, spec)
     if options.quantization not in (None, "none"):
         raise Unsupported(f"quantization={options.quantization} runs on CPUs only so far; leave it out on {device.type}")
     dtype = resolve_dtype(options, files, device)
     loaded = load_model(options, device=device, dtype=dtype, files=files, ranks=ranks)
+    if ranks is not None:
+        _log_shard(loaded, ranks)
     kv_dtype = dtype if options.kv_cache_dtype == "auto" else DTYPES[options.kv_cache_dtype]
     if config.backend.attention_backend == "triton" or (config.backend.attention_backend == "auto" and device.type == "cuda"):
         return _on_gpu(config, loaded, kv_dtype, dtype, device)
@@ -110,6 +112,15 @@ def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dt
         return (lambda tables: StepGraphs(step, attention, pool, tables, spec.vocab_size, sizes)) if graphs else None
 
     return Computation(loaded.info, _local(loaded), kv_dtype, activation_bytes(spec, dtype), bind, bind_fast)
+
+
+def _log_shard(loaded: LoadedModel, ranks: RankGroup) -> None:
+    shard, here = loaded.model.shard, sum(parameter.nbytes for parameter in loaded.model.parameters())
+    _LOG.info(
+        "Tensor parallelism: rank %d of %d holds %d of %d query heads, %d of %d key/value heads and %.2f of %.2f GiB of weights",
+        *(ranks.rank, ranks.size, len(shard.heads), shard.spec.num_heads, len(shard.kv_heads), shard.spec.num_kv_heads),
+        *(here / 2**30, loaded.info.weight_bytes / 2**30),
+    )
 
 
 def _local(loaded: LoadedModel) -> ModelInfo:

@@ -65,7 +65,9 @@ class ProcessRanks:
 def join_ranks(rank: Rank, device: torch.device) -> ProcessRanks:
     """Meet the other ranks; blocks until all are there."""
     store = FileStore(str(Path(rank.meeting) / "store"), rank.size)
-    return ProcessRanks(_nccl(store, rank) if device.type == "cuda" else _gloo(store, rank), device)
+    ranks = ProcessRanks(_nccl(store, rank) if device.type == "cuda" else _gloo(store, rank), device)
+    ranks.least(0)  # NCCL connects at the first operation, which must not be one that a graph records
+    return ranks
 
 
 def join_on_threads(store: Store, index: int, size: int) -> ProcessRanks:

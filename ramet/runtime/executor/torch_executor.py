@@ -23,7 +23,6 @@ from ramet.runtime.executor.gpu_warm_up import warm_up
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
 from ramet.runtime.executor.memory import DeviceMemory, log_plan, measure_memory, plan_memory
-from ramet.runtime.executor.process_group import join_ranks
 from ramet.runtime.executor.step_readback import StepReadback
 from ramet.runtime.executor.step_runner import FastPath, Forward, StepRunner
 from ramet.runtime.layers.rank_group import RankGroup
@@ -109,7 +108,7 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
     raises, `ConfigError` for a device that is not there, `OutOfMemory`."""
     device = resolve_device(config.model.device, rank)
     files = locate_model(config.model.model_path, revision=config.model.revision)
-    ranks = None if rank is None else join_ranks(rank, device)
+    ranks = None if rank is None else _join(rank, device)
     if ranks is not None and device.type == "cpu":
         torch.set_num_threads(max(torch.get_num_threads() // ranks.size, 1))
     computation = load_computation(config, device, files, ranks)
@@ -124,6 +123,12 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
     if device.type == "cuda":
         warm_up(executor)
     return executor
+
+
+def _join(rank: Rank, device: torch.device) -> RankGroup:
+    from ramet.runtime.executor.process_group import join_ranks  # one rank starts faster without
+
+    return join_ranks(rank, device)
 
 
 def _plan_pool(config: EngineConfig, computation: Computation, device: torch.device, ranks: RankGroup | None) -> Capacity:
