@@ -107,6 +107,14 @@ class Arena:
 
     # ── inside ──
 
+    def parts(self, node: int) -> tuple[int, ...]:
+        """What it is made of, rules that it refers to aside; always older nodes."""
+        op, of = self.nodes[node]
+        if op in ("seq", "alt", "conj"):
+            found: tuple[int, ...] = of
+            return found
+        return of[:1] if op == "rep" else (of,) if op in ("negate", "lexeme") else ()
+
     def spelled(self, node: int) -> int:
         """`chars` as words of bytes."""
         ranges, quoted = self.nodes[node].of

@@ -135,7 +135,7 @@ class Walker:
         self._nullable = [False] * size
         while self._pass(self._nullable, self._is_nullable, range(size)):
             pass
-        recursive = self._recursive_nodes()
+        recursive = self.recursive_nodes()
         self._shortest = [-1] * size
         for node in recursive:
             self._shortest[node] = INFINITE
@@ -151,12 +151,11 @@ class Walker:
                 known[node], changed = found, True
         return changed
 
-    def _recursive_nodes(self) -> list[int]:
-        """Those with references to rules in them; a node stands on older ones."""
+    def recursive_nodes(self) -> list[int]:
+        """Those with references to rules in them."""
         found: set[int] = set()
-        for node, (op, of) in enumerate(self.arena.nodes):
-            parts = of if op in ("seq", "alt", "conj") else of[:1] if op == "rep" else (of,) if op in ("negate", "lexeme") else ()
-            if op == "ref" or not found.isdisjoint(parts):
+        for node, (op, _) in enumerate(self.arena.nodes):
+            if op == "ref" or not found.isdisjoint(self.arena.parts(node)):
                 found.add(node)
         return sorted(found)
 

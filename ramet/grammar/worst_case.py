@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from ramet.grammar.arena import NONE
+from ramet.grammar.components import components
 from ramet.grammar.derivatives import INFINITE, Walker
 
-MAX_ROUNDS = 64
 MAX_STATES = 300
 
 
 class LongestEndings:
     """Of a place: a bound on `walker.shortest` over all places that its texts lead to; INFINITE for nested languages, which have none, and
-    where none is found in reasonable time. Of a fixpoint that still grows after `MAX_ROUNDS` it is taken that it grows forever. Also of
-    places that come up as texts are walked. `settled`: that of another one, on the same language."""
+    where none is found in reasonable time. Also of places that come up as texts are walked. `settled`: that of another one, on the same
+    language."""
 
     def __init__(self, walker: Walker, settled: list[int] | None = None) -> None:
         self._walker = walker
@@ -30,14 +30,34 @@ class LongestEndings:
         return max(self._worst(node), self._walker.shortest(node)) if self._is_bounded else INFINITE
 
     def _settle(self) -> bool:
-        """Least fixpoint over the rules; False when there is none in sight."""
-        for _ in range(MAX_ROUNDS):
+        """Least fixpoint over the rules, if there is one."""
+        if self._grows():
+            return False
+        recursive = self._walker.recursive_nodes()
+        for node in sorted(set(range(len(self._settled))).difference(recursive)):
+            self._settled[node] = self._bound(node)
+        changed = True
+        while changed:
             changed = False
-            for node in range(len(self._settled)):
+            for node in recursive:
                 found = self._bound(node)
                 if found != self._settled[node]:
                     self._settled[node], changed = found, True
-            if not changed:
+        return True
+
+    def _grows(self) -> bool:
+        """Whether some place comes up again inside of itself with something still to be written behind it."""
+        arena, walker = self._walker.arena, self._walker
+        alive = [not walker.is_empty(node) for node in range(len(self._settled))]
+
+        def inside(node: int) -> list[int]:
+            op, of = arena.nodes[node]
+            return [part for part in ((arena.rules[of],) if op == "ref" else arena.parts(node)) if alive[part]]
+
+        component = components(len(self._settled), inside)
+        for node, (op, of) in enumerate(arena.nodes[: len(self._settled)]):
+            behind = walker.shortest(of[1]) if op == "seq" else (of[1] - 1) * walker.shortest(of[0]) if op == "rep" else 0
+            if behind > 0 and alive[node] and component[of[0]] == component[node]:
                 return True
         return False
 

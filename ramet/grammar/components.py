@@ -1,0 +1,34 @@
+"""Strongly connected components of a graph: which nodes lead to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+
+def components(num_nodes: int, edges: Callable[[int], Iterable[int]]) -> list[int]:
+    """Of each node 0 … num_nodes - 1 the number of its component (Tarjan's algorithm, with a stack of its own)."""
+    order, low, found = [-1] * num_nodes, [0] * num_nodes, [-1] * num_nodes
+    open_nodes: list[int] = []
+    num_seen = num_found = 0
+    for start in range(num_nodes):
+        path: list[tuple[int, Iterator[int]]] = [(start, iter(edges(start)))] if order[start] < 0 else []
+        while path:
+            node, following = path[-1]
+            if order[node] < 0:
+                order[node] = low[node] = num_seen
+                num_seen += 1
+                open_nodes.append(node)
+            child = next((child for child in following if found[child] < 0), None)
+            if child is None:
+                path.pop()
+                if low[node] == order[node]:
+                    while found[node] < 0:
+                        found[open_nodes.pop()] = num_found
+                    num_found += 1
+                if path:
+                    low[path[-1][0]] = min(low[path[-1][0]], low[node])
+            elif order[child] < 0:
+                path.append((child, iter(edges(child))))
+            else:
+                low[node] = min(low[node], order[child])
+    return found
