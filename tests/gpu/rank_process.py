@@ -1,6 +1,6 @@
-"""One tensor-parallel rank as a process: `python -m tests.gpu.rank_process INDEX SIZE MEETING MODELS OPTIONS OUT`.
+"""One tensor-parallel rank as a process: `python -m tests.gpu.rank_process INDEX SIZE MEETING MODELS ONLY OPTIONS OUT`.
 
-Runs the same plans on every model directory under MODELS, one after the other, and writes what rank 0 says of them to OUT.
+Runs the same plans on every model directory under MODELS that matches ONLY, one after the other, and writes what rank 0 says to OUT.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ramet.runtime.plan import RowResult
 from tests.runtime.executor.rank_plans import steps
 
 
-def main(index: int, size: int, meeting: Path, models: Path, options: str, out: Path) -> None:
+def main(index: int, size: int, meeting: Path, models: Path, only: str, options: str, out: Path) -> None:
     faulthandler.dump_traceback_later(80)
     answers: dict[str, list[tuple[RowResult, ...]]] = {}
     executors: list[TorchExecutor] = []  # kept to the end: no rank's library waits for another's to unload
-    for directory in sorted(models.iterdir()):
+    for directory in sorted(models.glob(only)):
         (meeting / directory.name).mkdir(exist_ok=True)
         rank = Rank(index, size, str(meeting / directory.name)) if size > 1 else None
         executors.append(load(directory, rank, json.loads(options)))
@@ -50,4 +50,4 @@ def run(executor: TorchExecutor, *, is_first: bool) -> list[tuple[RowResult, ...
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5], Path(sys.argv[6]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5], sys.argv[6], Path(sys.argv[7]))
