@@ -7,16 +7,16 @@ does not grow with the length of the sequences; the executor keeps one row of st
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from ramet.runtime.request import LogprobParams, SamplingParams, TokenLogprob
 
+if TYPE_CHECKING:  # the front, which starts the worker, has no other use for it
+    import numpy as np
+    import numpy.typing as npt
+
 PENDING_TOKEN = -1
 """In `PlanRow.token_ids`: "the token that this slot sampled last". It lets step n+1 be planned before step n's tokens are known."""
-
-MaskArray = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class BatchPlan:
 class TokenMasks:
     """`bits[row, word]`: little-endian bit b of word w allows token 32*w + b. One row per constrained PlanRow."""
 
-    bits: MaskArray
+    bits: npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from typing import Protocol
 from ramet.log import get_logger
 from ramet.runtime.engine.channel import Address, Channel, MemoryChannel, ZmqChannel
 from ramet.runtime.engine.messages import Shutdown
-from ramet.runtime.engine.worker_main import serve
 from ramet.runtime.engine.worker_parts import WorkerSpec
 
 _log = get_logger(__name__)
@@ -86,6 +85,8 @@ class ThreadWorker:
     channel, and it ends before its next step."""
 
     def __init__(self, spec: WorkerSpec) -> None:
+        from ramet.runtime.engine.worker_main import serve  # all of a worker, which a process that only starts others has no use for
+
         self._channel, theirs = MemoryChannel.pair()
         self._thread = threading.Thread(target=serve, args=(spec, theirs), name="ramet-worker", daemon=True)
         self._thread.start()

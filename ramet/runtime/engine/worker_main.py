@@ -17,6 +17,7 @@ from ramet.runtime.engine.channel import Address, Channel, ZmqChannel
 from ramet.runtime.engine.faults import fault_of
 from ramet.runtime.engine.follower import Follower
 from ramet.runtime.engine.worker import Worker
+from ramet.runtime.engine.worker_assembly import build_worker
 from ramet.runtime.engine.worker_parts import WorkerSpec
 from ramet.runtime.executor.executor import Rank
 
@@ -36,7 +37,7 @@ def main() -> int:
     return 0 if serve(spec, channel, _build_without_gc) else 1
 
 
-def serve(spec: WorkerSpec, channel: Channel, build: Callable[[WorkerSpec, Channel], Worker | Follower] = WorkerSpec.build) -> bool:
+def serve(spec: WorkerSpec, channel: Channel, build: Callable[[WorkerSpec, Channel], Worker | Follower] = build_worker) -> bool:
     """Build the worker and run it; whatever ends it is told to the front first. False: it ended by a fault."""
     try:
         worker = build(spec, channel)
@@ -55,7 +56,7 @@ def _build_without_gc(spec: WorkerSpec, channel: Channel) -> Worker | Follower:
     """Imports and a loaded model are a million objects that live as long as the process: the collector would walk them again and
     again while they come to be (a tenth of the start), and later in the middle of a step."""
     gc.disable()
-    worker = spec.build(channel, partial(os._exit, 1))
+    worker = build_worker(spec, channel, partial(os._exit, 1))
     gc.freeze()
     gc.enable()
     return worker

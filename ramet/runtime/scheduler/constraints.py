@@ -8,11 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
 import numpy as np
+import numpy.typing as npt
 
 from ramet.errors import InternalError, RametError
 from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler, Matcher
 from ramet.log import get_logger
-from ramet.runtime.plan import MaskArray, TokenMasks
+from ramet.runtime.plan import TokenMasks
 from ramet.runtime.request import GrammarSpec
 
 ALL_ALLOWED = np.uint32(0xFFFFFFFF)
@@ -75,7 +76,7 @@ class GrammarCache:
 
 def fill_masks(matchers: Iterable[Matcher | None], num_masks: int, vocab_size: int) -> TokenMasks:
     """One row of bits per matcher, in order; None (the request ended meanwhile) allows everything."""
-    bits: MaskArray = np.full((num_masks, -(-vocab_size // 32)), ALL_ALLOWED, dtype=np.uint32)
+    bits: npt.NDArray[np.uint32] = np.full((num_masks, -(-vocab_size // 32)), ALL_ALLOWED, dtype=np.uint32)
     for row, matcher in zip(bits, matchers, strict=True):
         if matcher is not None:
             matcher.fill_mask(row)

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
-from ramet.runtime.plan import MaskArray, PlanRow
+import numpy as np
+import numpy.typing as npt
+
+from ramet.runtime.plan import PlanRow
 from ramet.runtime.request import SamplingParams
 from ramet.runtime.scheduler.request_state import RequestState
 
@@ -75,7 +78,7 @@ def is_right(state: RequestState, row: PlanRow) -> bool:
     return row.end <= state.num_known and guessed == state.known_tokens(first, row.end)
 
 
-def fill_masks_of_guesses(rows: Sequence[tuple[PlanRow, RequestState]], bits: MaskArray) -> None:
+def fill_masks_of_guesses(rows: Sequence[tuple[PlanRow, RequestState]], bits: npt.NDArray[np.uint32]) -> None:
     """Masks of the rows that guess, those of a request in order: each as if the guess and those before it were right."""
     walked: dict[str, int] = {}
     for row, state in rows:

@@ -1,0 +1,103 @@
+"""A worker from its description: the model loaded, the scheduler in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from ramet.grammar.late_compiler import LateCompiler
+from ramet.grammar.matcher import GrammarCompiler, Vocabulary
+from ramet.runtime.cache.lease import Cache
+from ramet.runtime.cache.no_cache import NoCache
+from ramet.runtime.cache.prefix_cache import PrefixCache
+from ramet.runtime.config import EngineConfig, SpeculativeConfig
+from ramet.runtime.engine.channel import Channel
+from ramet.runtime.engine.follower import Follower
+from ramet.runtime.engine.followers import Followers, ParallelExecutor, end_with_them
+from ramet.runtime.engine.generation_engine import Tokenizer
+from ramet.runtime.engine.processes import ProcessWorker
+from ramet.runtime.engine.worker import Worker
+from ramet.runtime.engine.worker_parts import TextParts, WorkerSpec, resolved
+from ramet.runtime.executor.executor import Executor
+from ramet.runtime.plan import ModelInfo
+from ramet.runtime.resolve import resolve
+from ramet.runtime.scheduler.scheduler import Scheduler
+
+
+def build_worker(spec: WorkerSpec, channel: Channel, end: Callable[[], None] | None = None) -> Worker | Follower:
+    """Load the model and put the scheduler in front of it. Takes seconds to minutes. `end` ends this process at once."""
+    if spec.rank is not None:
+        return Follower(channel, resolved(spec.executor)(spec.config, spec.rank), end or (lambda: None))
+    executor = _load(spec, channel, end)
+    # What only a real device knows; an executor that does not say is on the CPU and has no graphs.
+    on_gpu: bool = getattr(executor, "on_gpu", False)
+    config = resolve(spec.config, executor.model, executor.capacity, on_gpu=on_gpu)
+    return Worker(
+        channel,
+        _scheduler(config, executor, _grammar_compiler(config, spec.load_text, executor.model)),
+        executor,
+        overlap=not config.schedule.disable_overlap_schedule,
+        log_interval=config.log.decode_log_interval,
+        cuda_graph=on_gpu and not config.backend.disable_cuda_graph,
+    )
+
+
+def _load(spec: WorkerSpec, channel: Channel, end: Callable[[], None] | None) -> Executor:
+    """The executor, and behind it those of the other ranks."""
+    make: Callable[..., Executor] = resolved(spec.executor)
+    size = spec.config.parallel.tp_size
+    if size == 1:
+        return make(spec.config)
+    followers = Followers(size, lambda rank: ProcessWorker(replace(spec, rank=rank)), partial(end_with_them, channel, end))
+    try:
+        return ParallelExecutor(make(spec.config, followers.rank), followers)
+    except BaseException:
+        followers.close(patience=0.0)
+        raise
+
+
+def _grammar_compiler(config: EngineConfig, load: Callable[[], TextParts], model: ModelInfo) -> GrammarCompiler | None:
+    """Made while the first requests run: it needs the tokenizer, and nothing else of the worker does."""
+    return None if config.backend.grammar_backend == "none" else LateCompiler(lambda: _make_compiler(config, load().tokenizer, model))
+
+
+def _make_compiler(config: EngineConfig, tokenizer: Tokenizer, model: ModelInfo) -> GrammarCompiler:
+    from ramet.grammar.compiler import create_grammar_compiler
+
+    eos = tuple(dict.fromkeys([*model.eos_token_ids, *tokenizer.eos_token_ids]))
+    encode = getattr(tokenizer, "encode_continuation", partial(tokenizer.encode, add_special_tokens=False))
+    return create_grammar_compiler(
+        config.backend.grammar_backend,
+        Vocabulary(tokenizer.token_bytes(), tokenizer.special_ids, eos, model.vocab_size),
+        encode,
+        json_whitespace=config.backend.constrained_json_whitespace_pattern or "",
+        bounded=not config.backend.disable_grammar_closing,
+        isolated=True,
+    )
+
+
+def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompiler | None) -> Scheduler:
+    capacity, model = executor.capacity, executor.model
+    cache: Cache
+    if config.memory.disable_radix_cache:
+        cache = NoCache(capacity.num_pages, capacity.page_size)
+    else:
+        cache = PrefixCache(capacity.num_pages, capacity.page_size, config.memory.radix_eviction_policy)
+    return Scheduler(
+        capacity,
+        model.context_len,
+        model.vocab_size,
+        config.schedule,
+        cache,
+        compiler,
+        seed=config.model.random_seed,
+        num_guesses=_num_guesses(config.speculative),
+        memory=config.memory,
+    )
+
+
+def _num_guesses(config: SpeculativeConfig) -> int:
+    if config.speculative_algorithm != "NGRAM":
+        return 0
+    return config.speculative_num_draft_tokens or 4
