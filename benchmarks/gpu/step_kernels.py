@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/step_kernels.py --model-path DIRECTORY_WITH_CONFIG [--steps decode:64x256 decode:512x600 prefill:14x576]
 
-Steps are queued one ahead of the result that is read, as the overlapped loop does. Weights are random, keys in the pool whatever was there.
+`shared:512x200x16x2048` are 512 rows of 200 own tokens, each 16 of which have 2048 in common before them. Steps are queued one ahead of the result that is read, as the overlapped loop does. Weights are random, keys in the pool whatever was there.
 """
 
 from __future__ import annotations
@@ -31,6 +31,28 @@ def decode_plans(num_rows: int, context: int, num_steps: int) -> list[BatchPlan]
         rows = tuple(PlanRow(str(i), i, (PENDING_TOKEN,), context - 1 + step, len(pages[i]), (), True) for i in range(num_rows))
         plans.append(BatchPlan(step, rows))
     return plans
+
+
+def shared_plans(num_rows: int, own: int, group: int, prefix: int, num_steps: int) -> list[BatchPlan]:
+    base, width = num_rows // group * prefix, own + num_steps
+    pages = [
+        tuple(range(i // group * prefix, (i // group + 1) * prefix)) + tuple(range(base + i * width, base + (i + 1) * width))
+        for i in range(num_rows)
+    ]
+    reset, first = RowStart(_GREEDY, 0, None, (1,) * (prefix + own)), prefix + own - 1
+    plans = [BatchPlan(0, tuple(PlanRow(str(i), i, (1,), first, 0, pages[i], True, reset) for i in range(num_rows)))]
+    for step in range(1, num_steps):
+        rows = tuple(PlanRow(str(i), i, (PENDING_TOKEN,), first + step, len(pages[i]), (), True) for i in range(num_rows))
+        plans.append(BatchPlan(step, rows))
+    return plans
+
+
+def plans_of(step: str) -> list[BatchPlan]:
+    kind, size = step.split(":")
+    numbers = [int(part) for part in size.split("x")]
+    if kind == "prefill":
+        return prefill_plans(numbers[0], numbers[1], 6)
+    return decode_plans(numbers[0], numbers[1], 40) if kind == "decode" else shared_plans(*numbers[:4], 40)
 
 
 def prefill_plans(num_rows: int, length: int, num_steps: int) -> list[BatchPlan]:
@@ -64,14 +86,20 @@ def report(name: str, executor: TorchExecutor, plans: list[BatchPlan], rows: int
     by_name: Counter[str] = Counter()
     for event in kernels:
         by_name[event.name[:90]] += event.time_range.elapsed_us()
-    busy, reached = 0.0, 0.0
-    for start, end in sorted((e.time_range.start, e.time_range.end) for e in kernels):
+    busy, reached, last = 0.0, 0.0, ""
+    idle_before: Counter[str] = Counter()
+    for start, end, kernel in sorted((e.time_range.start, e.time_range.end, e.name) for e in kernels):
         busy += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
+        if reached and start > reached:
+            idle_before[f"{last[:40]} → {kernel[:40]}"] += start - reached
+        if end > reached:
+            reached, last = end, kernel
     span = reached - min(e.time_range.start for e in kernels)
     print(f"{name}: {seconds * 1e3:.2f} ms a step; device busy {busy / len(few) / 1e3:.2f} of {span / len(few) / 1e3:.2f} ms when traced")
     for kernel, micros in itertools.islice(by_name.most_common(), rows):
         print(f"    {micros / len(few) / 1e3:8.3f} ms  {kernel}", flush=True)
+    for pair, micros in itertools.islice(idle_before.most_common(), 4):
+        print(f"    {micros / len(few) / 1e3:8.3f} ms idle  {pair}", flush=True)
 
 
 def main() -> None:
@@ -85,10 +113,7 @@ def main() -> None:
     executor = create_executor(EngineConfig.from_options(options))
     print(torch.cuda.get_device_name(), torch.__version__)
     for step in args.steps:
-        kind, size = step.split(":")
-        num_rows, length = (int(part) for part in size.split("x"))
-        plans = decode_plans(num_rows, length, 40) if kind == "decode" else prefill_plans(num_rows, length, 6)
-        report(step, executor, plans)
+        report(step, executor, plans_of(step))
     executor.close()
 
 

@@ -121,7 +121,11 @@ class ScheduleConfig:
 class BackendConfig:
     """Which implementation does the work."""
 
-    attention_backend: str = option("auto", "attention kernels; auto: triton on a GPU", choices=("auto", "torch", "triton"))
+    attention_backend: str = option(
+        "auto",
+        "attention kernels; auto: triton on a GPU, with flashinfer for prompts where that package is installed and compiled",
+        choices=("auto", "torch", "triton", "flashinfer"),
+    )
     sampling_backend: str = option("auto", "sampling kernels", choices=("auto", "pytorch"))
     grammar_backend: str = option("llguidance", "constraint engine; none: refuse constraints", choices=("llguidance", "none"))
     constrained_json_whitespace_pattern: str | None = option(

@@ -82,6 +82,11 @@ def tokens(results: list[StepResult]) -> list[list[tuple[int, ...]]]:
     return [[row.token_ids for row in result.rows] for result in results]
 
 
+def sequences(steps: list[list[tuple[int, ...]]]) -> dict[int, list[tuple[int, ...]]]:
+    """By slot: the rows of a step are the first slots."""
+    return {slot: [step[slot] for step in steps if slot < len(step)] for slot in range(len(steps[0]))}
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
 @pytest.mark.parametrize("num_rows", [1, 3, 20])
 def test_graph_equals_eager_and_order_of_reading_changes_nothing(num_rows: int, shared: bool) -> None:
@@ -92,8 +97,7 @@ def test_graph_equals_eager_and_order_of_reading_changes_nothing(num_rows: int, 
         results.append(tokens(run(executor, steps, ahead=ahead)))
         executor.close()
     assert results[1] == results[2]
-    same = sum(a == b for left, right in zip(results[0], results[1], strict=True) for a, b in zip(left, right, strict=True))
-    total = sum(len(step) for step in results[0])
-    assert same >= 0.9 * total  # rows of another batch size may round another way; where they do, the rest of the row differs
-    if num_rows == 1:
-        assert same == total
+    left, right = (sequences(result) for result in results[:2])
+    diverged = sum(left[slot] != right[slot] for slot in left)
+    # Rows of a padded batch may round another way, and where a choice is close all that follows differs.
+    assert diverged <= (1 + num_rows // 5 if num_rows > 1 else 0)

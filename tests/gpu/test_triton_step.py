@@ -147,3 +147,16 @@ def test_greedy_choice_takes_the_first_of_equals() -> None:
     logits = torch.randn(7, 50001, device=DEVICE).bfloat16().float()  # many ties
     first = (logits == logits.max(-1, keepdim=True).values).int().argmax(-1)
     assert torch.equal(greedy_tokens(logits), first)
+
+
+def test_mask_kernel_equals_unpacked_bits() -> None:
+    from ramet.runtime.executor.sampler import unpack_masks
+    from ramet.runtime.kernels.gpu.token_masks import mask_logits
+
+    vocab, rows = 50001, [6, 0, 3]
+    logits = torch.randn(7, vocab, device=DEVICE)
+    bits = np.random.default_rng(0).integers(0, 1 << 32, (3, -(-vocab // 32)), dtype=np.uint32)
+    expected = logits.clone()
+    expected[rows] = expected[rows].masked_fill(~unpack_masks(bits, vocab, DEVICE), float("-inf"))
+    mask_logits(logits, torch.tensor(rows, dtype=torch.int32, device=DEVICE), torch.from_numpy(bits.view(np.int32)).to(DEVICE))
+    assert torch.equal(logits, expected)

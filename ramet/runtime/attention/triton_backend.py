@@ -11,6 +11,7 @@ import torch
 
 from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool, SharedPrefix
 from ramet.runtime.attention.dense_prompts import DensePrompts, attend_dense, find_dense
+from ramet.runtime.attention.flashinfer_prefill import FlashInferPrefill
 from ramet.runtime.attention.work_plan import DeviceShape, Int32Array, PlanSizes, WorkPlan, plan_work
 from ramet.runtime.kernels.gpu.elementwise import rotate_and_store
 from ramet.runtime.kernels.gpu.paged_decode import LARGE_BLOCK, AttentionShape, PagedKeys, Partials, attend_items, combine
@@ -44,29 +45,44 @@ class DevicePlan:
 class TritonAttention:
     """Implements `AttentionBackend`; `attend` also serves callers that store keys and values themselves."""
 
-    def __init__(self, *, num_heads: int, num_kv_heads: int, device: torch.device, dense_prompts: bool = False) -> None:
-        """`dense_prompts`: long whole prompts go through cuDNN (half precision, no layer with a window or softcap)."""
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        device: torch.device,
+        dense_prompts: bool = False,
+        prefill: FlashInferPrefill | None = None,
+    ) -> None:
+        """`prefill` computes rows of many tokens where it is given. `dense_prompts`: without it, long whole prompts go through cuDNN
+        (half precision). Both only for models in which no layer has a window or softcap."""
         group = num_heads // num_kv_heads
         self.num_heads, self._device = num_heads, device
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
         self.shape = DeviceShape(processors, num_kv_heads, max(LARGE_BLOCK // group, 1), TILE)
-        self._uses_dense, self._dense = dense_prompts, tuple[DensePrompts, ...]()
+        self._uses_dense, self._dense = dense_prompts and prefill is None, tuple[DensePrompts, ...]()
+        self._prefill, self._prefills = prefill, False
+        self._step_keys: tuple[torch.Tensor, torch.Tensor] | None = None
         self._plan: DevicePlan | None = None
         self._pool: KVPool | None = None
         self._partials: Partials | None = None
 
     def prepare(self, batch: ForwardBatch, pool: KVPool) -> None:
         """Plan on the host, one copy to the device."""
-        dense, groups = find_dense(batch.query_lens, batch.kv_lens_host) if self._uses_dense else ([], [])
+        elsewhere, groups = find_dense(batch.query_lens, batch.kv_lens_host) if self._uses_dense else ([], [])
+        long_rows = self._prefill.rows(batch) if self._prefill is not None else range(0)
+        if self._prefill is not None and long_rows:
+            self._prefill.plan(batch, pool, long_rows)
+            elsewhere = list(long_rows)
         rows = np.arange(len(batch.query_lens), dtype=np.int32)
         lens = np.array(batch.query_lens, np.int32), np.array(batch.kv_lens_host, np.int32)
-        work = plan_work(*lens, rows, batch.shared_prefixes, self.shape, dense)
+        work = plan_work(*lens, rows, batch.shared_prefixes, self.shape, elsewhere)
         sizes = PlanSizes.of(work)
         packed = torch.from_numpy(sizes.pack(work))
         if self._device.type == "cuda":
             packed = packed.pin_memory().to(self._device, non_blocking=True)
         self.use(DevicePlan.cut(packed, sizes, batch.page_table, batch.kv_slots), pool)
-        self._dense = tuple(groups)
+        self._dense, self._prefills = tuple(groups), bool(long_rows)
 
     def plan(self, query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Array, shared: Sequence[SharedPrefix]) -> WorkPlan:
         """See `plan_work`."""
@@ -74,7 +90,7 @@ class TritonAttention:
 
     def use(self, plan: DevicePlan, pool: KVPool) -> None:
         """Attend by this plan until the next one: for plans in fixed memory, which a CUDA graph reads anew at every replay."""
-        self._plan, self._pool, self._dense = plan, pool, ()
+        self._plan, self._pool, self._dense, self._prefills = plan, pool, (), False
         head_dim = pool.keys[0].shape[2]
         if self._partials is None or self._partials.out.shape[0] < plan.members.shape[0]:
             num_pairs = max(plan.members.shape[0], 1)
@@ -100,9 +116,12 @@ class TritonAttention:
         return self.attend(query, layer, scale, window, softcap)
 
     def rotate_and_store(self, query_key: torch.Tensor, value: torch.Tensor, angles: Angles | None, layer: int) -> torch.Tensor:
-        """Rotated queries [T, H, D]; this step's rotated keys and its values go to the pool."""
+        """Rotated queries [T, H, D]; this step's rotated keys and its values go to the pool. May rotate `query_key` itself."""
         assert self._plan is not None and self._pool is not None, "prepare() comes before forward()"
-        return rotate_and_store(query_key, value, angles, self._plan.kv_slots, self._pool.keys[layer], self._pool.values[layer])
+        keep = self._prefills and self._prefill is not None and self._prefill.needs_keys
+        self._step_keys = (query_key[:, self.num_heads :], value) if keep else None
+        slots, keys, values = self._plan.kv_slots, self._pool.keys[layer], self._pool.values[layer]
+        return rotate_and_store(query_key, value, angles, slots, keys, values, keep_keys=keep)
 
     def attend(self, query: torch.Tensor, layer: int, scale: float, window: int | None, softcap: float | None) -> torch.Tensor:
         """[T, H, D] → the same, over keys and values that are in the pool."""
@@ -111,6 +130,8 @@ class TritonAttention:
         paged = PagedKeys(pool.keys[layer], pool.values[layer], plan.page_table, pool.page_size)
         shape = AttentionShape(scale, window, softcap)
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if self._prefill is not None and self._prefills:
+            self._prefill.run(query, self._step_keys, paged.keys, paged.values, out)
         for prompts in self._dense:
             attend_dense(query, paged.keys, paged.values, plan.kv_slots, prompts, out, scale)
         attend_tiles(query, paged, plan.tiles, out, shape)

@@ -14,6 +14,7 @@ import torch
 from ramet.errors import ConfigError, Unsupported
 from ramet.log import get_logger
 from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardBatch, KVPool
+from ramet.runtime.attention.flashinfer_prefill import FlashInferPrefill, PrefillShape, covers, is_compiled
 from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import EngineConfig, ModelConfig
 from ramet.runtime.executor.cpu_decode import CpuDecode
@@ -75,7 +76,9 @@ def load_computation(config: EngineConfig, device: torch.device, files: ModelFil
     if ranks is not None:
         _log_shard(loaded, ranks)
     kv_dtype = dtype if options.kv_cache_dtype == "auto" else DTYPES[options.kv_cache_dtype]
-    if config.backend.attention_backend == "triton" or (config.backend.attention_backend == "auto" and device.type == "cuda"):
+    if config.backend.attention_backend in ("triton", "flashinfer") or (
+        config.backend.attention_backend == "auto" and device.type == "cuda"
+    ):
         return _on_gpu(config, loaded, kv_dtype, dtype, device)
     attention = TorchAttention()
     _LOG.info("Attention backend: torch; sampling backend: pytorch")
@@ -88,17 +91,24 @@ def load_computation(config: EngineConfig, device: torch.device, files: ModelFil
 def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dtype: torch.dtype, device: torch.device) -> Computation:
     """Our kernels, and graphs of the decode step unless they are turned off. Imported here, since only a GPU has Triton."""
     if device.type != "cuda":
-        raise ConfigError("attention_backend=triton needs a CUDA device; use torch", param="attention_backend")
+        raise ConfigError(f"attention_backend={config.backend.attention_backend} needs a CUDA device; use torch", param="attention_backend")
     from ramet.runtime.attention.triton_backend import TritonAttention
     from ramet.runtime.executor.cuda_graphs import SIZES, StepGraphs
     from ramet.runtime.models.fused_step import FusedStep
 
     spec, graphs = loaded.model.shard.local, not config.backend.disable_cuda_graph
+    sees_all = _sees_all(spec, dtype, kv_dtype)
+    prefill = _flashinfer(config.backend.attention_backend, spec, dtype, sees_all, device)
     attention = TritonAttention(
-        num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=device, dense_prompts=_takes_dense_prompts(spec, dtype, kv_dtype)
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        device=device,
+        dense_prompts=sees_all and spec.head_dim in (64, 128),
+        prefill=prefill,
     )
     step = FusedStep(loaded.model, attention)
-    _LOG.info("Attention backend: triton; sampling backend: pytorch; CUDA graphs: %s", "on" if graphs else "off")
+    name = "triton" if prefill is None else "triton, flashinfer for prompts"
+    _LOG.info("Attention backend: %s; sampling backend: pytorch; CUDA graphs: %s", name, "on" if graphs else "off")
 
     def bind(pool: KVPool) -> Forward:
         def forward(batch: ForwardBatch) -> torch.Tensor:
@@ -127,11 +137,23 @@ def _local(loaded: LoadedModel) -> ModelInfo:
     return replace(loaded.info, num_kv_heads=len(loaded.model.shard.kv_heads))
 
 
-def _takes_dense_prompts(spec: ModelSpec, dtype: torch.dtype, kv_dtype: torch.dtype) -> bool:
-    """Whether cuDNN's causal attention is this model's: half precision, heads of usual sizes, every layer sees all that is before."""
-    sees_all = all(layer.window is None or layer.window >= spec.context_len for layer in spec.layers)
-    is_half = dtype == kv_dtype and dtype in (torch.bfloat16, torch.float16)
-    return is_half and sees_all and spec.attention_softcap is None and spec.head_dim in (64, 128)
+def _sees_all(spec: ModelSpec, dtype: torch.dtype, kv_dtype: torch.dtype) -> bool:
+    """Whether attention is the plain one in half precision: in every layer a token sees all that is before it."""
+    is_open = all(layer.window is None or layer.window >= spec.context_len for layer in spec.layers)
+    return is_open and dtype == kv_dtype and dtype in (torch.bfloat16, torch.float16) and spec.attention_softcap is None
+
+
+def _flashinfer(wanted: str, spec: ModelSpec, dtype: torch.dtype, sees_all: bool, device: torch.device) -> FlashInferPrefill | None:
+    """FlashInfer for prompts where it was asked for, or is at hand compiled already."""
+    shape = PrefillShape(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.attention_scale, dtype)
+    fits = wanted != "triton" and sees_all and covers(shape, device)
+    if wanted == "flashinfer" and not fits:
+        raise ConfigError(
+            "attention_backend=flashinfer needs the package flashinfer-python, a Hopper GPU, and a half-precision model without sliding "
+            "windows or softcaps; use triton",
+            param="attention_backend",
+        )
+    return FlashInferPrefill(shape, device) if fits and (wanted == "flashinfer" or is_compiled(shape)) else None
 
 
 def _wants_quantized(options: ModelConfig, files: ModelFiles, spec: ModelSpec) -> bool:

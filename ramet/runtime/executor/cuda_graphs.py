@@ -5,7 +5,8 @@ nothing behind. Decode steps have as many rows as tokens; short prompts and rows
 longer than their computing, have graphs of their own. Everything that changes from step to step goes into one fixed buffer by one copy:
 tokens, positions, slots and the attention's work plan. Pages and last tokens are read from the slots' own tables on the device.
 
-    the first step of a size       runs eagerly, over the same fixed buffer, and is recorded behind
+    the first steps of a size      run in a larger recording, if there is one that is not much larger; most sizes only pass by
+    when it keeps coming           one runs eagerly, over the same fixed buffer, and is recorded behind: as long as ten others
     every further one              one copy, one launch
 
 Its slow twin is the eager forward pass (--disable-cuda-graph).
@@ -14,6 +15,7 @@ Its slow twin is the eager forward pass (--disable-cuda-graph).
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,9 +36,11 @@ _LOG = get_logger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 MIXED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512)
+MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
 """Steps in which some row brings several tokens: short prompts, and output that a grammar forced."""
 MAX_RECORDINGS = 96
+PATIENCE = 8
+"""Steps of a size before it gets a recording of its own, where a larger one will do."""
 PADDING = (0, -1, 0)  # token, position, slot
 
 
@@ -47,6 +51,11 @@ class GraphKey:
     tokens: int
     rows: int
     shared: bool
+
+    def holds(self, other: GraphKey) -> bool:
+        """Whether steps of `other` run in a recording of this without being held up much by the padding."""
+        fits = other.tokens <= self.tokens <= max(4 * other.tokens, 64) and other.rows <= self.rows and other.shared <= self.shared
+        return fits and (other.rows == other.tokens or self.rows < self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,7 @@ class StepGraphs:
         self._inputs = torch.zeros(sum(self._lengths(largest)) + 8 * largest.tokens, dtype=torch.int32, device=self._device)
         self._logits = torch.empty(largest.rows, vocab_size, dtype=torch.float32, device=self._device)
         self._recordings: dict[GraphKey, Recording] = {}
+        self._num_asked: Counter[GraphKey] = Counter()
         self._memory = torch.cuda.graph_pool_handle()
         # Apart from the stream that steps run on: results of earlier steps are freed by other threads meanwhile, which marks that stream.
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -90,6 +100,7 @@ class StepGraphs:
     def run(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix]) -> GraphResult | None:
         """See `FastPath.run`."""
         key = self._key(rows, shared=bool(shared))
+        key = None if key is None else self._recorded(key)
         inputs = None if key is None else self._packed(rows, shared, key)
         if key is None or inputs is None:
             return None
@@ -111,6 +122,16 @@ class StepGraphs:
             return None if size is None else GraphKey(size, size, shared)
         num_rows, size = _at_least(MIXED_ROWS, len(rows)), _at_least(MIXED_TOKENS, num_tokens)
         return None if num_rows is None or size is None else GraphKey(max(size, num_rows + 1), num_rows, shared)
+
+    def _recorded(self, key: GraphKey) -> GraphKey:
+        """The recording to run in; `key` itself where it has one or shall get one now."""
+        if key in self._recordings:
+            return key
+        self._num_asked[key] += 1
+        larger = [other for other in self._recordings if other.holds(key)]
+        if larger and (self._num_asked[key] <= PATIENCE or len(self._recordings) >= MAX_RECORDINGS):
+            return min(larger, key=lambda other: (other.tokens, other.rows, other.shared))
+        return key
 
     def _packed(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix], key: GraphKey) -> Int32Array | None:
         """Tokens, rows and work plan as the graph reads them; None where the plan is larger than the graph provides for."""

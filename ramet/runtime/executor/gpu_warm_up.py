@@ -3,11 +3,16 @@ here instead of in somebody's reply. What the steps leave in pages and slots bel
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ramet.runtime.executor.executor import Executor
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart
 from ramet.runtime.request import SamplingParams
 
 _LONG, _SHORT = 600, 100  # tokens: too many for a graph, and few enough
+_SIZES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+_SHARED_SIZES = (16, 64, 256, 512)
+_MIXED = ((16, 4), (64, 3), (64, 8), (64, 16))  # rows, tokens of each
 
 
 def warm_up(executor: Executor) -> None:
@@ -26,10 +31,21 @@ def warm_up(executor: Executor) -> None:
         (_row(0, (1,) * _SHORT, 0, shared),),
         (_next(_row(0, (1,) * _SHORT, 0, shared), 0), _row(1, (1,) * _LONG, 0, spare)),
     )
-    for number, rows in enumerate(steps):
+    for number, rows in enumerate((*steps, *_decode_steps(executor, shared, spare))):
         plan = BatchPlan(number, rows)
         executor.launch(plan)
         executor.sample(plan, None).result()
+
+
+def _decode_steps(executor: Executor, shared: tuple[int, ...], spare: tuple[int, ...]) -> Iterator[tuple[PlanRow, ...]]:
+    """Batches of a few sizes, small ones first; alone, under one prefix, and with several tokens in a row."""
+    most, start = executor.capacity.max_running, len(shared) * executor.capacity.page_size
+    for size in (size for size in _SIZES if size <= most):
+        yield tuple(_row(slot, (1,), 0, spare[:1]) for slot in range(size))
+    for size in (size for size in _SHARED_SIZES if size <= most):
+        yield tuple(_row(slot, (1,), start, shared + spare[:1]) for slot in range(size))
+    for size, length in ((size, length) for size, length in _MIXED if size <= most):
+        yield tuple(_row(slot, (1,) * length, 0, spare[: -(-length // executor.capacity.page_size)]) for slot in range(size))
 
 
 def _row(slot: int, tokens: tuple[int, ...], start: int, pages: tuple[int, ...]) -> PlanRow:

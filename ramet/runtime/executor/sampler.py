@@ -108,7 +108,9 @@ class Sampler:
 
     def _apply_masks(self, rows: Sequence[PlanRow], logits: torch.Tensor, masks: TokenMasks) -> None:
         constrained = [(i, row.mask_row) for i, row in enumerate(rows) if row.mask_row is not None]
-        if constrained:
+        if constrained and self._device.type == "cuda":
+            _mask_on_gpu(logits, constrained, masks.bits)
+        elif constrained:
             index = device_tensor([i for i, _ in constrained], np.int64, self._device)
             allowed = unpack_masks(masks.bits[[mask_row for _, mask_row in constrained]], self._vocab_size, self._device)
             logits[index] = logits[index].masked_fill_(~allowed, float("-inf"))
@@ -148,6 +150,16 @@ def _is_plain(state: SlotSampling, row: PlanRow) -> bool:
     if state.penalised or start.logprobs is not None or params.logit_bias or not params.greedy:
         return False
     return params.min_new_tokens <= state.output_position(row) or not start.stop_token_ids
+
+
+def _mask_on_gpu(logits: torch.Tensor, constrained: Sequence[tuple[int, int]], bits: npt.NDArray[np.uint32]) -> None:
+    """One copy and one kernel. Imported here, since only a GPU has Triton."""
+    from ramet.runtime.kernels.gpu.token_masks import mask_logits
+
+    count = len(constrained)
+    which = np.array(constrained, dtype=np.int32).T
+    packed = to_device(np.concatenate((which[0], bits[which[1]].reshape(-1).view(np.int32))), logits.device)
+    mask_logits(logits, packed[:count], packed[count:].view(count, -1))
 
 
 def unpack_masks(bits: npt.NDArray[np.uint32], vocab_size: int, device: torch.device) -> torch.Tensor:

@@ -22,6 +22,9 @@ from ramet.runtime.layers.rms_norm import RMSNorm
 from ramet.runtime.layers.rotary import Rotary
 from ramet.runtime.models.transformer import Attention, DecoderLayer, Transformer
 
+MANY_TOKENS = 1024
+"""From here on the product adds to `hidden` itself: one pass over memory less, which for fewer tokens is nothing."""
+
 
 class FusedStep:
     """The forward pass over an attention backend that has its plan. Every family that `Transformer` knows."""
@@ -29,32 +32,56 @@ class FusedStep:
     def __init__(self, model: Transformer, attention: TritonAttention) -> None:
         self._model, self._attention = model, attention
         self._activation = model.spec.activation
+        self._layers = [cast(DecoderLayer, layer) for layer in model.layers]
 
     def forward(self, batch: ForwardBatch, out: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [S, vocab] float32 of `batch.logit_indices`, in `out` where it is given."""
         hidden = self._model.embed(batch.token_ids)
         angles = [_angles(cast(Rotary, rotary), batch.positions) for rotary in self._model.rotaries]
         delta: torch.Tensor | None = None
-        for module in self._model.layers:
-            layer = cast(DecoderLayer, module)
+        for layer in self._layers[:-1]:
             if self._is_skinny(layer, len(hidden)):
                 self._skinny_layer(layer, hidden, angles)
             else:
-                delta = self._layer(layer, hidden, delta, angles)
-        wanted = batch.logit_indices
-        delta = None if delta is None else delta.index_select(0, wanted)
-        return self._logits(hidden.index_select(0, wanted), delta, out)
+                hidden, delta = self._layer(layer, hidden, delta, angles)
+        return self._last(hidden, delta, angles, batch.logit_indices, out)
 
-    def _layer(self, layer: DecoderLayer, hidden: torch.Tensor, delta: torch.Tensor | None, angles: list[Angles]) -> torch.Tensor:
-        """Updates `hidden` in place; what the MLP adds to it is returned, for the next norm to add."""
+    def _last(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, angles: list[Angles], wanted: torch.Tensor, out: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The last layer, of which all tokens leave keys and values, but only those whose logits are wanted go on from its attention."""
+        layer = self._layers[-1]
+        if self._is_skinny(layer, len(hidden)):
+            self._skinny_layer(layer, hidden, angles)
+            return self._logits(hidden.index_select(0, wanted), None, out)
+        if len(wanted) < len(hidden):
+            return self._logits(*self._layer(layer, hidden, delta, angles, wanted), out)
+        hidden, delta = self._layer(layer, hidden, delta, angles)
+        return self._logits(hidden.index_select(0, wanted), delta.index_select(0, wanted), out)
+
+    def _layer(
+        self,
+        layer: DecoderLayer,
+        hidden: torch.Tensor,
+        delta: torch.Tensor | None,
+        angles: list[Angles],
+        wanted: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Updates `hidden` in place, and returns with it what the MLP adds, for the next norm to add. `wanted`: only these tokens go on
+        behind the attention."""
         x = _norm(layer.attention_norm, hidden, delta)
         attended = self._attend(layer.attention, _linear(layer.attention.qkv, x), angles)
-        delta = layer.attention.output.combine(_linear(layer.attention.output, attended))
-        delta = _post(layer.attention_post_norm, delta)
-        x = _norm(layer.mlp_norm, hidden, delta)
+        if wanted is not None:
+            hidden, attended = hidden.index_select(0, wanted), attended.index_select(0, wanted)
+        output = layer.attention.output
+        if len(hidden) >= MANY_TOKENS and output.bias is None and layer.attention_post_norm is None and self._model.ranks is None:
+            torch.addmm(hidden, attended, output.weight.t(), out=hidden)
+            x = _norm(layer.mlp_norm, hidden, None)
+        else:
+            x = _norm(layer.mlp_norm, hidden, _post(layer.attention_post_norm, output.combine(_linear(output, attended))))
         inner = gated_activation(_linear(layer.mlp.gate_up, x), self._activation)
         delta = layer.mlp.down.combine(_linear(layer.mlp.down, inner))
-        return _post(layer.mlp_post_norm, delta)
+        return hidden, _post(layer.mlp_post_norm, delta)
 
     def _is_skinny(self, layer: DecoderLayer, num_tokens: int) -> bool:
         linears = (layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down)
@@ -101,7 +128,7 @@ def _float_product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | No
 
 
 def _linear(linear: Linear, x: torch.Tensor) -> torch.Tensor:
-    if fits(linear.weight, x.shape[0]):
+    if x.shape[0] and fits(linear.weight, x.shape[0]):
         return skinny_linear(x, linear.weight, bias=linear.bias)
     return F.linear(x, linear.weight, linear.bias)
 

@@ -88,8 +88,10 @@ def rotate_and_store(
     kv_slots: torch.Tensor,  # [T] int64; negative: a token of padding, stored nowhere
     keys: torch.Tensor,  # [slots, KH, D]
     values: torch.Tensor,
+    *,
+    keep_keys: bool = False,
 ) -> torch.Tensor:  # [T, H, D]
-    """Rotated queries; rotated keys and values go to their places in the pool.
+    """Rotated queries; rotated keys and values go to their places in the pool. `keep_keys`: rotated keys also replace those in `query_key`.
 
     Torch: `layers.rotary.rotate` of query_key, then index_copy_ of keys and values.
     """
@@ -101,7 +103,8 @@ def rotate_and_store(
     _rotate_and_store[(num_tokens, triton.cdiv(num_rotated + num_kv_heads, 8))](
         query_key, value, cos, sin, kv_slots, keys, values, query, query_key.stride(0), value.stride(0),
         HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim),
-        HALF=cos.shape[-1] if angles is not None else 1, ROTATE=angles is not None, num_warps=4, **launch_options(query_key.device),
+        HALF=cos.shape[-1] if angles is not None else 1, ROTATE=angles is not None, KEEP=keep_keys and angles is not None,
+        num_warps=4, **launch_options(query_key.device),
     )  # fmt: skip
     return query
 
@@ -110,7 +113,7 @@ def rotate_and_store(
 def _rotate_and_store(
     query_key, value, cos, sin, kv_slots, keys, values, query, qk_stride, value_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, HALF: tl.constexpr,
-    ROTATE: tl.constexpr, PDL: tl.constexpr,
+    ROTATE: tl.constexpr, KEEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * 8 + tl.arange(0, 8))[:, None]
@@ -131,6 +134,9 @@ def _rotate_and_store(
         s = tl.load(sin + token * HALF + angle, mask=turned, other=0.0)
         x = x * c + tl.where(d < HALF, -partner, partner) * s
     tl.store(query + (token * HEADS + head) * HEAD_DIM + d, x.to(query.dtype.element_ty), mask=(head < HEADS) & in_head)
+    if KEEP:
+        tl.debug_barrier()  # all threads have read what the others replace
+        tl.store(source + d, x.to(query.dtype.element_ty), mask=(head >= HEADS) & is_rotated & in_head)
     slot = tl.load(kv_slots + token)
     is_stored = slot >= 0
     kv_head = head - HEADS
