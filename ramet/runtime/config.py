@@ -111,6 +111,12 @@ class ScheduleConfig:
         "order of the waiting queue; program: by what remains of a program, else along the tree of prompts",
         choices=("program", "fcfs", "lpm", "dfs-weight", "random", "lof", "priority"),
     )
+    max_inter_token_seconds: float | None = option(
+        None, "bound on the time between two tokens of a request while prompts of others run: prompt chunks shrink to keep it", low=0.001
+    )
+    priority_scheduling_preemption_threshold: int = option(
+        10, "with schedule-policy priority: a request of a priority higher by more than this takes the place of a running one", low=0
+    )
     disable_run_fairness: bool = option(False, "order requests without regard to what their program runs had before (the slow twin)")
     disable_overlap_schedule: bool = option(False, "plan a step only after the one before it (the slow twin)")
     disable_jump_forward: bool = option(False, "decode also the tokens that a grammar forces, one by one (the slow twin)")

@@ -32,6 +32,9 @@ def check(config: EngineConfig) -> None:
     if schedule.chunked_prefill_size == 0:
         message = "chunked_prefill_size=0 would never run a prompt; give a number of tokens, or -1 for no limit"
         raise ConfigError(message, param="chunked_prefill_size")
+    if schedule.chunked_prefill_size == -1 and schedule.max_inter_token_seconds is not None:
+        message = "max_inter_token_seconds is kept by splitting prompts, which chunked_prefill_size=-1 forbids; leave one of them out"
+        raise ConfigError(message, param="max_inter_token_seconds")
     _check_overrides(model.json_model_override_args)
 
 

@@ -28,8 +28,8 @@ _NOTHING: TokenArray = np.empty(0, dtype=np.int32)
 @dataclass(slots=True, eq=False)
 class Pin:
     """Somebody's wish that the prefix up to the end of `node` stays cached until its next use. It protects, it does not lock: under
-    pressure pinned prefixes go too, the one whose next use is farthest first. What is cut away shortens the pin; `node` is None when
-    nothing of it is left or it was taken back."""
+    pressure pinned prefixes go too, the one whose next use is farthest first. One of which a part was cut away protects nothing any more:
+    better one run computes all of its KV again than each run a part of it. `node` is None when it was cut or taken back."""
 
     owner: str
     node: Node | None
@@ -195,6 +195,8 @@ class RadixTree:
     def trim(self, leaf: Node, num_pages: int) -> list[int]:
         """Cut up to `num_pages` pages off the end of an idle leaf and return them; an empty leaf leaves the tree."""
         assert leaf.is_idle_leaf, "only an unlocked leaf can be evicted"
+        for pin in list(leaf.pins.values()):
+            self.unpin(pin)
         keep = max(0, len(leaf.pages) - num_pages)
         freed: list[int] = leaf.pages[keep:].tolist()
         num_tokens = len(freed) * self.page_size
@@ -297,21 +299,7 @@ class RadixTree:
         assert parent is not None, "a root is not evicted"
         del parent.children[self._branch(leaf.key)]
         leaf.parent = None
-        for pin in list(leaf.pins.values()):
-            self._shorten(pin, parent)
         self._now_idle(parent)
-
-    def _shorten(self, pin: Pin, parent: Node) -> None:
-        """The end of `pin` was cut away: it ends at the parent, where its owner may have another."""
-        other = parent.pins.get(pin.owner)
-        if other is None and parent.parent is not None:
-            pin.node = parent
-            parent.pins[pin.owner] = pin
-            return
-        if other is not None:
-            other.next_use, other.expires = min(other.next_use, pin.next_use), max(other.expires, pin.expires)
-        pin.node = None
-        self._count_pins(parent, -1)
 
     def _count_pins(self, node: Node, change: int) -> None:
         current: Node | None = node

@@ -105,9 +105,7 @@ def _advice(lookup: Lookup, what: str, line: int) -> str:
 
 def _advice_on_difference(lookup: Lookup, what: str, line: int) -> str:
     computed = lookup.prompt_tokens - lookup.cached_tokens
-    place = (
-        f"your prompts differ at {what} in line {line}, after {lookup.position} tokens; {computed} are computed"
-    )
+    place = f"your prompts differ at {what} in line {line}, after {lookup.position} tokens; {computed} are computed"
     if what == "the text":
         return f"{place}. If some of them are the same in every prompt, put those first"
     if what == "white space":

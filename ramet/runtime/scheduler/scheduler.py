@@ -77,6 +77,7 @@ class Scheduler:
         self._jumps = JumpRate()
         self._guesses = num_guesses > 0
         self._num_arrivals = 0
+        self._committed_at = 0.0
         self._is_checked = True
 
     # ── requests come and go ──
@@ -142,6 +143,7 @@ class Scheduler:
         if not builder.rows:
             return None
         plan = builder.plan()
+        builder.planned_at = self._clock()
         self._flights.append((plan, builder))
         self.counters.steps += 1
         self.counters.prefill_tokens += builder.num_prefill_tokens
@@ -167,6 +169,7 @@ class Scheduler:
         """Take the results of the oldest step in flight."""
         planned, builder = self._flights.popleft()
         assert planned is plan, "steps are committed in the order in which they were planned"
+        self._observe_cost(builder)
         outputs = []
         for row, row_result, (state, epoch) in zip(plan.rows, result.rows, builder.states, strict=True):
             output = self._commit_row(state, epoch, row, row_result)
@@ -174,6 +177,13 @@ class Scheduler:
                 outputs.append(output)
         self._jumps.on_step()
         return outputs
+
+    def _observe_cost(self, builder: StepBuilder) -> None:
+        """The time between the results of two steps is what a request that decodes waits for its token."""
+        now = self._clock()
+        if builder.num_decodes:
+            self.planner.costs.observe(builder.num_prefill_tokens, now - max(builder.planned_at, self._committed_at))
+        self._committed_at = now
 
     @property
     def wants_results_first(self) -> bool:

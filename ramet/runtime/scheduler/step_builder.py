@@ -18,12 +18,15 @@ class StepBuilder:
         self.rows: list[PlanRow] = []
         self.states: list[tuple[RequestState, int]] = []  # parallel to rows: the request and its epoch
         self.num_masks = 0
+        self.planned_at = 0.0
+        self.num_decodes = 0
         self.num_prefill_tokens = 0
         self.num_new_requests = 0
         self.num_cached_tokens = 0
 
     def decode(self, state: RequestState, num_tokens: int) -> None:
         """Compute the last sampled token, or the next `num_tokens` of those that are known since the grammar forced some."""
+        self.num_decodes += 1
         if not state.is_pending:
             self._compute(state, num_tokens)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -20,6 +20,7 @@ from ramet.runtime.scheduler.prompt_lookup import PromptLookup, guesses
 from ramet.runtime.scheduler.request_state import Phase, RequestState
 from ramet.runtime.scheduler.sharing import PrefixesInFlight
 from ramet.runtime.scheduler.step_builder import StepBuilder
+from ramet.runtime.scheduler.step_costs import StepCosts
 from ramet.runtime.scheduler.waiting_queue import WaitingQueue
 
 _RETRY_STEPS = 8
@@ -56,15 +57,17 @@ class StepPlanner:
         history: CacheHistory,
         num_guesses: int = 0,
     ) -> None:
+        self._by_priority = options.schedule_policy == "priority"
         self.waiting = WaitingQueue(
             fair=not options.disable_run_fairness,
-            by_priority=options.schedule_policy == "priority",
+            by_priority=self._by_priority,
             depth_first=options.schedule_policy == "program",
         )
         self.retracted: dict[str, RequestState] = {}
         self.running: dict[str, RequestState] = {}
         self.max_running = min(capacity.max_running, options.max_running_requests or capacity.max_running)
         self.ratio = NewTokenRatio()
+        self.costs = StepCosts()
         self._capacity = capacity
         self._options = options
         self._cache = cache
@@ -86,7 +89,7 @@ class StepPlanner:
         state.admissions_before = self._context.num_admissions
         self.waiting.add(state)
         self._lifetimes.arrived(state)
-        if self._lifetimes.has_begun(state.request.group):
+        if self._by_priority or self._lifetimes.has_begun(state.request.group):
             self._retry_step = 0
 
     @property
@@ -110,12 +113,22 @@ class StepPlanner:
     def fill(self) -> StepBuilder:
         """Rows for as many requests as slots, pages and the token budget allow; may be none."""
         builder = StepBuilder(self._counters.steps)
-        chunk = self._options.chunked_prefill_size
-        budget = PrefillBudget(self._options.max_prefill_tokens, chunk if chunk is not None and chunk > 0 else None)
+        if self._by_priority and self.num_waiting:
+            self._preempt()
+        budget = PrefillBudget(self._options.max_prefill_tokens, self._chunk())
         self._add_decodes(builder, budget)
         self._add_chunks(builder, budget)
         self._admit(builder, budget)
         return builder
+
+    def _chunk(self) -> int | None:
+        """Prompt tokens of this step; None: prompts are not split."""
+        chunk, bound = self._options.chunked_prefill_size, self._options.max_inter_token_seconds
+        if chunk is None or chunk <= 0:
+            return None
+        if bound is None or not any(state.phase is Phase.DECODING for state in self.running.values()):
+            return chunk
+        return min(chunk, self.costs.chunk_within(bound))
 
     def _add_decodes(self, builder: StepBuilder, budget: PrefillBudget) -> None:
         """One row for every request that decodes; when pages run out, some requests give up theirs."""
@@ -199,18 +212,40 @@ class StepPlanner:
         reserved = sum(self.ratio.reserve(state, state.num_planned, page_size) for state in self.running.values())
         kept = self._cache.pinned_tokens // page_size  # by runs that have begun: those that have not find room beside it
         newcomers_fit = True
-        for state in chain(list(self.retracted.values()), self.waiting.in_order(self._order, self._shares, self._context)):
+        for state in self._candidates():
             if not self._free_slots or budget.is_spent:
                 return
-            is_newcomer = self._is_newcomer(state)
+            is_newcomer = kept > 0 and self._is_newcomer(state)
             if self._should_wait(state) or (is_newcomer and not newcomers_fit):
                 continue
             if not self._try_admit(state, builder, budget, reserved + kept * is_newcomer):
-                if not is_newcomer or not kept:
+                if not is_newcomer:
                     return
                 newcomers_fit = False
                 continue
             reserved += self.ratio.reserve(state, state.num_planned, page_size)
+
+    def _candidates(self) -> Iterable[RequestState]:
+        """The retracted first, except that a higher priority goes before them."""
+        waiting = self.waiting.in_order(self._order, self._shares, self._context)
+        together = chain(list(self.retracted.values()), waiting)
+        return sorted(together, key=lambda state: -state.request.priority) if self._by_priority else together
+
+    def _preempt(self) -> None:
+        """The first that waits takes the place of those whose priority is much lower, the latest of the lowest first, until it fits."""
+        head = next((state for state in self._candidates() if not state.rows_in_flight), None)
+        while head is not None and len(self.running) > 1 and not self._fits(head):
+            victim = min(self.running.values(), key=lambda state: (state.request.priority, -state.arrival))
+            if head.request.priority - victim.request.priority <= self._options.priority_scheduling_preemption_threshold:
+                return
+            self._retract(victim)
+            self._retry_step = 0
+
+    def _fits(self, state: RequestState) -> bool:
+        size = self._capacity.page_size
+        reserved = sum(self.ratio.reserve(each, each.num_planned, size) for each in self.running.values())
+        needed = self.ratio.reserve(state, self._context.cached_len(state), size)
+        return bool(self._free_slots) and needed <= self._cache.available_pages - reserved
 
     def _should_wait(self, state: RequestState) -> bool:
         """A retracted request whose last row is still in flight, or one whose prefix another request is computing just now."""
@@ -219,7 +254,10 @@ class StepPlanner:
         return self._prefixes.is_worth_waiting(state.request.cache_namespace, state.reusable, self._context.cached_len(state))
 
     def _is_newcomer(self, state: RequestState) -> bool:
-        return state.phase is Phase.WAITING and not self._lifetimes.has_begun(state.request.group)
+        """Whose run has not begun, or has lost its KV: it may not push out what others go on from, as long as anything runs."""
+        if state.phase is not Phase.WAITING:
+            return False
+        return not self._lifetimes.has_begun(state.request.group) or 2 * self._context.cached_len(state) < state.prefill_end
 
     def _try_admit(self, state: RequestState, builder: StepBuilder, budget: PrefillBudget, reserved: int) -> bool:
         """Admit `state` if its prompt, and its likely share of output, fit beside the `reserved` pages; alone it always fits."""
@@ -266,6 +304,9 @@ class StepPlanner:
             raise InternalError("a request that runs alone lacks KV pages; the page accounting must be wrong")
         victim = min(running, key=lambda state: (state.num_planned - state.num_matched, -state.arrival))
         self.ratio.on_retraction(running)
+        self._retract(victim)
+
+    def _retract(self, victim: RequestState) -> None:
         self.leave(victim, Phase.RETRACTED)
         self.retracted[victim.request_id] = victim
         self._retry_step = self._counters.steps + _RETRY_STEPS

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from ramet.runtime.scheduler.fair_shares import FairShares
-from ramet.runtime.scheduler.policy import Order, PolicyContext
+from ramet.runtime.scheduler.policy import WINDOW, Order, PolicyContext
 from ramet.runtime.scheduler.prompt_order import MIN_SHARED, PromptOrder, shared_len
 from ramet.runtime.scheduler.request_state import RequestState
 
+_Line = dict[str, RequestState]  # requests that count as one run's, by arrival
 _LineName = tuple[int, str]  # (-priority, run)
-_Ranked = tuple[tuple[int, int], RequestState]  # ((-shared tokens, arrival), request)
-_MAX_OPEN = 8
+_Rank = tuple[int, int]  # (-priority, rank of the run)
+_MAX_OPEN = 4
 _MIN_OVERTAKES = 256
 
 
@@ -28,9 +30,9 @@ class WaitingQueue:
     def __init__(self, *, fair: bool, by_priority: bool, depth_first: bool) -> None:
         self._fair = fair
         self._by_priority = by_priority
-        self._depth_first = depth_first
         self._lines: dict[_LineName, _Line] = {}
         self._num_waiting = 0
+        self._tree = PromptOrder() if depth_first else None
         self._open: list[RequestState] = []  # of each branch that was begun, the last that was admitted
         self._admissions_since_oldest = 0
 
@@ -38,47 +40,61 @@ class WaitingQueue:
         return self._num_waiting
 
     def add(self, state: RequestState) -> None:
-        self._lines.setdefault(self._line_of(state), _Line(self._depth_first)).add(state)
+        self._lines.setdefault(self._line_of(state), {})[state.request_id] = state
         self._num_waiting += 1
+        if self._tree is not None:
+            self._tree.add(state)
 
     def discard(self, state: RequestState) -> None:
         name = self._line_of(state)
-        line = self._lines.get(name)
-        if line is not None and state.request_id in line.states:
-            line.remove(state)
-            self._num_waiting -= 1
-            if not line.states:
-                del self._lines[name]
+        line = self._lines.get(name, {})
+        if line.pop(state.request_id, None) is None:
+            return
+        self._num_waiting -= 1
+        if not line:
+            del self._lines[name]
+        if self._tree is not None:
+            self._tree.remove(state)
 
     def admit(self, state: RequestState) -> None:
         """As `discard`; what shares a prefix with `state` should come next."""
-        line = self._lines[self._line_of(state)]
-        is_oldest = state is line.oldest
+        is_oldest = state is _oldest(self._lines[self._line_of(state)])
         self._admissions_since_oldest = 0 if is_oldest else self._admissions_since_oldest + 1
         self.discard(state)
-        if line.order is not None:
-            self._go_on_from(state, line.order)
+        if self._tree is not None:
+            self._go_on_from(state, self._tree)
 
     def in_order(self, order: Order, shares: FairShares, context: PolicyContext) -> Iterator[RequestState]:
         """Those to try, in order. The queue may change meanwhile."""
-        ranks: dict[tuple[int, int], list[_Line]] = {}
+        ranks: dict[_Rank, list[_Line]] = {}
+        rank_of: dict[_LineName, _Rank] = {}
         for (priority, run), line in self._lines.items():
-            ranks.setdefault((priority, shares.rank(run)), []).append(line)
+            rank_of[priority, run] = rank = (priority, shares.rank(run))
+            ranks.setdefault(rank, []).append(line)
+        near: dict[_Rank, dict[str, RequestState]] = {rank: {} for rank in ranks}
+        for state in self._near():
+            near[rank_of[self._line_of(state)]][state.request_id] = state
         for rank in sorted(ranks):
-            equals = ranks[rank]
-            first = min((line.oldest for line in equals), key=lambda state: state.arrival)
-            if self._depth_first and self._admissions_since_oldest >= max(context.max_overtakes, _MIN_OVERTAKES):
+            first = min((_oldest(line) for line in ranks[rank]), key=lambda state: state.arrival)
+            if self._tree is not None and self._admissions_since_oldest >= max(context.max_overtakes, _MIN_OVERTAKES):
                 yield first
-            near = heapq.merge(*(line.near(self._open) for line in equals)) if self._open and self._depth_first else ()
-            later = heapq.merge(*(line.by_arrival() for line in equals))
-            tried = list(order(_once(near, later), context))
+            tried = list(order(_shown(near[rank], ranks[rank]), context))
             yield from (state for state in tried if state.lease is None)
 
-    def _go_on_from(self, state: RequestState, order: PromptOrder) -> None:
+    def _near(self) -> Iterable[RequestState]:
+        """What shares most with the open branches, each once, as many as a policy looks at."""
+        tree = self._tree
+        if tree is None:
+            return ()
+        merged = heapq.merge(*(tree.near(each) for each in self._open), key=lambda pair: -pair[0])
+        found = {state.request_id: state for _, state in islice(merged, WINDOW)}
+        return found.values()
+
+    def _go_on_from(self, state: RequestState, tree: PromptOrder) -> None:
         """`state` stands for its branch from now on; where others are nearer to the one that did so far, the branch forks here."""
         for index, last in enumerate(self._open):
             shared = shared_len(last, state)
-            if shared >= MIN_SHARED and shared >= order.nearest(last):
+            if shared >= MIN_SHARED and shared >= tree.nearest(last):
                 self._open[index] = state
                 return
         self._open = [*self._open[-_MAX_OPEN + 1 :], state]
@@ -87,46 +103,12 @@ class WaitingQueue:
         return (-state.request.priority if self._by_priority else 0, state.request.group if self._fair else "")
 
 
-class _Line:
-    """Requests that count as one run's, by arrival, and if need be along the tree."""
-
-    def __init__(self, depth_first: bool) -> None:
-        self.states: dict[str, RequestState] = {}
-        self.order = PromptOrder() if depth_first else None
-
-    @property
-    def oldest(self) -> RequestState:
-        return next(iter(self.states.values()))
-
-    def add(self, state: RequestState) -> None:
-        self.states[state.request_id] = state
-        if self.order is not None:
-            self.order.add(state)
-
-    def remove(self, state: RequestState) -> None:
-        del self.states[state.request_id]
-        if self.order is not None:
-            self.order.remove(state)
-
-    def near(self, to: Iterable[RequestState]) -> Iterator[_Ranked]:
-        order = self.order
-        assert order is not None
-        return heapq.merge(*(_ranked(order, each) for each in to))
-
-    def by_arrival(self) -> Iterator[_Ranked]:
-        return (((0, state.arrival), state) for state in self.states.values())
+def _oldest(line: _Line) -> RequestState:
+    return next(iter(line.values()))
 
 
-def _ranked(order: PromptOrder, to: RequestState) -> Iterator[_Ranked]:
-    return (((-shared, state.arrival), state) for shared, state in order.near(to))
-
-
-def _once(near: Iterable[_Ranked], later: Iterable[_Ranked]) -> Iterator[RequestState]:
-    seen: set[str] = set()
-    for _, state in near:
-        if state.request_id not in seen:
-            seen.add(state.request_id)
-            yield state
-    for _, state in later:
-        if state.request_id not in seen:
-            yield state
+def _shown(near: dict[str, RequestState], lines: list[_Line]) -> Iterator[RequestState]:
+    """The near ones, nearest first, then the others by arrival."""
+    yield from near.values()
+    later = lines[0].values() if len(lines) == 1 else heapq.merge(*(line.values() for line in lines), key=lambda state: state.arrival)
+    yield from (state for state in later if state.request_id not in near)

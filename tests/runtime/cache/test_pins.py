@@ -71,17 +71,19 @@ def test_the_twins_know_no_pins(eviction: str) -> None:
     assert (cached(cache, [1] * 8), cached(cache, [2] * 8)) == (0, 8)
 
 
-def test_a_pin_is_no_lock_and_shrinks_with_what_it_protects() -> None:
-    cache = cache_of(("a", [1, 2, 3, 4, 5, 6]), ("a", [1, 2, 9]))
-    inner, outer = pin(cache, "a", [1, 2, 3, 4, 5, 6], 1.0), pin(cache, "a", [1, 2], 2.0)
-    assert cache.pinned_tokens == 6
+def test_a_pin_is_no_lock_and_ends_when_a_part_of_it_is_cut_away() -> None:
+    cache = cache_of(("a", [1, 2, 3, 4, 5, 6]), ("a", [1, 2, 9]), ("b", [7] * 6))
+    inner, outer = pin(cache, "a", [1, 2, 3, 4, 5, 6], 9.0), pin(cache, "a", [1, 2], 2.0)
+    other = pin(cache, "b", [7] * 6, 1.0)
+    assert cache.pinned_tokens == 12
     press(cache, 1)  # [9], which no pin holds
     press(cache, 2)
-    assert cached(cache, [1, 2, 3, 4, 5, 6]) == 4 and cache.pinned_tokens == 4 and cache.counters.evicted_pinned == 2
-    press(cache, 3)
-    assert inner.node is None and outer.node is not None and outer.next_use == 1.0  # the shorter pin takes over
+    assert cached(cache, [1, 2, 3, 4, 5, 6]) == 4 and inner.node is None and cache.counters.evicted_pinned == 2
+    assert cache.pinned_tokens == 8  # [1, 2] and b's
+    press(cache, 2)  # the rest of what was cut, not b's
+    assert outer.node is not None and other.node is not None and cache.pinned_tokens == 8
     press(cache, 1)
-    assert outer.node is None and cache.pinned_tokens == 0
+    assert outer.node is None and cache.pinned_tokens == 6
     cache.unpin(inner)
     cache.unpin(outer)
 

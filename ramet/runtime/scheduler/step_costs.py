@@ -1,0 +1,46 @@
+"""What steps have taken, and so how many prompt tokens may ride on one without holding up those that decode."""
+
+from __future__ import annotations
+
+MIN_CHUNK = 16
+"""Prompt tokens that a step takes whatever it costs: where the bound is too tight to be kept, prompts still go on."""
+_FIRST_CHUNK = 64
+_DECAY = 0.97
+
+
+class StepCosts:
+    """A step is taken to cost `base` + `per_token` · prompt tokens: least squares over the steps of late, each weighing 3 % less than the
+    next. The mean error counts twice, so that nearly all steps keep the bound and not only the average one."""
+
+    def __init__(self) -> None:
+        self._weight = self._x = self._y = self._xx = self._xy = 0.0  # sums over steps: x prompt tokens, y seconds
+        self._error = 0.0
+
+    def observe(self, prompt_tokens: int, seconds: float) -> None:
+        """A step with rows that decode took `seconds`, from the last one's results to its own."""
+        if seconds <= 0.0:
+            return
+        if self._weight:
+            base, per_token = self._line()
+            self._error += (1.0 - _DECAY) * (abs(seconds - base - per_token * prompt_tokens) - self._error)
+        x, y = float(prompt_tokens), seconds
+        self._weight = _DECAY * self._weight + 1.0
+        self._x, self._y = _DECAY * self._x + x, _DECAY * self._y + y
+        self._xx, self._xy = _DECAY * self._xx + x * x, _DECAY * self._xy + x * y
+
+    def chunk_within(self, bound: float) -> int:
+        """Prompt tokens with which a step is expected to take at most `bound` seconds; at least `MIN_CHUNK`."""
+        if not self._x:
+            return _FIRST_CHUNK
+        base, per_token = self._line()
+        return max(MIN_CHUNK, int((bound - base - 2.0 * self._error) / max(per_token, 1e-9)))
+
+    def _line(self) -> tuple[float, float]:
+        """(base, per_token). As long as all steps were alike, all of their time is put down to their prompt tokens: too much, so that the
+        next ones differ."""
+        x, y = self._x / self._weight, self._y / self._weight
+        variance = self._xx / self._weight - x * x
+        if variance <= 1.0:
+            return (0.0, y / x) if x else (y, 0.0)
+        slope = max((self._xy / self._weight - x * y) / variance, 0.0)
+        return y - slope * x, slope
