@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -68,12 +69,31 @@ def load() -> ctypes.CDLL:
     library.ramet_context_new.restype = c_void_p
     library.ramet_context_new.argtypes = [c_int]
     library.ramet_context_free.argtypes = [c_void_p]
+    library.ramet_measure_batched_from.argtypes = [c_void_p]
+    library.ramet_set_batched_from.argtypes = [c_void_p, c_int]
     library.ramet_packed_bytes.restype = c_int64
     library.ramet_packed_bytes.argtypes = [c_int, c_int64, c_int64]
     library.ramet_pack.argtypes = [c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p]
     library.ramet_linear.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p]
     library.ramet_step.argtypes = [c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_void_p]
     return library
+
+
+def new_context(num_threads: int) -> c_void_p:
+    """Threads and scratch memory, with the kernels chosen that are the fastest here: measured once per machine and number of threads, and
+    kept beside the library. The choice changes no number."""
+    library = load()
+    handle = library.ramet_context_new(num_threads)
+    kept = build().with_suffix(f".{num_threads}_threads")
+    try:
+        batched_from = int(kept.read_text())
+    except (OSError, ValueError):
+        batched_from = library.ramet_measure_batched_from(handle)
+        logger.info("Measured: rows are multiplied in groups of eight from %d rows on", batched_from)
+        with suppress(OSError):
+            kept.write_text(str(batched_from))
+    library.ramet_set_batched_from(handle, batched_from)
+    return c_void_p(handle)
 
 
 def build() -> Path:

@@ -7,6 +7,7 @@ Blocks have 32 values along the input dimension. 4-bit: w = d·q + m with q in 0
 from __future__ import annotations
 
 import ctypes
+from ctypes import c_void_p
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -125,7 +126,7 @@ class CpuContext:
 
     def __init__(self, num_threads: int) -> None:
         self.library = cpu_library.load()
-        self.handle = self.library.ramet_context_new(num_threads)
+        self.handle: c_void_p | None = cpu_library.new_context(num_threads)
         self._memory = HugeMemory()
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,3 +96,26 @@ def test_rounding_is_to_the_nearest(bits: int, worst: float) -> None:
 def test_sizes_that_do_not_fit_are_refused(context: CpuContext) -> None:
     with pytest.raises(Unsupported, match="multiples of 8"):
         context.pack(quantize(np.zeros((9, 32), np.float32), 8))
+
+
+@pytest.mark.parametrize("rows", [1, 8, 13, 24, 137])
+def test_the_batched_product_gives_the_same_bits(context: CpuContext, rows: int) -> None:
+    random = np.random.default_rng(rows)
+    weight = context.pack(quantize(random.standard_normal((40, 160)).astype(np.float32), 4), torch.randn(40))
+    x = torch.from_numpy(random.standard_normal((rows, 160)).astype(np.float32))
+    context.library.ramet_set_batched_from(context.handle, 1 << 30)
+    row_by_row = context.linear(weight, x)
+    context.library.ramet_set_batched_from(context.handle, 1)
+    assert torch.equal(context.linear(weight, x), row_by_row)
+
+
+def test_the_choice_of_kernels_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = cpu_library.build()
+    cpu_library.load()
+    monkeypatch.setattr(cpu_library, "build", lambda: tmp_path / built.name)
+    CpuContext(2).close()
+    (kept,) = tmp_path.iterdir()
+    assert int(kept.read_text()) in (8, 16, 32, 64, 1 << 30)
+    kept.write_text("damaged")
+    CpuContext(2).close()
+    assert int(kept.read_text()) >= 8, "measured again"

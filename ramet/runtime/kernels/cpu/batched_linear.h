@@ -115,6 +115,7 @@ inline void batched_panels(const Linear& w, int p, const UnpackedBlock* unpacked
 
 // What `linear` writes between its input and its output.
 struct LinearRoom {
+  int batched_from = kPanel;  // rows from which products are batched; a matter of speed alone
   std::vector<RowPanel> rows;
   std::vector<std::vector<UnpackedBlock>> unpacked;  // by thread
 
@@ -142,7 +143,7 @@ inline void batched_range(const Linear& w, int first, int last, int row_panels, 
 
 // y [rows, n] = or += x wᵀ + bias.
 inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, bool add, LinearRoom& room) {
-  const int panels = w.n / kPanel, blocks = w.k / kBlock, row_panels = w.bits == 4 ? int(rows / kPanel) : 0;
+  const int panels = w.n / kPanel, blocks = w.k / kBlock, row_panels = w.bits == 4 && rows >= room.batched_from ? int(rows / kPanel) : 0;
   if (row_panels) {
     room.reserve(row_panels, blocks, pool.num_threads());
     const int chunks = std::min(row_panels, pool.num_threads() * 4);

@@ -3,6 +3,7 @@
 // A layer:  x += Wo · attention(rope(Wqkv · norm(x)))      x += Wdown · (silu(gate) ∘ up),  gate, up = Wgu · norm(x)
 //
 // Everything between two matrix products (norm, rope, KV write, silu, quantisation of the next product's input) is one pass over the rows.
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -217,6 +218,18 @@ class Step {
   Schedule schedule_;
 };
 
+// Seconds of one product, the best of several.
+double seconds_of(Context& c, const Linear& w, const Activations& x, int rows, float* y, int batched_from) {
+  c.buffers.room.batched_from = batched_from;
+  double best = 1e9;
+  for (int i = 0; i < 9; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    linear(c.pool, w, x, rows, y, false, c.buffers.room);
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
+
 // Puts eight rows' block of 32 values (already integers) into a panel record.
 void put_block(int bits, const int8_t (*q)[kBlock], const uint16_t* d, const uint16_t* m, uint8_t* record) {
   if (bits == 4) {
@@ -259,6 +272,22 @@ void ramet_pack(void* context, int bits, int64_t n, int64_t k, const int8_t* q, 
       }
   });
 }
+
+// The fewest rows for which the batched product is the faster one on this machine; 1 << 30: for no number of rows. Takes some milliseconds.
+int ramet_measure_batched_from(void* context) {
+  constexpr int n = 768, k = 1024, most = 64;
+  Context& c = *static_cast<Context*>(context);
+  std::vector<RowPanel> packed(n / kPanel * (k / kBlock) * kRecord4 / sizeof(RowPanel) + 1);  // for its alignment
+  std::vector<float> y(size_t(most) * n), scale(most * k / kBlock, 1.0f), sum(most * k / kBlock, 1.0f);
+  std::vector<int8_t> a(size_t(most) * k, 1);
+  const Linear w{n, k, 4, reinterpret_cast<const uint8_t*>(packed.data()), nullptr};
+  const Activations x{a.data(), scale.data(), sum.data()};
+  for (int rows = kPanel; rows <= most; rows *= 2)
+    if (seconds_of(c, w, x, rows, y.data(), 1) < seconds_of(c, w, x, rows, y.data(), 1 << 30)) return rows;
+  return 1 << 30;
+}
+
+void ramet_set_batched_from(void* context, int rows) { static_cast<Context*>(context)->buffers.room.batched_from = rows; }
 
 // y [rows, n] = x [rows, k] wᵀ (+ bias): quantises x and multiplies; for tests and for models that the step does not cover.
 void ramet_linear(void* context, const Linear* w, const float* x, int64_t rows, float* y) {
