@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
+from contextlib import suppress
 
 import pytest
 
 import ramet as sgl
+from ramet.errors import WorkerDied
 from ramet.program.backend import Conversation, GenerateCall, Part
 from ramet.program.running import KvHints
 from ramet.runtime.config import EngineConfig
@@ -57,6 +61,37 @@ async def test_a_generation_carries_what_the_compiler_knows():
         assert await pinned(engine, await EngineBackend(engine).num_tokens(ASKED) + 3)  # the run goes on: its KV is kept
     finally:
         engine.close_now()
+
+
+async def test_a_worker_that_starts_again_knows_nothing_of_old_runs():
+    parts = {"executor_factory": "tests.fakes:fake_executor", "text_factory": "tests.fakes:fake_text"}
+    engine = AsyncEngine.start_now(EngineConfig(), worker="process", **parts)
+    try:
+        backend = EngineBackend(engine)
+        await backend.prefetch(ASKED, "run")
+        assert await pinned(engine, await backend.num_tokens(ASKED))
+        os.kill(engine.worker_process_id, signal.SIGKILL)
+        await backend.pin(ASKED, "run")  # to nobody, or to one who has nothing of it
+        await started_again(engine)
+        await backend.free(ASKED, "run")
+        backend.ended("run")
+        await backend.prefetch(ASKED, "other")
+        assert await pinned(engine, await backend.num_tokens(ASKED))
+        backend.ended("other")
+        assert await pinned(engine, 0)
+        stats = await engine.stats()
+        assert stats.used_tokens == 0 and stats.evictable_tokens + stats.available_tokens == stats.total_tokens
+    finally:
+        engine.close_now()
+
+
+async def started_again(engine) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with suppress(WorkerDied):
+            await engine.stats()
+            return
+        await asyncio.sleep(0.05)
 
 
 def test_a_compiled_program_pins_while_its_host_works_and_leaves_nothing_behind():
