@@ -5,6 +5,7 @@ Which models the step covers is decided here, by name: `why_not` says what a mod
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +90,8 @@ class _Packer:
 
     def weights(self, spec: ModelSpec) -> StepWeights:
         embedding = self.blocks("model.embed_tokens.weight", bits=8)
-        layers = tuple(self.layer(f"model.layers.{i}.", spec) for i in range(spec.num_layers))
+        with ThreadPoolExecutor(2) as threads:  # one unpacks a layer's blocks while the other packs its own
+            layers = tuple(threads.map(lambda i: self.layer(f"model.layers.{i}.", spec), range(spec.num_layers)))
         head = self.context.pack(embedding if spec.tied_embeddings else self.blocks("lm_head.weight"))
         cosine, sine = rotation_tables(spec)
         return StepWeights(layers, head, self.vector("model.norm.weight"), embedding, cosine, sine)

@@ -7,6 +7,7 @@ Blocks have 32 values along the input dimension. 4-bit: w = d·q + m with q in 0
 from __future__ import annotations
 
 import ctypes
+import threading
 from ctypes import c_void_p
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -122,12 +123,12 @@ class PackedWeight:
 
 
 class CpuContext:
-    """Threads and scratch memory of the kernels. One forward pass at a time."""
+    """Threads and scratch memory of the kernels. One forward pass at a time; `pack` may be called from several threads."""
 
     def __init__(self, num_threads: int) -> None:
         self.library = cpu_library.load()
         self.handle: c_void_p | None = cpu_library.new_context(num_threads)
-        self._memory = HugeMemory()
+        self._memory, self._packing = HugeMemory(), threading.Lock()
 
     def close(self) -> None:
         if self.handle:
@@ -140,11 +141,12 @@ class CpuContext:
             raise Unsupported(
                 f"a quantised matrix of {n}×{k} needs rows in multiples of {PANEL} and columns of {BLOCK}; use --quantization none"
             )
-        data = self._memory.empty(self.library.ramet_packed_bytes(blocks.bits, n, k))
         low = blocks.d if blocks.m is None else blocks.m
-        self.library.ramet_pack(
-            self.handle, blocks.bits, n, k, blocks.q.ctypes.data, blocks.d.ctypes.data, low.ctypes.data, data.data_ptr()
-        )
+        with self._packing:
+            data = self._memory.empty(self.library.ramet_packed_bytes(blocks.bits, n, k))
+            self.library.ramet_pack(
+                self.handle, blocks.bits, n, k, blocks.q.ctypes.data, blocks.d.ctypes.data, low.ctypes.data, data.data_ptr()
+            )
         return PackedWeight(n, k, blocks.bits, data, bias)
 
     def linear(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
