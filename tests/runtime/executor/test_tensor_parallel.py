@@ -35,7 +35,6 @@ GEMMA = {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 24, "num_
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, biases everywhere": ("Llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     "llama, 6 heads over 3": ("Llama", {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8}),
-    "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "phi3, fused checkpoint": ("Phi3", {"num_key_value_heads": 2, "sliding_window": 8}),
     "gemma2, caps": ("Gemma2", {**GEMMA, "final_logit_softcapping": 2.0}),
