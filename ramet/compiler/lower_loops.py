@@ -24,12 +24,14 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """`counter` is the variable with the position; several sources run side by side, as in zip. `start` is set for enumerate."""
+    """`counter` is the variable with the position; several sources run side by side, as in zip. `start` is set for enumerate, `strict`
+    for a zip whose sources must be equally long."""
 
     counter: str
     sources: tuple[_Source, ...]
     numbered: ast.expr | None = None
     start: str = ""
+    strict: bool = False
 
 
 class LoopLowering:
@@ -56,6 +58,7 @@ class LoopLowering:
         context = self._context
         counter = context.fresh("position")
         numbered, start, pairs = self._shape(target, iterable)
+        strict = len(pairs) > 1 and _is_strict(_zip_of(iterable))
         sources = tuple(self._source(each, over) for each, over in pairs)
         if numbered is not None and start is not None:
             name = context.fresh("start")
@@ -63,7 +66,7 @@ class LoopLowering:
         else:
             name = ""
         self._builder.write(counter, context.const(0, iterable))
-        return Iteration(counter, sources, numbered, name)
+        return Iteration(counter, sources, numbered, name, strict)
 
     def _shape(self, target: ast.expr, iterable: ast.expr) -> tuple[ast.expr | None, ast.expr | None, list[tuple[ast.expr, ast.expr]]]:
         """enumerate and zip over groups are taken apart, since a conversation cannot be an item of a list."""
@@ -99,7 +102,10 @@ class LoopLowering:
     def has_next(self, iteration: Iteration, node: ast.AST) -> Value:
         position = self._builder.read(iteration.counter)
         sizes = [self._size(source, node) for source in iteration.sources]
-        size = sizes[0] if len(sizes) == 1 else self._context.call("min", sizes, node)
+        if iteration.strict:
+            size = self._context.call("strict_size", [position, *sizes], node)
+        else:
+            size = sizes[0] if len(sizes) == 1 else self._context.call("min", sizes, node)
         return self._context.call("lt", [position, size], node)
 
     def _size(self, source: _Source, node: ast.AST) -> Value:
@@ -242,3 +248,17 @@ class LoopLowering:
 
         with self._context.own_names(node):
             self.each(iteration, node, body)
+
+
+def _zip_of(iterable: ast.expr) -> ast.Call:
+    """The zip in `zip(…)` or `enumerate(zip(…), …)`."""
+    assert isinstance(iterable, ast.Call) and isinstance(iterable.func, ast.Name)
+    return iterable if iterable.func.id == "zip" else _zip_of(iterable.args[0])
+
+
+def _is_strict(call: ast.Call) -> bool:
+    for keyword in call.keywords:
+        if keyword.arg != "strict" or not isinstance(keyword.value, ast.Constant):
+            raise Unfit(keyword.value, "zip over forks takes strict=True or strict=False, written out", "zip(forks, items, strict=True)")
+        return bool(keyword.value.value)
+    return False

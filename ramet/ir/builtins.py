@@ -143,6 +143,14 @@ def _range(*bounds: int) -> range:
     return made
 
 
+def _strict_size(position: int, *sizes: int) -> int:
+    """How far a strict zip over so many items goes. Raises what it raises when it gets there and something is left."""
+    least = min(sizes)
+    if position >= least:
+        list(zip(*(range(size - least > 0) for size in sizes), strict=True))
+    return least
+
+
 def _iterate(value: Any) -> Any:
     if isinstance(value, range):
         return value
@@ -408,6 +416,7 @@ BUILTINS: Mapping[str, Builtin] = MappingProxyType(
         "range": Builtin(_range),
         "enumerate": Builtin(lambda values, start=0: list(enumerate(_items(values), start)), Type.LIST),
         "zip": Builtin(lambda *values, strict=False: list(zip(*map(_items, values), strict=strict)), Type.LIST),
+        "strict_size": Builtin(_strict_size, Type.INT),
         "iterate": Builtin(_iterate),
         "unpack": Builtin(_unpack, Type.LIST),
         "slice": Builtin(lambda value, low, high, step: value[low:high:step]),

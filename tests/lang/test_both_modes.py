@@ -291,3 +291,23 @@ def test_a_fork_can_be_read_before_it_is_written() -> None:
     for mode in ("compiled", "interpreted"):
         state = reads_before_writing.run(mode=mode, timeout=10, backend=sgl.ScriptedBackend())
         assert state.value == [state["x"]] * 2
+
+
+@sgl.function
+def strictly_together(s: Any, notes: Sequence[str], width: int) -> Any:
+    s += "a"
+    forks = s.fork(width)
+    for number, (fork, note) in enumerate(zip(forks, notes, strict=True)):
+        fork += f"{number} {note}"
+    return [fork.text() for fork in forks]
+
+
+@pytest.mark.parametrize(("width", "message"), [(2, None), (3, "shorter"), (1, "longer")])
+def test_a_strict_zip_over_forks_tells_of_lengths_that_differ(width: int, message: str | None) -> None:
+    """In Python's own words, in either mode."""
+    for mode in ("compiled", "interpreted"):
+        if message is None:
+            assert strictly_together.run(["x", "y"], width, mode=mode, backend=sgl.ScriptedBackend()).value == ["a0 x", "a1 y"]
+            continue
+        with pytest.raises(ValueError, match=rf"zip\(\) argument 2 is {message} than argument 1"):
+            strictly_together.run(["x", "y"], width, mode=mode, backend=sgl.ScriptedBackend())
