@@ -146,7 +146,9 @@ class BackendConfig:
     cuda_graph_bs: tuple[int, ...] | None = option(
         None, "decode batch sizes that get a CUDA graph", instead="the sizes are built in; bound them with cuda_graph_max_bs"
     )
-    enable_deterministic_inference: bool = option(False, "same tokens alone and in any batch")
+    enable_deterministic_inference: bool = option(
+        False, "the same bits alone, in any batch, on a cache hit and on a miss (the quantised CPU step; prompts take longer)"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,11 @@ def load_computation(config: EngineConfig, device: torch.device, files: ModelFil
             _LOG.info("Tensor parallelism on CPU computes in float32, operation by operation")
         elif _wants_quantized(options, files, spec):
             return _quantized(config, files, spec)
+    if config.backend.enable_deterministic_inference:
+        raise Unsupported(
+            "enable_deterministic_inference holds for the quantised CPU step so far: a GGUF model on a CPU, or --quantization q8_0",
+            param="enable_deterministic_inference",
+        )
     if options.quantization not in (None, "none"):
         raise Unsupported(f"quantization={options.quantization} runs on CPUs only so far; leave it out on {device.type}")
     dtype = resolve_dtype(options, files, device)
@@ -177,7 +182,8 @@ def _quantized(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> Comp
     options = config.model
     kv_dtype = torch.float16 if options.kv_cache_dtype == "auto" else DTYPES[options.kv_cache_dtype]
     threads = torch.get_num_threads()
-    loaded = load_quantized(files, spec, bits=BITS[options.quantization], threads=threads, kv_dtype=kv_dtype)
+    deterministic = config.backend.enable_deterministic_inference
+    loaded = load_quantized(files, spec, bits=BITS[options.quantization], threads=threads, kv_dtype=kv_dtype, deterministic=deterministic)
     info = model_info(
         spec,
         name=options.served_model_name or files.name,

@@ -59,7 +59,9 @@ class QuantizedModel:
     num_parameters: int
 
 
-def load_quantized(files: ModelFiles, spec: ModelSpec, *, bits: int | None, threads: int, kv_dtype: torch.dtype) -> QuantizedModel:
+def load_quantized(
+    files: ModelFiles, spec: ModelSpec, *, bits: int | None, threads: int, kv_dtype: torch.dtype, deterministic: bool = False
+) -> QuantizedModel:
     """Pack the checkpoint. `bits`: 4 or 8 for every matrix; None keeps a GGUF file's own and rounds the rest to 8. Raises `Unsupported`
     for a model that `why_not` names, or where the kernels cannot be built."""
     if reason := why_not(spec):
@@ -80,7 +82,7 @@ def load_quantized(files: ModelFiles, spec: ModelSpec, *, bits: int | None, thre
         spec.norm_eps,
         spec.attention_scale,
     )
-    step = DecoderStep(context, shape, weights, kv_dtype)
+    step = DecoderStep(context, shape, weights, kv_dtype, deterministic=deterministic)
     return QuantizedModel(step, weights.num_bytes, sum(int(np.prod(s)) for s in shapes.values()))
 
 

@@ -54,10 +54,11 @@ class Model(Structure):
 
 
 class Batch(Structure):
-    """A `ForwardBatch` as pointers. `lines`: int64, the line of the page table that is each row's; null: the row's number."""
+    """A `ForwardBatch` as pointers. `lines`: int64, the line of the page table that is each row's; null: the row's number.
+    `one_by_one`: 1 to attend query by query in prompts too."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("num_tokens", "num_rows", "num_logits", "max_pages", "page_size")),
+        *((name, c_int32) for name in ("num_tokens", "num_rows", "num_logits", "max_pages", "page_size", "one_by_one")),
         *((n, c_void_p) for n in ("token_ids", "positions", "kv_slots", "query_starts", "kv_lens", "page_table", "logit_indices", "lines")),
     )
 

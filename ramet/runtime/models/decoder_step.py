@@ -80,9 +80,16 @@ class DecodeRows:
 
 
 class DecoderStep:
-    """Runs batches against a KV pool. Keeps the weights alive that the C++ side points to."""
+    """Runs batches against a KV pool. Keeps the weights alive that the C++ side points to.
 
-    def __init__(self, context: CpuContext, shape: StepShape, weights: StepWeights, kv_dtype: torch.dtype) -> None:
+    A row's numbers never depend on the other rows of a batch. With `deterministic` they do not depend either on how the row's sequence was
+    cut into steps (cached or computed, in which chunks, as prompt or token by token): prompts attend as decode rows do, more slowly.
+    """
+
+    def __init__(
+        self, context: CpuContext, shape: StepShape, weights: StepWeights, kv_dtype: torch.dtype, *, deterministic: bool = False
+    ) -> None:
+        self._one_by_one = int(deterministic)
         self._context, self._shape, self._weights, self._kv_dtype = context, shape, weights, kv_dtype
         self._layers = (cpu_library.Layer * len(weights.layers))(*(_layer(layer) for layer in weights.layers))
         self._model = self._describe()
@@ -98,6 +105,7 @@ class DecoderStep:
             len(batch.logit_indices),
             page_table.shape[1],
             pool.page_size,
+            self._one_by_one,
             batch.token_ids.data_ptr(),
             batch.positions.data_ptr(),
             batch.kv_slots.data_ptr(),
@@ -121,6 +129,7 @@ class DecoderStep:
             n,
             rows.page_tables.shape[1],
             pool.page_size,
+            self._one_by_one,
             rows.tokens.ctypes.data,
             rows.positions.ctypes.data,
             rows.places.ctypes.data,

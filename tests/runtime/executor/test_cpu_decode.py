@@ -13,6 +13,7 @@ from ramet.runtime.executor.cpu_decode import CpuDecode
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.quantized_weights import load_quantized
 from ramet.runtime.kernels import cpu_library
+from ramet.runtime.models.decoder_step import DecoderStep
 from ramet.runtime.models.hf_config import model_spec
 from ramet.runtime.plan import PENDING_TOKEN, Capacity, PlanRow
 from tests.runtime.models.test_decoder_step import checkpoint
@@ -88,3 +89,31 @@ def test_rows_that_share_pages_get_what_each_gets_alone(tmp_path: Path, shared: 
     decode = CpuDecode(step, pool, tables)
     alone = torch.cat([decode.run([row], ()).logits.clone() for row in rows])
     assert torch.equal(decode.run(rows, ()).logits, alone)
+
+
+@pytest.mark.parametrize("cuts", [(300,), (1, 299), (33, 67, 100, 100), (128, 128, 44), (250, *(1,) * 50)])
+def test_deterministic_steps_do_not_depend_on_how_a_sequence_is_cut(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+    """Keys, values and logits, to the last bit: against a sequence computed token by token."""
+    files = checkpoint(tmp_path, "llama")
+    spec = model_spec(files)
+    step = load_quantized(files, spec, bits=8, threads=2, kv_dtype=torch.float16, deterministic=True).step
+    tokens = tuple(int(t) for t in np.random.default_rng(1).integers(0, 200, 300))
+    found, expected = (
+        computed(step, spec.num_layers, (NUM_TOKENS, spec.num_kv_heads, spec.head_dim), tokens, c) for c in (cuts, (1,) * 300)
+    )
+    assert torch.equal(found[0], expected[0])
+    assert all(torch.equal(a, b) for a, b in zip(found[1], expected[1], strict=True))
+
+
+def computed(
+    step: DecoderStep, num_layers: int, shape: tuple[int, ...], tokens: tuple[int, ...], cuts: tuple[int, ...]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The last logits, and all keys and values, of a sequence that comes in pieces."""
+    tables = SlotTables(Capacity(NUM_TOKENS, 1, 2), 2048, torch.device("cpu"))
+    pool = KVPool(empty(shape, num_layers), empty(shape, num_layers), 1)
+    start, logits = 0, torch.empty(0)
+    for cut in cuts:
+        row = PlanRow("r", 1, tokens[start : start + cut], start, start, tuple(range(start, start + cut)), True)
+        logits = step.forward(tables.build([row]).batch, pool)
+        start += cut
+    return logits, [tensor[: len(tokens)].clone() for tensor in (*pool.keys, *pool.values)]

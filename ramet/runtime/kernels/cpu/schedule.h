@@ -18,6 +18,7 @@ constexpr int kSharers = 8;  // queries of a decode unit
 
 struct Batch {  // one step; see ForwardBatch
   int32_t num_tokens, num_rows, num_logits, max_pages, page_size;
+  int32_t one_by_one;  // prompts too are decoded query by query: no number depends on how a sequence was cut into steps
   const int64_t *token_ids, *positions, *kv_slots;
   const int32_t *query_starts, *kv_lens, *page_table;
   const int64_t *logit_indices, *lines;  // lines: each row's line of page_table; null: the row's number
@@ -75,7 +76,7 @@ inline Schedule make_schedule(const Batch& batch, int kv_heads) {
   s.parts.resize(batch.num_tokens);
   for (int r = 0; r < batch.num_rows; ++r) {
     const int begin = batch.query_starts[r], count = batch.query_starts[r + 1] - begin, length = batch.kv_lens[r];
-    if (count > kQueries) {
+    if (count > kQueries && !batch.one_by_one) {
       for (int h = 0; h < kv_heads; ++h)
         for (int q = 0; q < count; q += kQueries) {
           const int n = std::min(kQueries, count - q);
