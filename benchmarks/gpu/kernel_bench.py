@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool, SharedPrefix
+from ramet.runtime.attention.flashinfer_prefill import FlashInferPrefill, PrefillShape, covers
 from ramet.runtime.attention.triton_backend import TritonAttention
 from ramet.runtime.kernels.gpu.elementwise import add_rms_norm, gated_activation, rotate_and_store
 from ramet.runtime.kernels.gpu.greedy_choice import greedy_tokens
@@ -101,7 +102,11 @@ def attention(bandwidth: float, rate: float) -> None:
     layers, tokens = 4, 1 << 18
     keys = [torch.randn(tokens, 8, 128, device=DEVICE, dtype=torch.bfloat16) for _ in range(2 * layers)]
     pool = KVPool(tuple(keys[:layers]), tuple(keys[layers:]), 1)
-    backend = TritonAttention(num_heads=32, num_kv_heads=8, device=DEVICE)
+    shape = PrefillShape(32, 8, 128, 128**-0.5, torch.bfloat16)
+    own = TritonAttention(num_heads=32, num_kv_heads=8, device=DEVICE)
+    theirs = covers(shape, DEVICE) and TritonAttention(
+        num_heads=32, num_kv_heads=8, device=DEVICE, prefill=FlashInferPrefill(shape, DEVICE)
+    )
     print("attention, microseconds per layer: measured, floor, share")
     cases = [(f"decode {b} x {n}", [1] * b, [n] * b, 0) for b, n in ((1, 256), (1, 8192), (16, 1024), (64, 192), (512, 500))]
     cases += [("decode 64 x 2240", [1] * 64, [2240] * 64, 0), ("same, prefix 2048 shared by 16", [1] * 64, [2240] * 64, 2048)]
@@ -110,13 +115,18 @@ def attention(bandwidth: float, rate: float) -> None:
     for name, query_lens, kv_lens, shared in cases:
         batch = batch_of(query_lens, kv_lens, tokens, shared)
         query = torch.randn(sum(query_lens), 32, 128, device=DEVICE, dtype=torch.bfloat16)
-        backend.prepare(batch, pool)
-        time = milliseconds(*[lambda i=i: backend.attend(query, i, 128**-0.5, None, None) for i in range(layers)]) * 1e3
+        own.prepare(batch, pool)
+        time = milliseconds(*[lambda i=i: own.attend(query, i, 128**-0.5, None, None) for i in range(layers)]) * 1e3
         distinct = sum(kv_lens) - sum(len(p.rows) * p.end - p.end for p in batch.shared_prefixes)
         work = sum(4 * 32 * 128 * q * (k - (q - 1) / 2) for q, k in zip(query_lens, kv_lens, strict=True))
         floor = max(distinct * 8 * 128 * 4 / bandwidth, work / rate) * 1e6
         if min(query_lens) > 1 and query_lens == kv_lens:
             name += f" (flash 2: {flash(query, query_lens):.0f})"
+        if theirs and min(query_lens) > 1:
+            theirs.prepare(batch, pool)
+            theirs.rotate_and_store(torch.cat((query, query[:, :8]), 1), query[:, :8], None, 0)  # keys of the step, for whole prompts
+            other = milliseconds(*[lambda i=i: theirs.attend(query, i, 128**-0.5, None, None) for i in range(layers)]) * 1e3
+            name += f" (flashinfer: {other:.0f})"
         print(f"{name:32} {time:8.1f} {floor:8.1f} {floor / time:6.0%}   {work / time / 1e6:.0f} TFLOP/s", flush=True)
 
 

@@ -65,7 +65,7 @@ def plot(points: list[Point], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for prefix in PREFIXES:
+    for prefix in sorted({point.prefix for point in points}):
         own = [point for point in points if point.prefix == prefix]
         axes.plot([p.width for p in own], [p.plain / p.shared for p in own], marker="o", label=f"prefix {prefix}")
     axes.set(

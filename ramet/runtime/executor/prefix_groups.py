@@ -16,6 +16,9 @@ from ramet.runtime.plan import PlanRow
 
 LEAST_SHARED = 128
 """Tokens. Reading fewer once instead of twice does not pay for one more partial result per row."""
+LEAST_ROWS, LONG = 4, 8192
+"""Fewer rows find each other's keys in the GPU's cache, unless their prefix is so long. 64 rows in pairs under 2,048 tokens took 119 µs
+with sharing and 99 without, in fours 87 and 92, in pairs under 16,384 tokens 612 and 683 (`benchmarks/gpu/shared_prefix_sweep.py`)."""
 
 Table = npt.NDArray[np.int32]
 
@@ -38,7 +41,7 @@ class PrefixGroups:
                 self._is_stale |= row.first_page * self._page_size < row.start or row.reset is not None
 
     def find(self, rows: Sequence[PlanRow]) -> tuple[SharedPrefix, ...]:
-        """Prefixes of at least `LEAST_SHARED` tokens of rows with one new token each; outer ones first."""
+        """Prefixes that are worth it, of rows with one new token each; outer ones first."""
         decoding = tuple(i for i, row in enumerate(rows) if len(row.token_ids) == 1)
         key = (decoding, tuple(rows[i].slot for i in decoding))
         if self._is_stale or key != self._key:
@@ -57,11 +60,12 @@ class PrefixGroups:
             members, depth, begin = pending.pop()
             for group in self._split(slots, num_pages, members, depth):
                 end = self._common_depth(slots[group], depth, int(num_pages[group].min()))
-                is_long = (end - begin) * self._page_size >= LEAST_SHARED
-                if is_long:
+                num_tokens = (end - begin) * self._page_size
+                pays = num_tokens >= (LEAST_SHARED if len(group) >= LEAST_ROWS else LONG)
+                if pays:
                     row_numbers = tuple(decoding[group].tolist())
                     found.append(SharedPrefix(row_numbers, begin * self._page_size, end * self._page_size))
-                pending.append((group, end, end if is_long else begin))
+                pending.append((group, end, end if pays else begin))
         return tuple(sorted(found, key=lambda prefix: prefix.start))
 
     def _split(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from itertools import combinations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramet.runtime.executor.prefix_groups import LEAST_SHARED, PrefixGroups
+from ramet.runtime.executor.prefix_groups import LEAST_ROWS, LEAST_SHARED, LONG, PrefixGroups
 from ramet.runtime.plan import PENDING_TOKEN, PlanRow
 
 
@@ -29,16 +30,27 @@ def test_groups_cover_equal_pages_and_nothing_else(page_size: int, seed: int) ->
     found = groups.find(rows)
     ends = [0] * 6
     for prefix in found:
-        assert len(prefix.rows) >= 2 and prefix.end - prefix.start >= LEAST_SHARED
+        assert len(prefix.rows) >= LEAST_ROWS and prefix.end - prefix.start >= LEAST_SHARED
         pages = {tuple(tables[row][prefix.start // page_size : prefix.end // page_size]) for row in prefix.rows}
         assert len(pages) == 1  # the same pages for all
         for row in prefix.rows:
             assert prefix.start == ends[row] and prefix.end < rows[row].end  # a row's prefixes follow each other and leave it something
             ends[row] = prefix.end
-    for one in range(6):
-        for other in range(one):
-            common = next((i for i, (a, b) in enumerate(zip(tables[one], tables[other], strict=False)) if a != b), 10**6)
-            common = min(common, *((rows[row].end - 1) // page_size for row in (one, other))) * page_size
-            if common >= 2 * LEAST_SHARED:
-                assert ends[one] and ends[other]
+    for some in combinations(range(6), LEAST_ROWS):
+        columns = zip(*(tables[row] for row in some), strict=False)
+        common = next((i for i, column in enumerate(columns) if len(set(column)) > 1), 10**6)
+        common = min(common, *((rows[row].end - 1) // page_size for row in some)) * page_size
+        if common >= 2 * LEAST_SHARED:
+            assert all(ends[row] for row in some)
     assert groups.find(rows) is found  # nothing changed: nothing is searched
+
+
+def test_two_rows_share_only_what_is_very_long() -> None:
+    for length, expected in ((LONG - 1, 0), (LONG, 1)):
+        groups = PrefixGroups(2, LONG + 10, 1)
+        rows = [
+            PlanRow(str(slot), slot, (PENDING_TOKEN,), length + 2, 0, (*range(length), 20000 + slot, 30000, 40000), True)
+            for slot in range(2)
+        ]
+        groups.add_pages(rows)
+        assert len(groups.find(rows)) == expected
