@@ -185,6 +185,13 @@ def slow_fake_executor(config: EngineConfig) -> FakeExecutor:
     return executor
 
 
+def unhurried_fake_executor(config: EngineConfig) -> FakeExecutor:
+    """`fake_executor` with 40 ms per step: whoever reads along gets its output in pieces on a busy machine too."""
+    executor = fake_executor(config)
+    executor._step_seconds = 0.04
+    return executor
+
+
 def fake_engine(*, slow: bool = False, **options: Any) -> AsyncEngine:
     """An engine on a thread over `FakeExecutor`, ready for use; `options` are launch options. Its text is noise, but always the same
     noise (`expected_output`), and constraints hold. For text of your choice take `scripted_engine`.

@@ -12,8 +12,9 @@ import pytest
 import ramet as sgl
 from ramet.program.backend import GenerateCall
 from ramet.program.scripted import ScriptedBackend, invent
+from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
-from tests.fakes import fake_engine
+from tests.fakes import fake_engine, fake_text, unhurried_fake_executor
 from tests.server.live_server import live_server
 
 
@@ -257,10 +258,18 @@ def test_compiled_equals_interpreted(name: str, way: str, engine: AsyncEngine, s
     assert server.programs.unavailable is None
 
 
+@pytest.fixture(scope="module")
+def unhurried() -> Iterator[tuple[AsyncEngine, sgl.RuntimeEndpoint]]:
+    engine = AsyncEngine.start_now(EngineConfig(), worker="thread", executor_factory=unhurried_fake_executor, text_factory=fake_text)
+    with live_server(engine) as url:
+        yield engine, sgl.RuntimeEndpoint(url)
+    engine.close_now()
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_streams(way: str, engine: AsyncEngine, server: sgl.RuntimeEndpoint) -> None:
+def test_streams(way: str, unhurried: tuple[AsyncEngine, sgl.RuntimeEndpoint]) -> None:
     """New text of one variable, and of the whole transcript, as it comes."""
-    backend = WAYS[way](engine, server)
+    backend = WAYS[way](*unhurried)
     for mode in ("interpreted", "compiled"):
         state = multi_turn.run(["Where?", "When?"], backend=backend, temperature=0, mode=mode, stream=True)
         pieces = list(state.text_iter("answer_1"))
