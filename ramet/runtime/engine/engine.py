@@ -19,8 +19,9 @@ from difflib import get_close_matches
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ramet.errors import InvalidRequest, Unsupported
+from ramet.errors import InvalidRequest, RequestNotFound, Unsupported
 from ramet.runtime.config import EngineConfig
+from ramet.runtime.engine import cache_report
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.fan_out import complete_all, stream_all
 from ramet.runtime.engine.native_format import Expansion, NativeCall, NativeResult, expand
@@ -119,6 +120,20 @@ class Engine:
     def flush_cache(self) -> bool:
         """Empty the prefix cache; False (and nothing done) while requests run."""
         return self._wait(self.async_engine.flush_cache())
+
+    def cache_report(self, max_nodes: int = 200) -> dict[str, Any]:
+        """The prefix cache: pool, tree, where prompts part, and tokens computed against the least possible (docs/cache.md)."""
+        return cache_report.report(self._wait(self.async_engine.cache_view(max_nodes)), self._text)
+
+    def explain_cache(self, rid: str) -> dict[str, Any]:
+        """Why the prompt of this request was cached as far as it was. Raises `RequestNotFound` when that is too long ago."""
+        lookup = self._wait(self.async_engine.explain_cache(rid))
+        if lookup is None:
+            raise RequestNotFound(f"no request {rid!r} among the last that were scheduled", param="rid")
+        return cache_report.explain(lookup, self._text)
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return self.async_engine.tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def get_server_info(self) -> dict[str, Any]:
         """Every launch option, the model's numbers, and the worker's counters of this moment."""

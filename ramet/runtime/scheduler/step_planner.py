@@ -254,8 +254,9 @@ class StepPlanner:
         return self._prefixes.is_worth_waiting(state.request.cache_namespace, state.reusable, self._context.cached_len(state))
 
     def _is_newcomer(self, state: RequestState) -> bool:
-        """Whose run has not begun, or has lost its KV: it may not push out what others go on from, as long as anything runs."""
-        if state.phase is not Phase.WAITING:
+        """Whose run has not begun, or has lost its KV: it may not push out what others go on from, as long as anything runs and it was
+        not overtaken too often."""
+        if state.phase is not Phase.WAITING or self._context.is_overdue(state):
             return False
         return not self._lifetimes.has_begun(state.request.group) or 2 * self._context.cached_len(state) < state.prefill_end
 

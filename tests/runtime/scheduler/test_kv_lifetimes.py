@@ -129,6 +129,25 @@ def test_a_run_that_has_begun_goes_before_newcomers_that_would_push_it_out() -> 
     driven.assert_outputs()
 
 
+def test_a_large_newcomer_is_not_kept_out_for_ever_by_runs_that_come_and_go() -> None:
+    """Runs pause and go on without end, so something always runs and half of the pool is always pinned."""
+    driven = drive(num_pages=96, max_running=3)
+    turn = {f"r{index}": (1, [index + 1] * 12) for index in range(4)}
+    for run, (_, prompt) in turn.items():
+        driven.add(request(f"{run}-0", prompt, group=run, path=9))
+    driven.step()
+    driven.add(request("large", [50] * 70))
+    for _ in range(400):
+        driven.step()
+        if "large" in driven.ends:
+            break
+        for run, (number, prompt) in turn.items():
+            if f"{run}-{number - 1}" in driven.ends:
+                driven.add(request(f"{run}-{number}", prompt, group=run, path=9))
+                turn[run] = (number + 1, prompt)
+    assert "large" in driven.ends and len(driven.ends) > 12
+
+
 def test_no_share_means_no_pins() -> None:
     driven = drive()
     cache = driven.cache
