@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ramet.lang.backends.openai_endpoint import OpenAI
     from ramet.lang.backends.runtime_endpoint import RuntimeEndpoint
     from ramet.lang.backends.server_process import Runtime
-    from ramet.lang.choices import greedy_token_selection, token_length_normalized, unconditional_likelihood_normalized
     from ramet.lang.engine_door import Engine
     from ramet.lang.function import Function, function
     from ramet.lang.host import call, host
@@ -50,12 +49,12 @@ if TYPE_CHECKING:
         user_end,
     )
     from ramet.program.scripted import ScriptedBackend
+    from ramet.program.selection import greedy_token_selection, token_length_normalized, unconditional_likelihood_normalized
 
 _LAZY = {
     "ramet.lang.backends.openai_endpoint": ("OpenAI",),
     "ramet.lang.backends.runtime_endpoint": ("RuntimeEndpoint",),
     "ramet.lang.backends.server_process": ("Runtime",),
-    "ramet.lang.choices": ("greedy_token_selection", "token_length_normalized", "unconditional_likelihood_normalized"),
     "ramet.lang.engine_door": ("Engine",),
     "ramet.lang.function": ("Function", "function"),
     "ramet.lang.host": ("call", "host"),
@@ -67,6 +66,7 @@ _LAZY = {
         *("system", "system_begin", "system_end", "user", "user_begin", "user_end"),
     ),
     "ramet.program.scripted": ("ScriptedBackend",),
+    "ramet.program.selection": ("greedy_token_selection", "token_length_normalized", "unconditional_likelihood_normalized"),
 }
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}
 

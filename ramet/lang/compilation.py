@@ -80,9 +80,10 @@ class Compilation:
 def language_verbs() -> Verbs:
     """The language's vocabulary, as the compiler wants it: by the identity of its objects."""
     from ramet.compiler.scope import Verbs
-    from ramet.lang import choices, verbs
+    from ramet.lang import verbs
+    from ramet.program import selection
 
-    found = {name: getattr(verbs, name) for name in _VERB_NAMES} | {name: getattr(choices, name) for name in _METHOD_NAMES}
+    found = {name: getattr(verbs, name) for name in _VERB_NAMES} | {name: getattr(selection, name) for name in _METHOD_NAMES}
     return Verbs.of(found, _program_of)
 
 

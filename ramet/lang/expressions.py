@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ramet.errors import InvalidRequest
-from ramet.lang.choices import ChoicesMethod
 from ramet.program.backend import Role
+from ramet.program.selection import ChoicesMethod
 
 Key = str | int
 """A variable: a user's name, or a number for what only the language itself refers to."""

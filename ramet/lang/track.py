@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ramet.errors import Cancelled, InvalidRequest, Unsupported
-from ramet.lang.choices import decide
 from ramet.lang.expressions import Gen, Image, Key, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, Select, Text
 from ramet.lang.generation import generate
 from ramet.lang.runner import running_loop
 from ramet.lang.source_location import Location, annotate
 from ramet.lang.steps import REASONING_SUFFIX, Assign, Instant, Join, Split, Step, keys_written
 from ramet.program.backend import Conversation, Part
+from ramet.program.selection import decide
 
 if TYPE_CHECKING:
     from ramet.lang.run import Run

@@ -8,11 +8,11 @@ from typing import Any
 
 from ramet.errors import InvalidRequest
 from ramet.lang.ambient import speak
-from ramet.lang.choices import ChoicesMethod, token_length_normalized
 from ramet.lang.decoding import shape_of
 from ramet.lang.expressions import Expr, Gen, Image, RoleBegin, RoleEnd, Select, as_expr
 from ramet.lang.reasoning import check_model_type
 from ramet.program.backend import Role
+from ramet.program.selection import ChoicesMethod, token_length_normalized
 
 
 def gen(

@@ -12,7 +12,7 @@ from ramet.errors import InvalidRequest
 from ramet.program.answer_shape import AnswerShape, answer_shape
 from ramet.program.backend import Backend, GenerateCall, GenerateChunk
 from ramet.program.conversation_state import ConversationState
-from ramet.program.selection import decide
+from ramet.program.selection import METHODS, decide
 
 MAX_COPIES = 128
 Usage = dict[str, int]
@@ -108,11 +108,12 @@ async def select(
     temperature = arguments.get("temperature") or 0.0
     if temperature < 0:
         raise InvalidRequest(f"temperature must be 0 or more, got {temperature}", param="temperature")
-    unconditional = method == "unconditional_likelihood_normalized"
+    chosen = METHODS[method]
+    unconditional = chosen.requires_unconditional_logprobs
     scores = await backend.score(state.conversation, choices, unconditional=unconditional, run_id=run_id)
-    decision, meta = decide(choices, scores, method, temperature, draw(arguments.get("seed")))
-    after = state.with_text(decision)
-    return (after if name is None else after.with_variable(_name(name), decision, meta)), decision, {}
+    found = decide(choices, scores, chosen, temperature, draw(arguments.get("seed")))
+    after = state.with_text(found.decision)
+    return (after if name is None else after.with_variable(_name(name), found.decision, found.meta_info)), found.decision, {}
 
 
 def _name(name: Any) -> str:

@@ -13,8 +13,9 @@ from ramet.compiler.driver import CompiledProgram, compile_program
 from ramet.compiler.pipeline import Pipeline
 from ramet.compiler.scope import ProgramObject, Verbs
 from ramet.ir.module import Module
-from ramet.lang import choices, verbs
+from ramet.lang import verbs
 from ramet.lang.function import Function
+from ramet.program import selection
 from ramet.program.backend import ChatFormat, ChoiceScore, Conversation, GenerateCall, GenerateChunk
 from ramet.program.budget import Budget
 from ramet.program.failure import ProgramFailed
@@ -39,7 +40,7 @@ def program_of(value: Any) -> ProgramObject | None:
     return ProgramObject(value.function, value.ambient, value.bound) if isinstance(value, Function) else None
 
 
-VERBS = Verbs.of({**{name: getattr(verbs, name) for name in NAMES}, **{name: getattr(choices, name) for name in METHODS}}, program_of)
+VERBS = Verbs.of({**{name: getattr(verbs, name) for name in NAMES}, **{name: getattr(selection, name) for name in METHODS}}, program_of)
 
 
 def compiled(function: Function, pipeline: Pipeline | None = None) -> CompiledProgram:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ramet as sgl
-from ramet.lang.choices import decide, softmax
 from ramet.program.backend import ChoiceScore
 from ramet.program.boundary import scored_rows
+from ramet.program.selection import decide, softmax
 
 LONG_LIKELY_TAIL = [ChoiceScore((1,), (-1.0,)), ChoiceScore((2, 3, 4), (-1.5, -0.1, -0.1))]
 
