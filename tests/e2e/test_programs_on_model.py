@@ -72,7 +72,7 @@ def engine() -> Iterator[Engine]:
         yield engine
 
 
-async def agree(engine: Engine, wanted: int) -> int:
+async def assert_agree(engine: Engine, wanted: int) -> int:
     """Run programs until `wanted` of them, which generated something and ended well, have been compared; returns the seeds tried."""
     backend, seed, compared = EngineBackend(engine.async_engine), 0, 0
     while compared < wanted:
@@ -102,10 +102,10 @@ async def _one(engine: EngineBackend, seed: int) -> bool:
 
 
 async def test_a_few_programs_agree(engine: Engine) -> None:
-    await agree(engine, FEW)
+    await assert_agree(engine, FEW)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 async def test_fifty_programs_agree(engine: Engine) -> None:
-    await agree(engine, MANY)
+    await assert_agree(engine, MANY)

@@ -25,10 +25,10 @@ ARGUMENTS = {"topic": "sky", "size": 2, "items": ["u", "v w"]}
 
 @pytest.mark.parametrize("first", range(0, NUM_PROGRAMS, CHUNK))
 def test_all_ways_of_running_agree(first: int) -> None:
-    asyncio.run(_agree(range(first, first + CHUNK)))
+    asyncio.run(_assert_agree(range(first, first + CHUNK)))
 
 
-async def _agree(seeds: range) -> None:
+async def _assert_agree(seeds: range) -> None:
     ended_well = 0
     for seed in seeds:
         ended_well += await _one(seed)
