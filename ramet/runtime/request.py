@@ -214,3 +214,4 @@ class EngineStats:
     gen_throughput: float = 0.0  # tokens/s over the last log interval
     weight_bytes: int = 0
     kv_pool_bytes: int = 0
+    resident_bytes: int = 0  # of the worker process: what of all that is in memory now

@@ -111,7 +111,12 @@ async def server_info(context: Context) -> dict[str, Any]:
     model = context.engine.model
     state = {
         "last_gen_throughput": stats.gen_throughput,
-        "memory_usage": {"weight": stats.weight_bytes, "kvcache": stats.kv_pool_bytes, "token_capacity": stats.total_tokens},
+        "memory_usage": {
+            "weight": stats.weight_bytes,
+            "kvcache": stats.kv_pool_bytes,
+            "resident": stats.resident_bytes,
+            "token_capacity": stats.total_tokens,
+        },
     }
     return flat_options(context.config) | {
         "version": __version__,

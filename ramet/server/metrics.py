@@ -46,6 +46,7 @@ GAUGES = {
     "gen_throughput": ("gen_throughput", "Generated tokens per second over the last log interval."),
     "weight_memory_bytes": ("weight_bytes", "Memory of the weights."),
     "kv_cache_memory_bytes": ("kv_pool_bytes", "Memory of the KV pool."),
+    "resident_memory_bytes": ("resident_bytes", "Memory that the worker process occupies now."),
 }
 
 

@@ -6,10 +6,12 @@ The worker is the only place that holds both the scheduler and the executor. It 
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ramet.errors import InternalError, RametError, WorkerDied
 from ramet.log import get_logger
@@ -236,7 +238,7 @@ class Worker:
     def _stats(self) -> EngineStats:
         model, capacity = self._executor.model, self._executor.capacity
         pool_bytes = capacity.num_tokens * model.kv_bytes_per_token
-        return replace(self._scheduler.stats(), weight_bytes=model.weight_bytes, kv_pool_bytes=pool_bytes)
+        return replace(self._scheduler.stats(), weight_bytes=model.weight_bytes, kv_pool_bytes=pool_bytes, resident_bytes=resident_bytes())
 
     # Failures.
 
@@ -272,6 +274,15 @@ class Worker:
             self._probe_failures += 1
             if self._probe_failures >= _MAX_PROBE_FAILURES:
                 raise InternalError(f"the executor fails even on a request of one token: {error}") from error
+
+
+def resident_bytes() -> int:
+    """Memory that this process occupies now; 0 where the system does not say. Pages of a KV pool on the CPU count from their first use."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * mmap.PAGESIZE
 
 
 def _probe() -> Request:

@@ -184,3 +184,14 @@ def test_the_worker_ends_when_its_front_is_killed(tmp_path):
     while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+async def test_it_says_how_much_memory_it_occupies() -> None:
+    engine = start()
+    try:
+        said = (await engine.stats()).resident_bytes
+        process_id = engine._supervisor.process_id
+        assert process_id is not None
+        assert said == pytest.approx(psutil.Process(process_id).memory_info().rss, rel=0.2)
+    finally:
+        await engine.close()
