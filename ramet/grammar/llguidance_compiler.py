@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from threading import Lock
 from typing import NoReturn
 
 import numpy as np
@@ -51,6 +52,7 @@ class LlguidanceCompiler:
         self._processes = processes
         self._spelling = VocabularyTokenizer(vocabulary, self._eos_ids, encode)
         self._tokenizer = LLTokenizer(TokenizerWrapper(self._spelling), eos_token=sorted(self._eos_ids))
+        self._assembling = Lock()
         self._trie = cache(lambda: TokenTrie(self._spelling.pieces))
         self._builders: dict[str, Callable[[str], LLMatcher]] = {
             "regex": self._regex,
@@ -64,7 +66,9 @@ class LlguidanceCompiler:
         if kind not in self._builders:
             raise Unsupported(f"grammars of kind {kind!r} are not supported; known: {', '.join(self._builders)}", param=kind)
         lowering = lower if self._processes is None else self._processes.lower
-        return self.assemble(lowering(kind, source, self._whitespace))
+        lowered = lowering(kind, source, self._whitespace)
+        with self._assembling:  # one at a time: it runs beside the model
+            return self.assemble(lowered)
 
     def close(self) -> None:
         """End the processes that it started."""

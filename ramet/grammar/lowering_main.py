@@ -15,13 +15,10 @@ from ramet.grammar.lowering import lower
 from ramet.grammar.matcher import Vocabulary
 
 MAX_RECURSION = 5000
-NICENESS = 10
-"""The model comes first."""
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes stdin
-    os.nice(NICENESS)
     limit = int(sys.argv[1]) << 20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     sys.setrecursionlimit(MAX_RECURSION)
@@ -40,16 +37,16 @@ def _answer(compiler: LlguidanceCompiler, question: dict[str, Any]) -> tuple[dic
         compiler.assemble(lowered)
         head, language = lowered.dump()
         return {"lowered": head}, language
+    except (MemoryError, SystemError):  # the interpreter, too, says so when memory ends; what is left of it is not to be relied on
+        os._exit(1)
     except Exception as error:  # the parent makes an InternalError of what is none of the constraint's faults, and logs it
-        return _fault(error, question["kind"]), b""
+        return _fault(error), b""
 
 
-def _fault(error: Exception, kind: str) -> dict[str, Any]:
+def _fault(error: Exception) -> dict[str, Any]:
     if isinstance(error, RametError):
         where = error.where if isinstance(error, GrammarError) else None
         return {"message": error.message, "where": where, "param": error.param}
-    if isinstance(error, MemoryError):
-        return {"message": f"{kind}: compiling it needs too much memory", "where": None, "param": kind}
     return {"internal": f"{type(error).__name__}: {error}"}
 
 

@@ -44,6 +44,7 @@ class Closing:
         self.token_bytes = token_bytes
         self._walker = walker
         self._longest = language.endings
+        self._longest_piece = len(trie.levels)
         self._trie = trie
         self._tokenize = tokenize
         self._table = ByteTable(walker.step, walker.cuts)
@@ -61,10 +62,10 @@ class Closing:
         with self._lock:
             return self._walker.walk(state, self.token_bytes[token])
 
-    def ending(self, state: int) -> list[int]:
-        """Tokens of a shortest ending."""
+    def ending(self, state: int, num_left: int) -> list[int] | None:
+        """Tokens of a shortest ending; None when there are certainly more than `num_left`: millions of bytes need no tokenizer to tell."""
         with self._lock:
-            return self._ending(state)
+            return self._ending(state) if self._walker.shortest(state) <= num_left * self._longest_piece else None
 
     def allowed(self, state: int, num_left: int) -> npt.NDArray[np.uint32] | None:
         """As mask bits, tokens after which `num_left` more suffice; None when that is true of all that the grammar allows."""
@@ -73,7 +74,7 @@ class Closing:
             if after.most <= num_left:
                 return None
             fits = after.bytes_left <= num_left
-            for index in np.flatnonzero(~fits & (after.bytes_left < INFINITE)).tolist():
+            for index in np.flatnonzero(~fits & (after.bytes_left <= num_left * self._longest_piece)).tolist():
                 fits[index] = len(self._ending(after.states[index])) <= num_left
             return self._row(state, after, fits)
 
@@ -159,8 +160,11 @@ class Budget:
         state = self._state(closing)
         if state == NONE:
             return  # an end was taken
-        plan = self._current_plan(closing.ending(state))
-        allowed = closing.allowed(state, num_left - 1) if len(plan) <= num_left else None  # else it was too little from the beginning
+        ending = closing.ending(state, num_left)
+        if ending is None:
+            return  # it was too little from the beginning
+        plan = self._current_plan(ending)
+        allowed = closing.allowed(state, num_left - 1) if len(plan) <= num_left else None
         if allowed is None:
             return
         kept = row[self._always >> 5] & (np.uint32(1) << (self._always & 31).astype(np.uint32))
@@ -176,12 +180,14 @@ class Budget:
             return True
         closing, num_left = self._source.make(), self._num_tokens - len(self._taken)
         state = self._state(closing)
-        if state == NONE or len(self._current_plan(closing.ending(state))) > num_left:
+        ending = None if state == NONE else closing.ending(state, num_left)
+        if ending is None or len(self._current_plan(ending)) > num_left:
             return True  # there is nothing to save
         num_left -= len(token_ids)
         for token in token_ids:
             state = closing.walk(state, token)
-        return state != NONE and num_left >= 0 and len(closing.ending(state)) <= num_left
+        rest = None if state == NONE else closing.ending(state, max(num_left, 0))
+        return rest is not None and len(rest) <= num_left
 
     def _state(self, closing: Closing) -> int:
         state = self._states[-1] if self._states else closing.start

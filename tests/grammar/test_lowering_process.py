@@ -76,7 +76,7 @@ def test_what_takes_too_long_is_killed_and_the_next_one_is_not_kept_waiting(proc
     start = time.monotonic()
     with pytest.raises(GrammarError, match=r"limit of 1\.5 s"):
         processes.lower("regex", SLOW)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20
     assert processes.lower("regex", "ab").text == "ab"
 
 
@@ -96,7 +96,7 @@ def test_a_thread_beside_hostile_constraints_keeps_its_pace() -> None:
         cache.request(GrammarSpec(kind, source), str(index))  # type: ignore[arg-type]
     beside = steps_in(1.5)
     cache.close()
-    assert beside >= 0.6 * alone, (beside, alone)  # a stall shows as 0.1; a busy machine as 0.75
+    assert beside >= 0.4 * alone, (beside, alone)  # a stall shows as 0.1; a busy machine as 0.6
 
 
 def steps_in(seconds: float) -> int:
@@ -108,3 +108,17 @@ def steps_in(seconds: float) -> int:
             pass
         steps += 1
     return steps
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [("json_schema", json.dumps({"enum": [{"a": [index] * 40} for index in range(1000)]})), ("regex", SLOW)],
+    ids=["ours", "the engine's"],
+)
+def test_what_takes_too_much_memory_is_killed_and_the_next_one_is_served(kind: str, source: str) -> None:
+    processes = LoweringProcesses(Limits(memory_mib=180))
+    with pytest.raises(GrammarError, match=f"^{kind}: compiling it needs more than the limit of 180 MiB") as refused:
+        processes.lower(kind, source)
+    assert refused.value.param == kind
+    assert processes.lower("regex", "ab").text == "ab"
+    processes.close()

@@ -24,9 +24,10 @@ Compiled = CompiledGrammar | RametError
 
 
 class GrammarCache:
-    """Compiles each grammar once, in the background, and keeps the last `max_cached`. Failures are not kept."""
+    """Compiles each grammar once, in the background, and keeps the last `max_cached`. Failures are not kept. Threads mostly wait for the
+    processes of the compiler: there are so many that some slow grammars do not hold up the others."""
 
-    def __init__(self, compiler: GrammarCompiler, *, max_cached: int = 256, num_threads: int = 2) -> None:
+    def __init__(self, compiler: GrammarCompiler, *, max_cached: int = 256, num_threads: int = 8) -> None:
         self._compiler = compiler
         self._max_cached = max_cached
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ramet-grammar")
