@@ -37,9 +37,9 @@ class PolicyContext:
             state.peeked = (self.cache.tree.version, length)
         return length
 
-    def is_overdue(self, state: RequestState) -> bool:
-        """At least `max_overtakes` requests that came later were admitted before it."""
-        return self.num_admissions - state.admissions_before - state.queue_ahead >= self.max_overtakes
+    def is_overdue(self, state: RequestState, patience: int = 1) -> bool:
+        """At least `patience` · `max_overtakes` requests that came later were admitted before it."""
+        return self.num_admissions - state.admissions_before - state.queue_ahead >= patience * self.max_overtakes
 
 
 SortKey = tuple[int, ...]

@@ -26,6 +26,9 @@ from ramet.runtime.scheduler.waiting_queue import WaitingQueue
 _RETRY_STEPS = 8
 """Steps between two looks at a queue whose head did not fit, as long as nobody leaves."""
 
+_NEWCOMER_PATIENCE = 8
+"""One program overtakes with every one of its generations, and ends sooner for it."""
+
 
 @dataclass(slots=True)
 class SchedulerCounters:
@@ -256,7 +259,7 @@ class StepPlanner:
     def _is_newcomer(self, state: RequestState) -> bool:
         """Whose run has not begun, or has lost its KV: it may not push out what others go on from, as long as anything runs and it was
         not overtaken too often."""
-        if state.phase is not Phase.WAITING or self._context.is_overdue(state):
+        if state.phase is not Phase.WAITING or self._context.is_overdue(state, _NEWCOMER_PATIENCE):
             return False
         return not self._lifetimes.has_begun(state.request.group) or 2 * self._context.cached_len(state) < state.prefill_end
 
