@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import Arena
@@ -78,8 +78,11 @@ def lower(kind: str, source: str, whitespace: str = COMPACT) -> Lowered:
 
 
 def parse_schema(source: str) -> Any:
+    def refuse_constant(name: str) -> NoReturn:
+        raise GrammarError(f"json_schema is not JSON: {name} is no value of it", where="#", param="json_schema")
+
     try:
-        schema = json.loads(source)
+        schema = json.loads(source, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
         raise GrammarError(f"json_schema is not JSON: {error.msg}", where=f"char {error.pos}", param="json_schema") from error
     if not isinstance(schema, dict | bool):

@@ -161,6 +161,6 @@ def _objects(schema: Mapping[str, Any], pointer: str, context: Context) -> Objec
 
 
 def _refuse_unevaluated(schema: Mapping[str, Any], pointer: str, keyword: str) -> None:
-    beside = [key for key in IN_PLACE if key in schema]
+    beside = [key for key in (*IN_PLACE, *(("contains",) if keyword == "unevaluatedItems" else ())) if key in schema]
     if beside and schema.get(keyword, True) is not True:
         refuse(f"cannot be enforced beside {beside[0]!r}; use additionalProperties or items in each alternative", f"{pointer}/{keyword}")

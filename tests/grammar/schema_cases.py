@@ -151,6 +151,7 @@ REFUSED: tuple[tuple[Any, str], ...] = (
     ({"type": "array", "contains": {}, "maxContains": 2}, "/maxContains"),
     ({"properties": {"a": {"type": "object", "minProperties": 2}}}, "/properties/a/minProperties"),
     ({"type": "object", "anyOf": [{"properties": {"a": {}}}], "unevaluatedProperties": False}, "/unevaluatedProperties"),
+    ({"prefixItems": [True], "contains": {"type": "string"}, "unevaluatedItems": False}, "/unevaluatedItems"),
     ({"type": "strin"}, "/type"),
     ({"minLength": -1}, "/minLength"),
     ({"required": "a"}, "/required"),
