@@ -119,6 +119,7 @@ class EngineProcess:
         except queue.Empty:
             raise EngineFailed(f"no answer in {timeout:.0f} s") from None
         if not line:
+            self._lines.put("")  # for whoever asks again
             raise EngineFailed(f"its process ended: {self._last_words()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
