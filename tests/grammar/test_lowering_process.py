@@ -76,7 +76,7 @@ def test_what_takes_too_long_is_killed_and_the_next_one_is_not_kept_waiting(proc
     start = time.monotonic()
     with pytest.raises(GrammarError, match=r"limit of 1\.5 s"):
         processes.lower("regex", SLOW)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60  # of idle priority: on a busy machine the processor time takes longer
     assert processes.lower("regex", "ab").text == "ab"
 
 
