@@ -33,7 +33,7 @@ IDS = {piece: index for index, piece in enumerate(PIECES) if piece}
 COMPILER = LlguidanceCompiler(VOCABULARY, encode)
 
 
-def masks_on_the_way(grammar: CompiledGrammar, fresh: CompiledGrammar, rng: random.Random) -> int:
+def assert_equal_masks_on_the_way(grammar: CompiledGrammar, fresh: CompiledGrammar, rng: random.Random) -> int:
     """Walk at random, and compare; returns the length of the walk."""
     shared, own = grammar.matcher(60), fresh.matcher(60)
     for length in range(60):
@@ -54,13 +54,13 @@ def test_shared_masks_equal_those_of_a_grammar_that_nobody_used(case: int) -> No
     source = json.dumps(CASES[case].schema)
     grammar, rng = COMPILER.compile("json_schema", source), random.Random(case)
     for _ in range(4):
-        masks_on_the_way(grammar, COMPILER.compile("json_schema", source), rng)
+        assert_equal_masks_on_the_way(grammar, COMPILER.compile("json_schema", source), rng)
 
 
 @pytest.mark.parametrize("regex", ["a*b?", "(ab|aab|aaab){1,5}c", "[a-z]{3,9}( [0-9]{2,4})*", '"([^"\\\\]|\\\\.){2,8}"'])
 def test_regexes_too(regex: str) -> None:
     grammar, rng = COMPILER.compile("regex", regex), random.Random(1)
-    lengths = [masks_on_the_way(grammar, COMPILER.compile("regex", regex), rng) for _ in range(12)]
+    lengths = [assert_equal_masks_on_the_way(grammar, COMPILER.compile("regex", regex), rng) for _ in range(12)]
     assert max(lengths) > 1
 
 

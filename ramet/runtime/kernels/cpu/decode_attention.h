@@ -18,6 +18,7 @@ struct Shape {
   int32_t heads, kv_heads, head_dim;
   float scale;
   int group() const { return heads / kv_heads; }
+  int64_t slot() const { return int64_t(kv_heads) * head_dim; }  // elements of the pool
 };
 
 // Per-thread buffers. A row is one head of one query; rows of a KV head lie together.
@@ -30,6 +31,12 @@ struct DecodeScratch {
     places.resize(kSegment);
   }
 };
+
+// to[0 … d-1] = factor · from
+inline void put_scaled(const float* from, float factor, int d, float* to) {
+  const __m256 f = _mm256_set1_ps(factor);
+  for (int i = 0; i < d; i += 8) _mm256_storeu_ps(to + i, _mm256_mul_ps(f, _mm256_loadu_ps(from + i)));
+}
 
 // Sums of four vectors, in order.
 inline __m128 sums_of(__m256 a, __m256 b, __m256 c, __m256 d) {
@@ -94,12 +101,12 @@ struct DecodeAttention {
   const Store *keys, *values;  // this layer's pool, [slots, kv_heads, head_dim]
   const float* query;          // [tokens, query_stride], heads first
   int64_t query_stride;
-  float* out;                    // [tokens, heads, head_dim]
+  float* out;                  // [tokens, heads, head_dim]
   float *part_out, *part_lse;  // [parts, heads, head_dim], [parts, heads]
 
   void run(const Member* members, int count, DecodeScratch& t) const {
     const int rows = count * shape.group(), num_keys = members[0].num_keys;  // rows of one KV head
-    find_places(members[0], t);
+    batch.find_places(members[0].row, members[0].segment * kSegment, num_keys, shape.slot(), 0, t.places.data());
     load_queries(members, count, t);
     for (int key = 0; key < num_keys; key += 4) {
       fetch(t, key, num_keys);
@@ -128,25 +135,12 @@ struct DecodeAttention {
   }
 
  private:
-  void find_places(const Member& m, DecodeScratch& t) const {
-    const int32_t* pages = batch.pages(m.row);
-    const int64_t stride = int64_t(shape.kv_heads) * shape.head_dim;
-    for (int i = 0; i < m.num_keys; ++i) {
-      const int key = m.segment * kSegment + i;
-      t.places[i] = (int64_t(pages[key / batch.page_size]) * batch.page_size + key % batch.page_size) * stride;
-    }
-  }
-
   void load_queries(const Member* members, int count, DecodeScratch& t) const {
     const int g = shape.group(), d = shape.head_dim;
-    const __m256 scale = _mm256_set1_ps(shape.scale);
     for (int h = 0; h < shape.kv_heads; ++h)
       for (int m = 0; m < count; ++m)
-        for (int j = 0; j < g; ++j) {
-          const float* from = query + members[m].query * query_stride + (h * g + j) * d;
-          float* to = &t.q[((h * count + m) * g + j) * d];
-          for (int i = 0; i < d; i += 8) _mm256_storeu_ps(to + i, _mm256_mul_ps(scale, _mm256_loadu_ps(from + i)));
-        }
+        for (int j = 0; j < g; ++j)
+          put_scaled(query + members[m].query * query_stride + (h * g + j) * d, shape.scale, d, &t.q[((h * count + m) * g + j) * d]);
   }
 
   // Keys some way ahead into the first cache, values of these keys into the second.

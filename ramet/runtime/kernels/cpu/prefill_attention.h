@@ -64,7 +64,8 @@ struct PrefillAttention {
 
   void run(const PrefillUnit& u, PrefillScratch& t) const {
     const int d = shape.head_dim, rows = u.num_queries * shape.group();
-    find_places(u, t);
+    t.places.resize(u.num_keys);
+    batch.find_places(u.row, 0, u.num_keys, shape.slot(), int64_t(u.kv_head) * d, t.places.data());
     load_queries(u, t, rows);
     std::fill_n(t.o.begin(), rows * d, 0.0f);
     std::fill_n(t.m.begin(), rows, -std::numeric_limits<float>::infinity());
@@ -80,20 +81,9 @@ struct PrefillAttention {
   }
 
  private:
-  void find_places(const PrefillUnit& u, PrefillScratch& t) const {
-    t.places.resize(u.num_keys);
-    const int64_t stride = int64_t(shape.kv_heads) * shape.head_dim, head = int64_t(u.kv_head) * shape.head_dim;
-    for (int key = 0; key < u.num_keys; ++key)
-      t.places[key] = (int64_t(batch.pages(u.row)[key / batch.page_size]) * batch.page_size + key % batch.page_size) * stride + head;
-  }
-
   void load_queries(const PrefillUnit& u, PrefillScratch& t, int rows) const {
     const int g = shape.group(), d = shape.head_dim;
-    const __m256 scale = _mm256_set1_ps(shape.scale);
-    for (int r = 0; r < rows; ++r) {
-      const float* from = query + (u.query + r / g) * query_stride + (u.kv_head * g + r % g) * d;
-      for (int i = 0; i < d; i += 8) _mm256_storeu_ps(&t.q[r * d + i], _mm256_mul_ps(scale, _mm256_loadu_ps(from + i)));
-    }
+    for (int r = 0; r < rows; ++r) put_scaled(query + (u.query + r / g) * query_stride + (u.kv_head * g + r % g) * d, shape.scale, d, &t.q[r * d]);
   }
 
   void load_keys(const int64_t* places, int count, PrefillScratch& t) const {
@@ -149,9 +139,8 @@ struct PrefillAttention {
   void store(const PrefillUnit& u, const PrefillScratch& t, int rows) const {
     const int g = shape.group(), d = shape.head_dim;
     for (int r = 0; r < rows; ++r) {
-      const __m256 inverse = _mm256_set1_ps(1.0f / t.l[r]);
       float* to = out + (int64_t(u.query + r / g) * shape.heads + u.kv_head * g + r % g) * d;
-      for (int i = 0; i < d; i += 8) _mm256_storeu_ps(to + i, _mm256_mul_ps(inverse, _mm256_loadu_ps(&t.o[r * d + i])));
+      put_scaled(&t.o[r * d], 1.0f / t.l[r], d, to);
     }
   }
 };

@@ -24,6 +24,15 @@ struct Batch {  // one step; see ForwardBatch
   const int64_t *logit_indices, *lines;  // lines: each row's line of page_table; null: the row's number
 
   const int32_t* pages(int row) const { return page_table + (lines ? lines[row] : row) * max_pages; }
+
+  // Where the row's keys begin … begin + count - 1 lie in the pool, in elements: slots of `stride` elements, `offset` into each.
+  void find_places(int row, int begin, int count, int64_t stride, int64_t offset, int64_t* places) const {
+    const int32_t* table = pages(row);
+    for (int i = 0; i < count; ++i) {
+      const int key = begin + i;
+      places[i] = (int64_t(table[key / page_size]) * page_size + key % page_size) * stride + offset;
+    }
+  }
 };
 
 struct PrefillUnit {
