@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from benchmarks.svg import legend, picture
+
 COLOURS = {"lru": "#b0b0b0", "lru, program order": "#72b7b2", "oracle": "#e45756", "kv_liveness": "#4c78a8"}
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 330, 190, 56, 60, 70
 
@@ -18,16 +20,7 @@ def sweep_plot(cells: Sequence[Mapping[str, Any]]) -> str:
         panels.append(_panel(f"{name}: programs per second", own, "programs_per_s", 0, row))
         panels.append(_panel(f"{name}: hit rate", own, "hit_rate", 1, row))
     width, height = 2 * (_WIDTH + _LEFT + 20), _TOP + len(names) * (_HEIGHT + _GAP)
-    legend = "".join(
-        f'<rect x="{_LEFT + 150 * place}" y="14" width="10" height="10" fill="{colour}"/>'
-        f'<text x="{_LEFT + 14 + 150 * place}" y="23">{name}</text>'
-        for place, (name, colour) in enumerate(COLOURS.items())
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        "<style>text{font:11px sans-serif;fill:#333}.h{font:bold 12px sans-serif}</style>"
-        f'<rect width="{width}" height="{height}" fill="#fff"/>{legend}{"".join(panels)}</svg>\n'
-    )
+    return picture(width, height, legend(COLOURS.items(), _LEFT, 14, 150) + "".join(panels), heading=12)
 
 
 def _panel(title: str, cells: Sequence[Mapping[str, Any]], field: str, column: int, row: int) -> str:

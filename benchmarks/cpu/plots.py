@@ -8,6 +8,7 @@ from html import escape
 
 from benchmarks.cpu.engines import ENGINES
 from benchmarks.cpu.report import Row
+from benchmarks.svg import legend, picture
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _PITCH = 190, 160, 30, 62, 250
 
@@ -15,18 +16,10 @@ _WIDTH, _HEIGHT, _LEFT, _TOP, _PITCH = 190, 160, 30, 62, 250
 def workload_plot(name: str, rows: Sequence[Row]) -> str:
     engines = list(dict.fromkeys(engine for row in rows for engine in row.samples))
     width, height = max(430, _LEFT + _PITCH * len(rows)), _TOP + _HEIGHT + 36
-    legend = "".join(
-        f'<rect x="{_LEFT + 115 * place}" y="26" width="10" height="10" fill="{ENGINES[engine].colour}"/>'
-        f'<text x="{_LEFT + 14 + 115 * place}" y="35">{escape(ENGINES[engine].title)}</text>'
-        for place, engine in enumerate(engines)
-    )
     panels = "".join(_panel(row, engines, _LEFT + _PITCH * place) for place, row in enumerate(rows))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        "<style>text{font:11px sans-serif;fill:#333}.h{font:bold 13px sans-serif}</style>"
-        f'<rect width="{width}" height="{height}" fill="#fff"/><text class="h" x="{_LEFT}" y="16">{escape(name)}</text>'
-        f"{legend}{panels}</svg>\n"
-    )
+    title = f'<text class="h" x="{_LEFT}" y="16">{escape(name)}</text>'
+    names = [(ENGINES[engine].title, ENGINES[engine].colour) for engine in engines]
+    return picture(width, height, title + legend(names, _LEFT, 26, 115) + panels)
 
 
 def _panel(row: Row, engines: Sequence[str], left: float) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from benchmarks.svg import legend, picture
+
 COLOURS = {"interpreted": "#b0b0b0", "passes off": "#f58518", "compiled": "#4c78a8"}
 _WIDTH, _HEIGHT, _LEFT, _TOP = 300, 170, 46, 46
 
@@ -20,17 +22,8 @@ def workload_plot(name: str, cells: Sequence[Mapping[str, Any]]) -> str:
         _ablation(main, ablated, 2 * (_WIDTH + 30)),
     ]
     width, height = 3 * (_WIDTH + 30) + 20, _HEIGHT + _TOP + 60
-    legend = "".join(
-        f'<rect x="{_LEFT + 110 * index}" y="24" width="10" height="10" fill="{colour}"/>'
-        f'<text x="{_LEFT + 14 + 110 * index}" y="33">{label}</text>'
-        for index, (label, colour) in enumerate(COLOURS.items())
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        "<style>text{font:11px sans-serif;fill:#333}.h{font:bold 13px sans-serif}</style>"
-        f'<rect width="{width}" height="{height}" fill="#fff"/><text class="h" x="{_LEFT}" y="16">{escape(name)}</text>{legend}'
-        f"{''.join(panels)}</svg>\n"
-    )
+    title = f'<text class="h" x="{_LEFT}" y="16">{escape(name)}</text>'
+    return picture(width, height, title + legend(COLOURS.items(), _LEFT, 24, 110) + "".join(panels))
 
 
 def _bars(title: str, cells: Sequence[Mapping[str, Any]], field: str, left: float) -> str:
