@@ -39,3 +39,6 @@ class RefusingCompiler:
 
     def compile(self, kind: str, source: str) -> CompiledGrammar:
         raise Unsupported(f"{kind}: this server runs with --grammar-backend none; start it with llguidance", param=kind)
+
+    def close(self) -> None:
+        """It started nothing."""

@@ -20,9 +20,7 @@ class LateCompiler:
         return self._made.result().compile(kind, source)
 
     def close(self) -> None:
-        """Ends what the compiler started, when it has one."""
+        """Waits for a compiler that is being made, and closes it."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         if not self._made.cancelled() and self._made.exception() is None:
-            close = getattr(self._made.result(), "close", None)
-            if close is not None:
-                close()
+            self._made.result().close()

@@ -58,4 +58,7 @@ class GrammarCompiler(Protocol):
     """Bound to one vocabulary."""
 
     def compile(self, kind: str, source: str) -> CompiledGrammar:
-        """Raises `GrammarError` naming the place. A compiler that has a `close` is closed with who owns it."""
+        """Raises `GrammarError` naming the place."""
+
+    def close(self) -> None:
+        """End what it started: threads, processes. Idempotent; nothing is compiled afterwards."""

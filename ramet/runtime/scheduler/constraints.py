@@ -62,9 +62,7 @@ class GrammarCache:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-        close = getattr(self._compiler, "close", None)
-        if close is not None:
-            close()
+        self._compiler.close()
 
     def _compile(self, spec: GrammarSpec) -> CompiledGrammar:
         return self._compiler.compile(spec.kind, spec.source)

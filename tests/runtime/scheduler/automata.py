@@ -28,6 +28,9 @@ class AutomatonCompiler:
         moves, ends = json.loads(source)
         return Automaton([dict(move) for move in moves], frozenset(ends))
 
+    def close(self) -> None:
+        """It started nothing."""
+
 
 class Automaton:
     def __init__(self, moves: Sequence[Mapping[int, int]], ends: frozenset[int]) -> None:

@@ -75,6 +75,9 @@ class SlowCompiler:
         self.gate.set()
         self.compiled: list[str] = []
 
+    def close(self) -> None:
+        self.gate.set()
+
     def compile(self, kind: str, source: str) -> Cycling:
         self.gate.wait(10)
         self.compiled.append(source)
