@@ -66,7 +66,7 @@ def test_defaults_are_the_dataclasses() -> None:
         (["--nnodes", "2"], "nnodes=2 is not available"),
         (["--trust-remote-code"], "never runs"),
         (["--quantization", "fp8"], "quantization='fp8' is not one of"),
-        (["--kv-cache-dtype", "fp8_e4m3"], "not available"),
+        (["--kv-cache-dtype", "int8"], "fp8_e4m3"),
         (["--speculative-algorithm", "EAGLE"], "speculative decoding is not built"),
         (["--tool-call-parser", "qwenn"], "pythonic"),
         (["--mem", "0.5"], "unknown argument"),

@@ -54,7 +54,8 @@ class TorchAttention:
         long = [index_row(batch, pool, row, starts[row]) for row, n in enumerate(batch.query_lens) if n > MAX_SHORT_QUERY]
         short = [_ShortGroup(group, token_span(batch, group, starts), {}) for group in _short_groups(batch, pool)]
         longest = max(batch.kv_lens_host, default=0)
-        dtype = torch.float32 if device.type == "cpu" else pool.keys[0].dtype
+        kv_dtype = pool.keys[0].dtype
+        dtype = torch.float32 if device.type == "cpu" or kv_dtype.itemsize == 1 else kv_dtype
         self._step = _Step(batch, pool, _write_slice(batch), short, long, CausalBands(longest, dtype, device), dtype)
 
     def forward(
@@ -111,7 +112,18 @@ def _write_slice(batch: ForwardBatch) -> slice | None:
 
 
 def _store(cache: torch.Tensor, new: torch.Tensor, step: _Step) -> None:
+    stored = _rounded(new, cache.dtype)
     if step.write_slice is not None:
-        cache[step.write_slice] = new  # converts to the cache's type
+        cache[step.write_slice] = stored
+    elif cache.dtype.itemsize == 1:  # torch copies bytes, but not fp8
+        cache.view(torch.uint8).index_copy_(0, step.batch.kv_slots, stored.view(torch.uint8))
     else:
-        cache.index_copy_(0, step.batch.kv_slots, new.to(cache.dtype))
+        cache.index_copy_(0, step.batch.kv_slots, stored)
+
+
+def _rounded(new: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """In the cache's type; what an 8-bit one cannot hold becomes the largest that it can, as in the kernels."""
+    if dtype.itemsize > 1:
+        return new.to(dtype)
+    largest = torch.finfo(dtype).max
+    return new.clamp(-largest, largest).to(dtype)

@@ -39,6 +39,8 @@ DTYPES = {
     "half": torch.float16,
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
 }
 BITS = {"q4_1": 4, "q8_0": 8, None: None}
 """--quantization → bits of every matrix; None: a GGUF file's own."""
@@ -181,6 +183,9 @@ def _wants_quantized(options: ModelConfig, files: ModelFiles, spec: ModelSpec) -
 def _quantized(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> Computation:
     options = config.model
     kv_dtype = torch.float16 if options.kv_cache_dtype == "auto" else DTYPES[options.kv_cache_dtype]
+    if kv_dtype.itemsize == 1:
+        message = "the quantised CPU kernels keep keys and values in 16 or 32 bits; use --kv-cache-dtype float16, or --quantization none"
+        raise Unsupported(message, param="kv_cache_dtype")
     threads = torch.get_num_threads()
     deterministic = config.backend.enable_deterministic_inference
     loaded = load_quantized(files, spec, bits=BITS[options.quantization], threads=threads, kv_dtype=kv_dtype, deterministic=deterministic)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ramet.runtime.model_spec import ModelSpec
 from ramet.runtime.plan import ModelInfo
 
-BYTES_PER_NUMBER = {"float32": 4, "float16": 2, "bfloat16": 2}
+BYTES_PER_NUMBER = {"float32": 4, "float16": 2, "bfloat16": 2, "bf16": 2, "fp8_e4m3": 1, "fp8_e5m2": 1}
 
 
 def model_info(spec: ModelSpec, *, name: str, num_parameters: int, weight_bytes: int, dtype: str, kv_dtype: str = "auto") -> ModelInfo:

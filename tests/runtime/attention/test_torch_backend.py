@@ -61,7 +61,7 @@ def build(shape: Shape) -> Case:
     pool = KVPool(*((torch.full(size, float("nan"), dtype=shape.pool_dtype),) for _ in range(2)), shape.page_size)
     for row, (before, _) in enumerate(shape.rows):
         for cache in (pool.keys[0], pool.values[0]):
-            cache[places[row][:before]] = torch.randn(before, *size[1:], generator=rng).to(shape.pool_dtype)
+            _bytes(cache)[places[row][:before]] = _bytes(torch.randn(before, *size[1:], generator=rng).to(shape.pool_dtype))
     new = [n for _, n in shape.rows]
     total = sum(new)
     starts = [0, *itertools.accumulate(new)]
@@ -80,6 +80,11 @@ def build(shape: Shape) -> Case:
     fused = torch.randn(total, shape.heads + 2 * shape.kv_heads, shape.head_dim, generator=rng).to(shape.dtype)
     query, key, value = fused.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
     return Case(batch, pool, query, key, value, places)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Torch moves bytes where it does not move fp8."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
 def attend_slowly(shape: Shape, case: Case, scale: float) -> torch.Tensor:
@@ -108,7 +113,8 @@ def check(shape: Shape) -> None:
     attention.prepare(case.batch, case.pool)
     out = attention.forward(case.query, case.key, case.value, 0, scale, shape.window, shape.softcap)
     stored = case.pool.keys[0][case.batch.kv_slots], case.pool.values[0][case.batch.kv_slots]
-    assert torch.equal(stored[0], case.key.to(shape.pool_dtype)) and torch.equal(stored[1], case.value.to(shape.pool_dtype))
+    for found, given_ in zip(stored, (case.key, case.value), strict=True):
+        assert torch.equal(_bytes(found), _bytes(given_.to(shape.pool_dtype)))
     assert out.dtype == shape.dtype
     tolerance = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[shape.dtype]
     torch.testing.assert_close(out.double(), attend_slowly(shape, case, scale), atol=tolerance, rtol=tolerance)
@@ -128,7 +134,16 @@ rows = st.lists(
     window=st.sampled_from([None, None, 1, 3, 17]),
     softcap=st.sampled_from([None, None, 1.5]),
     contiguous=st.booleans(),
-    dtypes=st.sampled_from([(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float16,) * 2, (torch.bfloat16,) * 2]),
+    dtypes=st.sampled_from(
+        [
+            (torch.float32, torch.float32),
+            (torch.float32, torch.bfloat16),
+            (torch.float16,) * 2,
+            (torch.bfloat16,) * 2,
+            (torch.float32, torch.float8_e4m3fn),
+            (torch.bfloat16, torch.float8_e5m2),
+        ]
+    ),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=50, deadline=None)
@@ -180,3 +195,13 @@ def test_groups_are_a_partition_within_the_limits(query_lens: list[int], data: s
         assert len(group.rows) == 1 or len(group.rows) * group.kv_len <= max_tokens
         padding = sum(group.kv_len - kv_lens[row] for row in group.rows)
         assert padding <= 256 + 0.25 * sum(kv_lens[row] for row in group.rows)
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_what_fp8_cannot_hold_becomes_the_largest_that_it_can(contiguous: bool) -> None:
+    shape = Shape(((2, 3),), contiguous=contiguous, pool_dtype=torch.float8_e4m3fn)
+    case = build(shape)
+    attention = TorchAttention()
+    attention.prepare(case.batch, case.pool)
+    attention.forward(case.query, case.key * 1e5, case.value * 1e5, 0, 1.0)
+    assert case.pool.values[0][case.batch.kv_slots].float().abs().max() == 448.0
