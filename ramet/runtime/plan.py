@@ -7,7 +7,7 @@ does not grow with the length of the sequences; the executor keeps one row of st
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ramet.runtime.request import LogprobParams, SamplingParams, TokenLogprob
 
@@ -62,14 +62,15 @@ class RowStart:
     stop_token_ids: tuple[int, ...] = ()  # forbidden while fewer than min_new_tokens are out
 
 
-@dataclass(frozen=True, slots=True)
-class PlanRow:
+class PlanRow(NamedTuple):
     """One request's share of a step: compute KV of `token_ids` at positions start … start+len-1, maybe sample after the last.
 
     `new_pages` are written to the slot's page table at index `first_page`. Token i of the sequence lives in page
     `table[i // page_size]` at offset `i % page_size`. Prompt logprobs are wanted for the token at position p of this row
     exactly where `prompt_logprobs_from <= p` (the logits at p-1 are needed: a row whose first position needs one is
     always planned to start at least one token before it).
+
+    A tuple, since there is one per running request and step: it is made in a quarter of the time of a frozen dataclass.
     """
 
     request_id: str

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 GREEDY_TEMPERATURE = 1e-6
 """At or below this temperature sampling is greedy (SGLang's rule)."""
@@ -130,10 +130,9 @@ class TokenLogprob:
     chosen: tuple[tuple[int, float], ...] = ()  # for LogprobParams.token_ids
 
 
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
+class RequestOutput(NamedTuple):
     """What one step brought to one request. `token_ids` may hold several (forced or speculated) or none (prompt logprobs,
-    abort). The counters are cumulative; the times are monotonic seconds, 0.0 until known."""
+    abort). The counters are cumulative; the times are monotonic seconds, 0.0 until known. A tuple for the same reason as `PlanRow`."""
 
     request_id: str
     token_ids: tuple[int, ...] = ()

@@ -267,7 +267,7 @@ class Worker:
         if output.finish is None:
             return output
         finish = self._failures.pop(output.request_id, output.finish)
-        return replace(output, finish=finish)
+        return output._replace(finish=finish)
 
     def _count_probe_failure(self, plan: BatchPlan, error: Exception) -> None:
         if all(row.request_id == _PROBE_ID for row in plan.rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -107,8 +107,7 @@ def _piece(row_index: int, row: PlanRow, first: int, low: int, high: int) -> Pro
 
 
 def _cut(row: PlanRow, low: int, high: int) -> PlanRow:
-    return replace(
-        row,
+    return row._replace(
         token_ids=row.token_ids[low:high],
         start=row.start + low,
         new_pages=row.new_pages if low == 0 else (),

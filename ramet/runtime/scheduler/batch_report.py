@@ -34,7 +34,7 @@ class BatchReport:
 
 
 class Throughput:
-    """Generated tokens per second, over the time between two readings."""
+    """Generated tokens per second, over the time between two readings of their count."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -42,11 +42,9 @@ class Throughput:
         self._tokens = 0
         self.last = 0.0
 
-    def add(self, num_tokens: int) -> None:
-        self._tokens += num_tokens
-
-    def read(self) -> float:
+    def read(self, num_tokens: int) -> float:
+        """`num_tokens`: all so far."""
         now = self._clock()
-        self.last = self._tokens / max(now - self._since, 1e-9)
-        self._since, self._tokens = now, 0
+        self.last = (num_tokens - self._tokens) / max(now - self._since, 1e-9)
+        self._since, self._tokens = now, num_tokens
         return self.last

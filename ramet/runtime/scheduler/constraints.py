@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +20,8 @@ from ramet.runtime.request import GrammarSpec
 
 ALL_ALLOWED = np.uint32(0xFFFFFFFF)
 
+NICENESS = 10
+
 _log = get_logger(__name__)
 
 Compiled = CompiledGrammar | RametError
@@ -27,10 +31,10 @@ class GrammarCache:
     """Compiles each grammar once, in the background, and keeps the last `max_cached`. Failures are not kept. Threads mostly wait for the
     processes of the compiler: there are so many that some slow grammars do not hold up the others."""
 
-    def __init__(self, compiler: GrammarCompiler, *, max_cached: int = 256, num_threads: int = 8) -> None:
+    def __init__(self, compiler: GrammarCompiler, *, max_cached: int = 256, num_threads: int = 64) -> None:
         self._compiler = compiler
         self._max_cached = max_cached
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ramet-grammar")
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ramet-grammar", initializer=_stand_back)
         self._cached: OrderedDict[GrammarSpec, CompiledGrammar] = OrderedDict()
         self._waiting: dict[GrammarSpec, list[str]] = {}
         self._done: SimpleQueue[tuple[GrammarSpec, Compiled]] = SimpleQueue()
@@ -80,6 +84,13 @@ def fill_masks(matchers: Iterable[Matcher | None], num_masks: int, vocab_size: i
         if matcher is not None:
             matcher.fill_mask(row)
     return TokenMasks(bits)
+
+
+def _stand_back() -> None:
+    """What a thread that compiles does itself comes after the model's threads."""
+    if hasattr(os, "SCHED_IDLE"):  # where priorities are those of threads
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + NICENESS, 19))
 
 
 def _outcome(done: Future[CompiledGrammar]) -> Compiled:

@@ -67,15 +67,15 @@ def no_grammars() -> Finish:
 
 def accept_token(state: RequestState, token: int) -> Finish | None:
     """Take one sampled token into the request's output; the finish that it brings, if any."""
-    out_before = len(state.output_ids)
-    state.output_ids.append(token)
-    if token in state.request.stop_token_ids and out_before >= state.request.sampling.min_new_tokens:
+    output_ids, request = state.output_ids, state.request
+    output_ids.append(token)
+    if token in request.stop_token_ids and len(output_ids) > request.sampling.min_new_tokens:
         return Finish(FinishKind.STOP, matched=token)
     if state.matcher is not None:
         finish = _advance(state, token)
         if finish is not None:
             return finish
-    return LENGTH if len(state.output_ids) >= state.max_outputs else None
+    return LENGTH if len(output_ids) >= state.max_outputs else None
 
 
 def _advance(state: RequestState, token: int) -> Finish | None:

@@ -58,6 +58,8 @@ class RequestState:
         "epoch",
         "guessed",
         "guessed_from",
+        "is_decoding",
+        "is_finished",
         "is_fresh",
         "lease",
         "logprobs_next",
@@ -88,6 +90,7 @@ class RequestState:
         self.request = request
         self.arrival = arrival  # serial number: the order of fcfs
         self.phase = phase
+        self.is_decoding = self.is_finished = False  # follow `phase`: asked for every row of every step
         self.prompt_len = len(request.prompt_ids)
         self.max_outputs = max_outputs  # what max_new_tokens and the context leave
         self.tokens: TokenArray = np.array(request.prompt_ids, dtype=np.int32)  # what a prefill computes
@@ -141,11 +144,6 @@ class RequestState:
         return self.prompt_len + len(self.output_ids)
 
     @property
-    def is_pending(self) -> bool:
-        """A row in flight will bring the next token."""
-        return self.promised > self.num_known
-
-    @property
     def is_running(self) -> bool:
         return self.phase in (Phase.PREFILLING, Phase.DECODING)
 
@@ -166,6 +164,8 @@ class RequestState:
         if phase not in _NEXT[self.phase]:
             raise InternalError(f"request {self.request_id} cannot go from '{self.phase}' to '{phase}'")
         self.phase = phase
+        self.is_decoding = phase is Phase.DECODING
+        self.is_finished = phase is Phase.FINISHED
 
     def start(self, lease: Lease, slot: int) -> None:
         """Begin, or begin again, on `slot` with what the cache had."""

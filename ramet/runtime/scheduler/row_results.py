@@ -14,12 +14,15 @@ def take_tokens(state: RequestState, row: PlanRow, result: RowResult) -> Finish 
     if not row.samples:
         is_whole = state.max_outputs == 0 and row.end == state.prefill_end
         return finish_rules.LENGTH if is_whole else None
-    if not result.token_ids:
+    token_ids = result.token_ids
+    if not token_ids:
         raise InternalError(f"the executor sampled nothing for request {state.request_id} in a step that was to sample")
-    num_known = state.num_known - row.end  # the row was planned before the grammar was seen to force these
-    if result.token_ids[:num_known] != state.known_tokens(row.end, row.end + num_known)[: len(result.token_ids)]:
-        return finish_rules.failed(InternalError(f"token {result.token_ids[0]} was sampled where the grammar forces another"))
-    for token in result.token_ids[num_known:]:
+    num_known = state.num_known - row.end
+    if num_known:  # the row was planned before the grammar was seen to force these
+        if token_ids[:num_known] != state.known_tokens(row.end, row.end + num_known)[: len(token_ids)]:
+            return finish_rules.failed(InternalError(f"token {token_ids[0]} was sampled where the grammar forces another"))
+        token_ids = token_ids[num_known:]
+    for token in token_ids:
         finish = finish_rules.accept_token(state, token)
         if finish is not None:
             return finish
@@ -28,11 +31,13 @@ def take_tokens(state: RequestState, row: PlanRow, result: RowResult) -> Finish 
 
 def news(state: RequestState, row: PlanRow, result: RowResult, finish: Finish | None) -> RequestOutput | None:
     """What has come since the last news; None when nothing has. A token waits for its logprob, if that is wanted."""
+    num_new = len(state.output_ids) - state.num_sent
+    if state.request.logprobs is None:
+        return output(state, num_new, finish) if num_new or finish else None
     fed = result.prompt_logprobs
     num_prompt = 0 if row.prompt_logprobs_from is None else min(max(state.prompt_len - row.prompt_logprobs_from, 0), len(fed))
-    num_new, logprobs = state.num_outputs - state.num_sent, fed[num_prompt:] + result.logprobs
-    if state.request.logprobs is not None:
-        num_new = min(num_new, len(logprobs))
+    logprobs = fed[num_prompt:] + result.logprobs
+    num_new = min(num_new, len(logprobs))
     if not (num_new or num_prompt or finish):
         return None
     return output(state, num_new, finish, logprobs[:num_new], fed[:num_prompt])

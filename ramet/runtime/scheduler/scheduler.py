@@ -247,7 +247,7 @@ class Scheduler:
         builder = self._flights[-1][1]
         if not builder.num_prefill_tokens and plan.step % decode_interval:
             return None
-        throughput = self._throughput.last if builder.num_prefill_tokens else self._throughput.read()
+        throughput = self._throughput.last if builder.num_prefill_tokens else self._throughput.read(self.counters.generation_tokens)
         return BatchReport(
             num_running=len(self.planner.running),
             num_waiting=self.planner.num_waiting + len(self._waiting_grammar),
@@ -341,17 +341,18 @@ class Scheduler:
 
     def _commit_row(self, state: RequestState, epoch: int, row: PlanRow, result: RowResult) -> RequestOutput | None:
         state.rows_in_flight -= 1
-        if state.phase is Phase.FINISHED:
+        if state.is_finished:
             return None
-        if row.end > state.num_planned:  # a guess
+        end = row.end
+        if end > state.num_planned:  # a guess
             if not is_right(state, row):
                 return None
-            state.num_planned = row.end
+            state.num_planned = end
             self.counters.right_guesses += 1
         finish = self._take_tokens(state, row, result)
         if epoch == state.epoch:
-            state.num_computed = min(row.end, state.num_known)
-            if finish is None and row.end <= state.prefill_end:
+            state.num_computed = min(end, state.num_known)
+            if finish is None and end <= len(state.tokens):
                 self.planner.share_chunk(state)
         else:
             state.extend_prefill()
@@ -361,22 +362,24 @@ class Scheduler:
 
     def _take_tokens(self, state: RequestState, row: PlanRow, result: RowResult) -> Finish | None:
         """The row's tokens, and what the grammar forces behind them."""
-        num_outputs = state.num_outputs
+        num_outputs = len(state.output_ids)
         finish = take_tokens(state, row, result)
-        if num_outputs == state.num_outputs:
+        num_sampled = len(state.output_ids) - num_outputs
+        if not num_sampled:
             return finish
-        num_sampled = state.num_outputs
-        if finish is None and self._may_jump and state.matcher is not None:
+        num_forced = 0
+        if finish is None and state.matcher is not None and self._may_jump:
             finish = append_forced(state)
-        self._jumps.on_row(jumped=state.num_outputs > num_sampled)
-        self._count(state, state.num_outputs - num_outputs, state.num_outputs - num_sampled)
+            num_forced = len(state.output_ids) - num_outputs - num_sampled
+        self._jumps.on_row(jumped=num_forced > 0)
+        self._count(state, num_sampled + num_forced, num_forced)
         return finish
 
     def _count(self, state: RequestState, num_tokens: int, num_forced: int) -> None:
-        state.num_forced += num_forced
-        self.counters.forced_tokens += num_forced
         self.counters.generation_tokens += num_tokens
-        self._throughput.add(num_tokens)
+        if num_forced:
+            state.num_forced += num_forced
+            self.counters.forced_tokens += num_forced
 
     # ── ending ──
 

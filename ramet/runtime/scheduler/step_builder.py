@@ -27,11 +27,15 @@ class StepBuilder:
     def decode(self, state: RequestState, num_tokens: int) -> None:
         """Compute the last sampled token, or the next `num_tokens` of those that are known since the grammar forced some."""
         self.num_decodes += 1
-        if not state.is_pending:
+        num_known, start = state.num_known, state.num_planned
+        if state.promised > num_known:
+            state.num_planned = start + 1
+            self._add(state, _PENDING, start, samples=True)
+        elif start + 1 == num_known and state.logprobs_next is None:
+            state.num_planned = num_known
+            self._add(state, (state.output_ids[-1],), start, samples=True)
+        else:
             self._compute(state, num_tokens)
-            return
-        state.num_planned += 1
-        self._add(state, _PENDING, state.num_planned - 1, samples=True)
 
     def guess(self, state: RequestState, guessed: Sequence[int]) -> None:
         """Rows behind the decode row just added, one for each of the tokens that may follow; each samples what follows it in turn."""
@@ -65,26 +69,23 @@ class StepBuilder:
     def _add(self, state: RequestState, token_ids: tuple[int, ...], start: int, *, samples: bool, logprobs_from: int | None = None) -> None:
         lease = state.lease
         assert lease is not None, "only a running request has rows"
-        first_page = state.num_pages_sent
-        state.num_pages_sent = len(lease.pages)
-        reset = _row_start(state) if state.is_fresh else None
-        mask_row = self._mask_row(state) if samples else None
-        new_pages = tuple(lease.pages[first_page:])
-        row = PlanRow(
-            state.request.request_id, state.slot, token_ids, start, first_page, new_pages, samples, reset, logprobs_from, mask_row
-        )
-        state.is_fresh = False
-        state.rows_in_flight += 1
+        first_page, num_pages = state.num_pages_sent, len(lease.pages)
+        new_pages: tuple[int, ...] = ()
+        if first_page < num_pages:
+            new_pages, state.num_pages_sent = tuple(lease.pages[first_page:]), num_pages
+        reset = None
+        if state.is_fresh:
+            reset, state.is_fresh = _row_start(state), False
+        mask_row = None
         if samples:
             state.promised = state.num_planned + 1
-        self.rows.append(row)
+            if state.matcher is not None:
+                mask_row, self.num_masks = self.num_masks, self.num_masks + 1
+        state.rows_in_flight += 1
+        self.rows.append(
+            PlanRow(state.request.request_id, state.slot, token_ids, start, first_page, new_pages, samples, reset, logprobs_from, mask_row)
+        )
         self.states.append((state, state.epoch))
-
-    def _mask_row(self, state: RequestState) -> int | None:
-        if state.matcher is None:
-            return None
-        self.num_masks += 1
-        return self.num_masks - 1
 
 
 def _row_start(state: RequestState) -> RowStart:

@@ -72,6 +72,7 @@ class StepPlanner:
         self.ratio = NewTokenRatio()
         self.costs = StepCosts()
         self._capacity = capacity
+        self._page_size = capacity.page_size
         self._options = options
         self._cache = cache
         self._counters = counters
@@ -84,6 +85,7 @@ class StepPlanner:
         self._order = POLICIES[options.schedule_policy]
         self._context = PolicyContext(cache, random.Random(seed), max_overtakes=4 * self.max_running)
         self._prefixes = PrefixesInFlight(capacity.page_size)
+        self._prefilling: list[RequestState] = []  # as of the step being planned, in order
         self._retry_step = 0
 
     def enqueue(self, state: RequestState, queue_ahead: int) -> None:
@@ -129,7 +131,7 @@ class StepPlanner:
         chunk, bound = self._options.chunked_prefill_size, self._options.max_inter_token_seconds
         if chunk is None or chunk <= 0:
             return None
-        if bound is None or not any(state.phase is Phase.DECODING for state in self.running.values()):
+        if bound is None or not any(state.is_decoding for state in self.running.values()):
             return chunk
         return min(chunk, self.costs.chunk_within(bound))
 
@@ -139,48 +141,56 @@ class StepPlanner:
         while (pages := self._cache.allocate(sum([missing for _, _, missing in rows]))) is None:
             self.retract_one()
             rows = self._decoding(budget.left)
+        num_forced = 0
         for state, num_tokens, missing in rows:
-            self._take_pages(state, missing, pages)
+            if missing:
+                self._take_pages(state, missing, pages)
             builder.decode(state, num_tokens)
+            num_forced += num_tokens - 1
             if state.lookup is not None and state.rows_in_flight == 1 and builder.rows[-1].samples:
                 self._add_guesses(state, state.lookup, builder)
-        budget.spend_forced(sum([num_tokens for _, num_tokens, _ in rows]) - len(rows))
+        budget.spend_forced(num_forced)
 
     def _take_pages(self, state: RequestState, count: int, pages: list[int]) -> None:
-        if count and state.lease is not None:
-            state.lease.pages += pages[-count:]
-            del pages[-count:]
+        assert state.lease is not None, "only a running request takes pages"
+        state.lease.pages += pages[-count:]
+        del pages[-count:]
 
     def _add_guesses(self, state: RequestState, lookup: PromptLookup, builder: StepBuilder) -> None:
         """Guesses run where pages are free without evicting anything."""
         guessed = guesses(state, lookup, self._num_guesses)
         missing = self._missing_pages(state, state.num_planned + len(guessed))
-        if guessed and missing * self._capacity.page_size <= self._cache.available_tokens:
+        if guessed and missing * self._page_size <= self._cache.available_tokens:
             pages = self._cache.allocate(missing)
             assert pages is not None, "there were free pages"
-            self._take_pages(state, missing, pages)
+            if missing:
+                self._take_pages(state, missing, pages)
             builder.guess(state, guessed)
             self._counters.guessed_tokens += len(guessed)
 
     def _decoding(self, room: int) -> list[tuple[RequestState, int, int]]:
         """Requests that decode in this step, how many tokens each computes, and how many pages it lacks for them: one token, and as many
         forced ones as there are, up to `room` in all."""
-        rows = []
+        rows, self._prefilling = [], []
         for state in self.running.values():
-            if state.phase is Phase.DECODING and state.may_sample_again:
-                num_tokens = 1
-                if not state.is_pending and (forced := min(state.num_known - state.num_planned - 1, room)):
-                    num_tokens += forced
-                    room -= forced
-                rows.append((state, num_tokens, self._missing_pages(state, state.num_planned + num_tokens)))
+            if not state.is_decoding:
+                self._prefilling.append(state)
+                continue
+            num_known, promised = state.num_known, state.promised
+            if max(num_known, promised) - state.prompt_len >= state.max_outputs:
+                continue  # all its tokens are on their way
+            num_tokens = 1
+            if promised <= num_known and (forced := min(num_known - state.num_planned - 1, room)):
+                num_tokens += forced
+                room -= forced
+            rows.append((state, num_tokens, self._missing_pages(state, state.num_planned + num_tokens)))
         return rows
 
     def _add_chunks(self, builder: StepBuilder, budget: PrefillBudget) -> None:
-        for state in self.running.values():
+        for state in self._prefilling:
             if budget.is_spent:
                 return
-            if state.phase is Phase.PREFILLING:
-                self._add_chunk(state, builder, budget)
+            self._add_chunk(state, builder, budget)
 
     def _add_chunk(self, state: RequestState, builder: StepBuilder, budget: PrefillBudget) -> None:
         """Prefill as much of `state` as budget and pages allow."""
@@ -195,13 +205,14 @@ class StepPlanner:
         builder.prefill(state, granted)
 
     def _granted(self, lease: Lease, start: int, stop: int, budget: PrefillBudget) -> int:
-        room = (len(lease.pages) + self._cache.available_pages) * self._capacity.page_size - start
+        room = (len(lease.pages) + self._cache.available_pages) * self._page_size - start
         return budget.grant(stop - start, room)
 
     def _missing_pages(self, state: RequestState, num_tokens: int) -> int:
         """Pages that the lease lacks to hold `num_tokens`."""
         assert state.lease is not None
-        return max(0, -(-num_tokens // self._capacity.page_size) - len(state.lease.pages))
+        missing = -(-num_tokens // self._page_size) - len(state.lease.pages)
+        return missing if missing > 0 else 0
 
     # ── admission and retraction ──
 
@@ -211,7 +222,7 @@ class StepPlanner:
             return
         if self.running and self._counters.steps < self._retry_step:
             return
-        page_size = self._capacity.page_size
+        page_size = self._page_size
         reserved = sum(self.ratio.reserve(state, state.num_planned, page_size) for state in self.running.values())
         kept = self._cache.pinned_tokens // page_size  # by runs that have begun: those that have not find room beside it
         newcomers_fit = True
@@ -245,7 +256,7 @@ class StepPlanner:
             self._retry_step = 0
 
     def _fits(self, state: RequestState) -> bool:
-        size = self._capacity.page_size
+        size = self._page_size
         reserved = sum(self.ratio.reserve(each, each.num_planned, size) for each in self.running.values())
         needed = self.ratio.reserve(state, self._context.cached_len(state), size)
         return bool(self._free_slots) and needed <= self._cache.available_pages - reserved
@@ -266,7 +277,7 @@ class StepPlanner:
     def _try_admit(self, state: RequestState, builder: StepBuilder, budget: PrefillBudget, reserved: int) -> bool:
         """Admit `state` if its prompt, and its likely share of output, fit beside the `reserved` pages; alone it always fits."""
         lease = self._cache.acquire(state.request.cache_namespace, state.reusable, state.request.group)
-        needed = self.ratio.reserve(state, lease.num_shared, self._capacity.page_size)
+        needed = self.ratio.reserve(state, lease.num_shared, self._page_size)
         if self.running and needed > self._cache.available_pages - reserved:
             self._retry_step = self._counters.steps + _RETRY_STEPS
             self._cache.release(lease)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -19,7 +17,7 @@ MODEL = FakeModel(vocab_size=64)
 def row(slot: int, tokens: tuple[int, ...], pages: tuple[int, ...], **fields: object) -> PlanRow:
     start = RowStart(GREEDY, 0, None, tokens)
     made = PlanRow(request_id=str(slot), slot=slot, token_ids=tokens, start=0, first_page=0, new_pages=pages, samples=True, reset=start)
-    return replace(made, **fields)
+    return made._replace(**fields)
 
 
 def executor() -> FakeExecutor:

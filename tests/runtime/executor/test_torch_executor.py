@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -138,7 +137,7 @@ def run(executor: TorchExecutor, *rows: PlanRow) -> list[object]:
 
 def prompt_row(prompt: tuple[int, ...], sampling: SamplingParams, logprobs: LogprobParams | None, **changes: object) -> PlanRow:
     row = PlanRow("r", 0, prompt, 0, 0, tuple(range(len(prompt))), True, RowStart(sampling, 5, logprobs, prompt))
-    return replace(row, **changes)  # type: ignore[arg-type]
+    return row._replace(**changes)
 
 
 @pytest.mark.parametrize("wanted_from", [0, 1, 7, 399, 599])
