@@ -21,6 +21,8 @@ ANY_JSON = "$$ANY$$"
 """As a json_schema: any JSON value."""
 MAX_SOURCE = 1 << 20
 MAX_DEPTH = 200
+MAX_SHORTEST = 1 << 18
+"""Bytes of a shortest text. A grammar that asks for more is compiled for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,9 @@ class Lowered:
 
     @classmethod
     def of(cls, kind: str, text: str, walker: Walker, start: int) -> Lowered:
+        length = walker.shortest(start)
+        if MAX_SHORTEST < length < INFINITE:
+            raise GrammarError(f"{kind}: its shortest text has {length} bytes; the limit is {MAX_SHORTEST}", param=kind)
         language = Language.of(walker, start)
         return cls(kind, text, language, language.endings.of(start))
 
@@ -125,6 +130,7 @@ def _regex(source: str) -> Lowered:
     arena = Arena()
     try:
         start = whole(arena, source, "python")
-        return Lowered.of("regex", source, Walker(arena), start)
+        walker = Walker(arena)
     except GrammarError:
         return Lowered("regex", source)
+    return Lowered.of("regex", source, walker, start)

@@ -1,11 +1,14 @@
-"""The process behind `lowering_process`: a line with a constraint in, a line with its lowered form, or what is wrong with it, out."""
+"""The process behind `lowering_nursery`. It imports what compiling needs and warms it up, once; then, for each connection that it is
+handed, it forks a child, which takes a line with a constraint and answers with its lowered form, or with what is wrong with it."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -15,19 +18,42 @@ from ramet.grammar.lowering import lower
 from ramet.grammar.matcher import Vocabulary
 
 MAX_RECURSION = 5000
+WARM_UP: dict[str, Any] = {
+    "properties": {
+        "a": {"type": "string", "pattern": r"^\d\w\s", "format": "date-time"},
+        "b": {"type": "number", "minimum": 0.5},
+        "c": {"items": {"enum": ["x", 1]}, "maxItems": 3},
+    },
+    "required": ["a"],
+}
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes stdin
-    limit = int(sys.argv[1]) << 20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes the control socket
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are gone when they end
+    os.setpgid(0, 0)
+    control, limit = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]) << 20
     sys.setrecursionlimit(MAX_RECURSION)
     pieces = tuple(bytes([byte]) for byte in range(256))
     compiler = LlguidanceCompiler(Vocabulary((*pieces, b""), frozenset({256}), (256,), 257), bounded=False)
-    _say({}, b"")
-    for line in sys.stdin:
+    compiler.assemble(lower("json_schema", json.dumps(WARM_UP)))
+    gc.freeze()
+    while connections := socket.recv_fds(control, 1, 1)[1]:
+        if os.fork() == 0:
+            control.close()
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            _serve(compiler, socket.socket(fileno=connections[0]))
+            os._exit(0)
+        os.close(connections[0])
+    os.killpg(0, signal.SIGKILL)  # the parent is gone
+
+
+def _serve(compiler: LlguidanceCompiler, connection: socket.socket) -> None:
+    """Two lines for each that comes; the very first says which process this is."""
+    connection.sendall(b"%d\n" % os.getpid())
+    for line in connection.makefile("rb"):
         head, language = _answer(compiler, json.loads(line))
-        _say(head, language)
+        connection.sendall(json.dumps(head, separators=(",", ":")).encode() + b"\n" + language + b"\n")
 
 
 def _answer(compiler: LlguidanceCompiler, question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -48,11 +74,6 @@ def _fault(error: Exception) -> dict[str, Any]:
         where = error.where if isinstance(error, GrammarError) else None
         return {"message": error.message, "where": where, "param": error.param}
     return {"internal": f"{type(error).__name__}: {error}"}
-
-
-def _say(head: dict[str, Any], language: bytes) -> None:
-    sys.stdout.buffer.write(json.dumps(head, separators=(",", ":")).encode() + b"\n" + language + b"\n")
-    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

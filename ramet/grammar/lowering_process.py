@@ -1,37 +1,35 @@
 """Lowering in a process of its own, which can be killed: a constraint from the network may be built to hang or to eat memory.
 
 The process says what the grammar is in llguidance's terms, having compiled it once for trial. What is left for the caller runs without the
-interpreter lock and in known time. One line of JSON goes there, two come back.
+interpreter lock and in known time. Most constraints take milliseconds and go through the fast lane, one after the other. One that takes
+longer than `FAST_SECONDS` is killed there and begins anew in the slow lane, which gets the time that nothing else on the machine wants.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import selectors
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Semaphore
+from threading import Lock, Semaphore
 from typing import Any
 
-from ramet.errors import GrammarError, InternalError
+from ramet.errors import GrammarError, InternalError, QueueFull
 from ramet.grammar.json_layout import COMPACT
 from ramet.grammar.lowering import MAX_SOURCE, Lowered
+from ramet.grammar.lowering_nursery import LoweringProcess, Nursery
 
-START_TIME = 60.0
-"""Seconds for a fresh process to answer its first line, on a busy machine."""
-NICENESS = 10
-FRONT_SECONDS = 0.5
-"""Of processor time. A compilation that takes longer goes on with what the machine has to spare, and no other waits for it."""
+FAST_SECONDS = 0.2
+"""Of processor time."""
+LARGE_SOURCE = 1 << 16
+"""Sources of more characters go to the slow lane at once."""
+MAX_SLOW = 2
+"""Processes in the slow lane: each may fill the memory that it is allowed."""
+MAX_WAITING = 48
+"""Constraints that wait for the slow lane. A thread of the caller waits with each."""
 PATIENCE = 12
-"""Times the limit of processor time, until a compilation that got none is given up."""
-POLL_SECONDS = 0.05
+"""Times the limit of processor time, until a compilation that the machine gives none is ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,155 +41,104 @@ class Limits:
 
 
 class LoweringProcesses:
-    """As many processes as calls at a time, but for `FRONT_SECONDS` each, one after the other, so that many constraints at once take little
-    from the model. Started when first needed, or one `ahead`; kept for the next call. Safe to call from many threads."""
+    """Started when first needed, or `ahead`; those of the fast lane are kept. Safe to call from many threads."""
 
     def __init__(self, limits: Limits | None = None, *, ahead: bool = False) -> None:
         self._limits = limits or Limits()
-        self._idle: SimpleQueue[_Process] = SimpleQueue()
-        self._busy: set[_Process] = set()
-        self._front = Semaphore(max(1, (os.cpu_count() or 1) // 8))
-        if ahead:
-            self._idle.put(_Process(self._limits.memory_mib))
+        self._nursery = Nursery(self._limits.memory_mib, ahead=ahead)
+        self._fast = Semaphore(max(1, (os.cpu_count() or 1) // 8))
+        self._slow = Semaphore(MAX_SLOW)
+        self._num_slow = 0
+        self._lock = Lock()
+        self._idle: SimpleQueue[LoweringProcess] = SimpleQueue()
+        self._busy: set[LoweringProcess] = set()
+        self._is_closed = False
 
     def lower(self, kind: str, source: str, whitespace: str = COMPACT) -> Lowered:
-        """As `lowering.lower`; raises `GrammarError` also for what takes too long or too much."""
+        """As `lowering.lower`; raises `GrammarError` also for what takes too long or too much, and `QueueFull` where too many such came."""
         if len(source) > MAX_SOURCE:
             raise GrammarError(f"{kind}: the source has {len(source)} characters; the limit is {MAX_SOURCE}", param=kind)
-        with ExitStack() as front:
-            front.enter_context(self._front)
-            process = self._take()
-            self._busy.add(process)
-            try:
-                answer = process.ask({"kind": kind, "source": source, "whitespace": whitespace}, self._limits.seconds, front.close)
-            except TimeoutError as error:
-                process.kill()
-                limit = f"{self._limits.seconds:g} s"
-                raise GrammarError(f"{kind}: compiling it takes longer than the limit of {limit}", param=kind) from error
-            except (EOFError, OSError) as error:
-                process.kill()
-                limit = f"{self._limits.memory_mib} MiB"
-                raise GrammarError(f"{kind}: compiling it needs more than the limit of {limit}", param=kind) from error
-            finally:
-                self._busy.discard(process)
-        self._give_back(process)
-        return _lowered(*answer, kind)
+        question = json.dumps({"kind": kind, "source": source, "whitespace": whitespace}).encode()
+        try:
+            answer = self._quickly(question) if len(source) <= LARGE_SOURCE else None
+            head, language = answer or self._slowly(question, kind)
+        except (EOFError, OSError) as error:
+            limit = f"{self._limits.memory_mib} MiB"
+            raise GrammarError(f"{kind}: compiling it needs more than the limit of {limit}", param=kind) from error
+        return _lowered(json.loads(head), language, kind)
 
     def close(self) -> None:
         """What is being compiled ends with an error."""
+        self._is_closed = True
         for process in list(self._busy):
-            process.end()
+            process.kill()
         while True:
             try:
-                self._idle.get_nowait().kill()
+                self._idle.get_nowait().close()
             except Empty:
-                return
+                break
+        self._nursery.close()
 
-    def _take(self) -> _Process:
+    # ── the two lanes ──
+
+    def _quickly(self, question: bytes) -> tuple[bytes, bytes] | None:
+        """None where it takes too long for that."""
+        with self._fast:
+            try:
+                process = self._idle.get_nowait()
+            except Empty:
+                process = self._spawn()
+            try:
+                answer = self._ask(process, question, FAST_SECONDS)
+            except TimeoutError:
+                process.close()
+                return None
+            except (EOFError, OSError):
+                process.close()
+                raise
+        self._idle.put(process)
+        return answer
+
+    def _slowly(self, question: bytes, kind: str) -> tuple[bytes, bytes]:
+        self._line_up()
         try:
-            return self._idle.get_nowait()
-        except Empty:
-            return _Process(self._limits.memory_mib)
+            with self._slow:
+                process = self._spawn()
+                process.set_back()
+                try:
+                    return self._ask(process, question, self._limits.seconds)
+                finally:
+                    process.close()
+        except TimeoutError as error:
+            raise GrammarError(f"{kind}: compiling it takes longer than the limit of {self._limits.seconds:g} s", param=kind) from error
+        finally:
+            with self._lock:
+                self._num_slow -= 1
 
-    def _give_back(self, process: _Process) -> None:
-        """One that was set back cannot be brought forward again."""
-        if process.is_set_back:
-            process.kill()
-        else:
-            self._idle.put(process)
+    def _line_up(self) -> None:
+        with self._lock:
+            if self._num_slow >= MAX_WAITING + MAX_SLOW:
+                raise QueueFull("too many constraints that take long to compile are waiting; try again later", retry_after=10)
+            self._num_slow += 1
 
+    def _spawn(self) -> LoweringProcess:
+        if self._is_closed:
+            raise InternalError("the grammar compiler is closed")
+        return self._nursery.spawn()
 
-class _Process:
-    def __init__(self, memory_mib: int) -> None:
-        command = [sys.executable, "-m", "ramet.grammar.lowering_main", str(memory_mib)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": _path()})
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        self._is_ready = False
-        self.is_set_back = False
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS, 19))  # the model comes first
-
-    def ask(self, question: dict[str, Any], seconds: float, on_slow: Callable[[], None]) -> tuple[dict[str, Any], bytes]:
-        """Calls `on_slow` once it has been set back. Raises `TimeoutError` after `seconds` of processor time."""
-        self._wait_until_ready()
-        self._stdin.write(json.dumps(question).encode() + b"\n")
-        self._stdin.flush()
-        begin, started = self._used(), time.monotonic()
+    def _ask(self, process: LoweringProcess, question: bytes, seconds: float) -> tuple[bytes, bytes]:
+        """Raises `TimeoutError` after `seconds` of processor time."""
+        begin, started = process.used_seconds, time.monotonic()
 
         def check() -> None:
-            used = self._used() - begin
-            if used > seconds or time.monotonic() - started > PATIENCE * seconds:
-                raise TimeoutError
-            if used > FRONT_SECONDS and not self.is_set_back:
-                self._set_back()
-                on_slow()
-
-        head, _, language = self._read_lines(check).partition(b"\n")
-        return json.loads(head), language
-
-    def end(self) -> None:
-        """Who is waiting for its answer is told so."""
-        self._process.kill()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._stdin.close()
-        self._stdout.close()
-
-    def _wait_until_ready(self) -> None:
-        if self._is_ready:
-            return
-        deadline = time.monotonic() + START_TIME
-
-        def check() -> None:
-            if time.monotonic() > deadline:
+            if process.used_seconds - begin > seconds or time.monotonic() - started > PATIENCE * self._limits.seconds:
                 raise TimeoutError
 
+        self._busy.add(process)
         try:
-            self._read_lines(check)
-        except (EOFError, TimeoutError) as error:
-            self.kill()
-            raise InternalError("the process that compiles grammars did not start") from error
-        self._is_ready = True
-        if os.getpriority(os.PRIO_PROCESS, 0) + NICENESS > 19:  # as nice as can be is not nice enough beside a nice server
-            _set_idle(self._process.pid)
-
-    def _read_lines(self, check: Callable[[], None]) -> bytes:
-        """Two lines; `check` is asked every now and then whether to wait on."""
-        pieces: list[bytes] = []
-        num_lines = 0
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._stdout, selectors.EVENT_READ)
-            while num_lines < 2:
-                if selector.select(POLL_SECONDS):
-                    pieces.append(os.read(self._stdout.fileno(), 1 << 20))
-                    if not pieces[-1]:
-                        raise EOFError
-                    num_lines += pieces[-1].count(b"\n")
-                else:
-                    check()
-        return b"".join(pieces)
-
-    def _used(self) -> float:
-        """Seconds of processor time so far; where the system does not say, of any."""
-        try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_bytes().rpartition(b")")[2].split()
-        except OSError:
-            return time.monotonic()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def _set_back(self) -> None:
-        """It runs when nothing else wants to."""
-        self.is_set_back = True
-        _set_idle(self._process.pid)
-
-
-def _set_idle(pid: int) -> None:
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.setpriority(os.PRIO_PROCESS, pid, 19)
+            return process.ask(question, check)
+        finally:
+            self._busy.discard(process)
 
 
 def _lowered(answer: dict[str, Any], language: bytes, kind: str) -> Lowered:
@@ -201,7 +148,3 @@ def _lowered(answer: dict[str, Any], language: bytes, kind: str) -> Lowered:
         raise InternalError(f"{kind}: the grammar compiler failed: {answer['internal']}")
     where = answer["where"]
     raise GrammarError(answer["message"].removesuffix(f" (at {where})"), where=where, param=answer["param"])
-
-
-def _path() -> str:
-    return os.pathsep.join(path for path in sys.path if path)

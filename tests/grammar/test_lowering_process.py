@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ramet.errors import GrammarError
+from ramet.errors import GrammarError, QueueFull, RametError
 from ramet.grammar.compiler import create_grammar_compiler
 from ramet.grammar.language import Language
 from ramet.grammar.lowering import lower
@@ -20,7 +20,9 @@ from ramet.runtime.request import GrammarSpec
 from ramet.runtime.scheduler.constraints import GrammarCache
 
 BYTES = Vocabulary((*(bytes([byte]) for byte in range(256)), b""), frozenset({256}), (256,), 257)
-SLOW = "(?:a{1000}){1000}"
+HUGE = r"(?:a{1000}){1000}\p{L}"
+"""Not for our reader, which would say that its texts are too long: the engine takes memory and time for it."""
+SLOW = json.dumps({"type": "string", "allOf": [{"pattern": "^(a{2003})*$"}, {"pattern": "^(a{1999})*$"}, {"minLength": 1}]})
 
 
 def nested_one_of(depth: int) -> str:
@@ -33,7 +35,8 @@ def nested_one_of(depth: int) -> str:
 HOSTILE = (
     ("json_schema", nested_one_of(16)),
     ("json_schema", json.dumps({"enum": [f"choice {index}" for index in range(10_000)]})),
-    ("regex", SLOW),
+    ("json_schema", SLOW),
+    ("regex", HUGE),
     ("regex", "(?:[ab]{0,5000}c){0,2000}"),
     ("json_schema", json.dumps({"$ref": "#/$defs/t", "$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}})),
     ("json_schema", json.dumps({"properties": {f"property_{index}": {"type": "string"} for index in range(2_000)}})),
@@ -75,9 +78,48 @@ def facts(language: Language) -> tuple[Any, ...]:
 def test_what_takes_too_long_is_killed_and_the_next_one_is_not_kept_waiting(processes: LoweringProcesses) -> None:
     start = time.monotonic()
     with pytest.raises(GrammarError, match=r"limit of 1\.5 s"):
-        processes.lower("regex", SLOW)
+        processes.lower("json_schema", SLOW)
     assert time.monotonic() - start < 60  # of idle priority: on a busy machine the processor time takes longer
     assert processes.lower("regex", "ab").text == "ab"
+
+
+def test_slow_constraints_do_not_hold_up_quick_ones_and_too_many_are_turned_away() -> None:
+    """Each of the slow ones would take minutes. The quick one waits for the fast lane alone."""
+    processes = LoweringProcesses(Limits(seconds=60))
+    slow = [threading.Thread(target=outcome, args=(processes, "json_schema", SLOW + " " * index), daemon=True) for index in range(6)]
+    for thread in slow:
+        thread.start()
+    assert processes.lower("regex", "ab").text == "ab"
+    processes.close()
+    for thread in slow:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def outcome(processes: LoweringProcesses, kind: str, source: str) -> str:
+    try:
+        return processes.lower(kind, source).text
+    except RametError as error:
+        return error.message
+
+
+def test_what_waits_for_the_slow_lane_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ramet.grammar.lowering_process.MAX_SLOW", 0)
+    monkeypatch.setattr("ramet.grammar.lowering_process.MAX_WAITING", 0)
+    processes = LoweringProcesses()
+    with pytest.raises(QueueFull, match="try again later"):
+        processes.lower("json_schema", json.dumps({"title": "x" * (1 << 17)}))
+    assert processes.lower("regex", "ab").text == "ab"
+    processes.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [("regex", "(?:a{1000}){1000}"), ("ebnf", 'start: "x"{300000}'), ("json_schema", '{"type": "string", "minLength": 300000}')],
+)
+def test_a_shortest_text_that_is_too_long_is_refused_before_the_engine_sees_it(kind: str, source: str) -> None:
+    with pytest.raises(GrammarError, match=r"shortest text has [0-9]+ bytes; the limit is 262144"):
+        lower(kind, source)
 
 
 @pytest.mark.parametrize("source", ["[" * 100_000, json.dumps({"title": "x" * (1 << 20)})], ids=["depth", "size"])
@@ -87,16 +129,17 @@ def test_limits_are_named(processes: LoweringProcesses, source: str) -> None:
 
 
 def test_a_thread_beside_hostile_constraints_keeps_its_pace() -> None:
-    """The rate of a loop that, like a scheduler, needs the interpreter for 1 ms in every 10."""
+    """The rate of a loop that, like a scheduler, needs the interpreter for 1 ms in every 10. It is held against the slower of the windows
+    before and after, so that what else runs on the machine counts on both sides."""
     compiler = create_grammar_compiler("llguidance", BYTES, isolated=True)
     compiler.compile("regex", "warm")
-    alone = steps_in(1.5)
     cache = GrammarCache(compiler)
+    before = steps_in(1.5)
     for index, (kind, source) in enumerate(HOSTILE):
         cache.request(GrammarSpec(kind, source), str(index))  # type: ignore[arg-type]
     beside = steps_in(1.5)
     cache.close()
-    assert beside >= 0.4 * alone, (beside, alone)  # a stall shows as 0.1; a busy machine as 0.6
+    assert beside >= 0.6 * min(before, steps_in(1.5)), (before, beside)  # a stall shows as 0.1
 
 
 def steps_in(seconds: float) -> int:
@@ -112,7 +155,7 @@ def steps_in(seconds: float) -> int:
 
 @pytest.mark.parametrize(
     ("kind", "source"),
-    [("json_schema", json.dumps({"enum": [{"a": [index] * 40} for index in range(1000)]})), ("regex", SLOW)],
+    [("json_schema", json.dumps({"enum": [{"a": [index] * 40} for index in range(1000)]})), ("regex", HUGE)],
     ids=["ours", "the engine's"],
 )
 def test_what_takes_too_much_memory_is_killed_and_the_next_one_is_served(kind: str, source: str) -> None:
