@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 # The parser is the only source of the language's exact syntax; its module has been private by name since 3.11.
@@ -42,11 +43,17 @@ def find_all(pattern: str, text: str) -> list[tuple[tuple[int, int], Match]]:
     return found
 
 
+@lru_cache(maxsize=256)
+def _parsed(pattern: str) -> Any:
+    """The standard parser's tree, which nobody changes."""
+    return parser.parse(pattern)
+
+
 class Matcher:
     def __init__(self, pattern: str, text: str) -> None:
         if len(pattern) > MAX_PATTERN:
             raise TooMuchWork(f"a pattern of {len(pattern)} characters; at most {MAX_PATTERN}")
-        self._tree = parser.parse(pattern)
+        self._tree = _parsed(pattern)
         self._text = text
         self._steps = 0
         flags = self._tree.state.flags

@@ -33,6 +33,7 @@ class InProcess:
         host = ClientHost(self.compiled, run.backend)
         run.timeline = Timeline(prompts=[] if run.traced else None)
         run.start_clock()
+        await run.know_chat()
         try:
             result = await run_program(
                 self.compiled.module,

@@ -9,7 +9,7 @@ from ramet.errors import DeadlineExceeded
 from ramet.lang.options import Mode, RunOptions
 from ramet.lang.process import current_backend
 from ramet.lang.result import ProgramState
-from ramet.lang.run import Run, chat_format_of
+from ramet.lang.run import Run
 from ramet.lang.strategy import Program, choose_strategy
 from ramet.lang.track import Track
 
@@ -17,7 +17,7 @@ from ramet.lang.track import Track
 async def start(program: Program, options: RunOptions, mode: Mode, *, live: bool = True) -> ProgramState:
     """Begin a run on the running loop; the result streams if it is `live`."""
     backend = current_backend(options.backend)
-    run = Run(backend, await chat_format_of(backend), options.sampling, options.logprobs, live=live, timeout=options.timeout)
+    run = Run(backend, options.sampling, options.logprobs, live=live, timeout=options.timeout)
     run.concurrency, run.traced = options.concurrency, options.traced
     root = run.open_track()
     task = asyncio.create_task(_execute(program, root, options.mode or mode), name=program.name)

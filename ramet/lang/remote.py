@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import contextvars
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,19 +31,23 @@ class OnServer:
     client: ProgramClient
 
     async def execute(self, program: Any, root: Track) -> Any:
+        if self.client.unavailable is None:
+            with suppress(ProgramsUnavailable):
+                return await self._run(root)
+        root.run.start_clock()
+        return await InProcess(self.prepared.compiled, self.arguments).execute(program, root)
+
+    async def _run(self, root: Track) -> Any:
         prepared, run = self.prepared, root.run
-        try:
-            await self.client.register(prepared.digest, prepared.encoded)
-        except ProgramsUnavailable:
-            run.start_clock()
-            return await InProcess(prepared.compiled, self.arguments).execute(program, root)
         settings = RunSettings(run.sampling, run.logprobs, run.timeout, run.live, run.traced, run.concurrency)
         follower = _Follower(root, ClientHost(prepared.compiled, run.backend), self.client)
         remote = self.client.start(prepared.digest, prepared.encoded, self.arguments, settings, follower.on_event)
         follower.remote = remote
         try:
+            await run.know_chat()
             last = await remote.ended
         finally:
+            remote.ended.cancel()  # unless it has ended
             run.server_id = remote.id
             await follower.close()
         return follower.finish(last, prepared)

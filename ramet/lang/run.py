@@ -12,13 +12,10 @@ from typing import Any, TypeVar
 
 from ramet.errors import Unsupported
 from ramet.lang.track import Track
-from ramet.program.backend import Backend, ChatFormat
+from ramet.program.backend import PLAIN_FORMAT, Backend, ChatFormat
 from ramet.program.timeline import Timeline
 
 T = TypeVar("T")
-
-PLAIN_FORMAT = ChatFormat({role: (f"{role.upper()}:", "\n") for role in ("system", "user", "assistant", "tool")})
-"""How a transcript reads where the backend has no text form of its chat template."""
 
 
 @dataclass(eq=False, slots=True)
@@ -26,7 +23,6 @@ class Run:
     """`sampling` and `logprobs` are the defaults of this run; a gen's own arguments go before them."""
 
     backend: Backend
-    chat: ChatFormat
     sampling: Mapping[str, Any] = field(default_factory=dict)
     logprobs: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -41,6 +37,7 @@ class Run:
     timeline: Timeline | None = None  # of a run of the interpreter in this process
     server_id: str = ""  # of a run on a server
     server_spans: list[dict[str, Any]] | None = None
+    chat: ChatFormat = PLAIN_FORMAT  # until it is known
     _keys: itertools.count[int] = field(default_factory=itertools.count)
     _draw: random.Random | None = None
 
@@ -53,6 +50,11 @@ class Run:
         """From now on the run has `timeout` seconds."""
         if self.timeout is not None and self.clock is not None:
             self.clock.reschedule(self.loop.time() + self.timeout)
+
+    async def know_chat(self) -> None:
+        """Ask the backend for its chat format; whoever renders a transcript must have waited for this."""
+        if self.chat is PLAIN_FORMAT:
+            self.chat = await chat_format_of(self.backend)
 
     def hidden_key(self) -> int:
         return next(self._keys)

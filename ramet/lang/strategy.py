@@ -46,6 +46,7 @@ class Interpreted:
     async def execute(self, program: Program, root: Track) -> Any:
         state = State(root)
         root.run.start_clock()
+        await root.run.know_chat()
 
         def body() -> Any:
             enter_backend(root.run.backend)

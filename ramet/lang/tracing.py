@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ramet.lang.run import PLAIN_FORMAT, Run
+from ramet.lang.run import Run
 from ramet.lang.runner import Runner
 from ramet.lang.strategy import Interpreted, Program
-from ramet.program.backend import ChatFormat, ChoiceScore, Conversation, GenerateCall, GenerateChunk
+from ramet.program.backend import PLAIN_FORMAT, ChatFormat, ChoiceScore, Conversation, GenerateCall, GenerateChunk
 
 
 class TraceEnd(BaseException):
@@ -42,7 +42,7 @@ def trace_program(function: Callable[..., Any], ambient: bool, known: Mapping[st
 
 async def _trace(program: Program) -> Trace:
     backend = _Recorder()
-    root = Run(backend, PLAIN_FORMAT).open_track()
+    root = Run(backend).open_track()
     try:
         await Interpreted().execute(program, root)
         await root.idle()

@@ -283,6 +283,8 @@ class Track:
     async def stream(self, key: Key | None, ended: Callable[[], bool] | None = None) -> AsyncIterator[str]:
         """New text as it comes, of one variable or of the whole transcript; ends when the variable is complete, or at `ended()`."""
         ended = ended or (lambda: self.is_idle)
+        if key is None:
+            await self.run.know_chat()
         seen = 0
         while True:
             text = self.text() if key is None else self.streams.get(key, "")

@@ -26,6 +26,10 @@ class ChatFormat:
     default_system: str = ""
 
 
+PLAIN_FORMAT = ChatFormat({role: (f"{role.upper()}:", "\n") for role in ("system", "user", "assistant", "tool")})
+"""How a transcript reads where the backend has no text form of its chat template."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A conversation as a model reads it. `add_special_tokens`: whether the tokenizer puts its own special tokens (a BOS) around the

@@ -33,11 +33,10 @@ State = ConversationState
 
 @dataclass(frozen=True, slots=True)
 class ProgramResult:
-    """`state` is the conversation at the end, `text` its transcript in the backend's chat format."""
+    """`state` is the conversation at the end."""
 
     value: Any
     state: ConversationState
-    text: str
     spent: Spent
     timeline: Timeline
 
@@ -84,7 +83,7 @@ async def run_program(
             await run.settle()
             value = await run.plain(value)
             await run.guarded(run.complete_all([value, *state.variables.values()]), run.at)
-            return ProgramResult(value, state, state.conversation.render(await run.chat()), run.spent, run.timeline)
+            return ProgramResult(value, state, run.spent, run.timeline)
     except TimeoutError:
         raise ProgramFailed(module, run.at, BudgetExceeded(f"the run took more than {run.spent.budget.seconds:g} seconds")) from None
     finally:
@@ -170,12 +169,10 @@ class _Frame:
 
     def _split(self, work: Coroutine[Any, Any, tuple[Any, Any]], loc: Location) -> tuple[Any, Any]:
         """Two futures for the two results of one piece of work."""
-        task = self.run_.spawn(work, loc)
-
-        async def part(which: int) -> Any:
-            return (await get(task))[which]
-
-        return self.run_.spawn(part(0), loc), self.run_.spawn(part(1), loc)
+        loop = asyncio.get_running_loop()
+        parts: tuple[asyncio.Future[Any], asyncio.Future[Any]] = (loop.create_future(), loop.create_future())
+        self.run_.spawn(work, loc).add_done_callback(lambda task: _hand_out(task, parts))
+        return parts
 
     # constants and conversations
 
@@ -482,6 +479,18 @@ class _Frame:
 
         for member in self._held(state) if state.type is Type.GROUP else (self._held(state),):
             self.run_.spawn(work(member), loc)
+
+
+def _hand_out(task: asyncio.Future[tuple[Any, Any]], parts: Sequence[asyncio.Future[Any]]) -> None:
+    """One result, or the failure, to each future."""
+    for which, part in enumerate(parts):
+        if task.cancelled():
+            part.cancel()
+        elif (error := task.exception()) is not None:
+            part.set_exception(error)
+            part.exception()  # known: the run fails with the task itself
+        else:
+            part.set_result(task.result()[which])
 
 
 _METHODS: Mapping[type[ops.Op], Callable[[_Frame, Any], Awaitable[None] | None]] = {

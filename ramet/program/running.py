@@ -12,7 +12,7 @@ from ramet.errors import Unsupported
 from ramet.ir.builtins import measure
 from ramet.ir.module import Function, Module
 from ramet.ir.types import Location
-from ramet.program.backend import Backend, ChatFormat, Conversation, Part
+from ramet.program.backend import PLAIN_FORMAT, Backend, ChatFormat, Conversation, Part
 from ramet.program.budget import Spent
 from ramet.program.conversation_state import ConversationState
 from ramet.program.failure import ProgramFailed
@@ -20,7 +20,6 @@ from ramet.program.timeline import Timeline
 
 T = TypeVar("T")
 State = ConversationState
-PLAIN_FORMAT = ChatFormat({role: (f"{role.upper()}:", "\n") for role in ("system", "user", "assistant", "tool")})
 
 
 @dataclass(frozen=True, slots=True)

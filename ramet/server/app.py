@@ -36,12 +36,12 @@ def build_app(engine: GenerationEngine, config: ServerConfig) -> FastAPI:
     _add_programs(app, context)
     for router in (
         native.router,
+        runs.router,
         chat.router,
         completions.router,
+        programs.router,
         model_list.router,
         parse_routes.router,
-        programs.router,
-        runs.router,
         cache_routes.router,
         control.router,
     ):
@@ -56,7 +56,7 @@ def build_app(engine: GenerationEngine, config: ServerConfig) -> FastAPI:
 def _add_programs(app: FastAPI, context: ServerContext) -> None:
     limits = context.config.programs
     registry = app.state.programs = ProgramRegistry(limits.max_programs)
-    live = app.state.runs = LiveRuns(context, limits.max_live_runs)
+    live = app.state.runs = LiveRuns(context, registry, limits.max_live_runs)
     live.metrics = ProgramMetrics(context.metrics.registry, live.__len__, registry.__len__)
 
 

@@ -22,7 +22,7 @@ from ramet.runtime.request import Generation
 from ramet.runtime.sampling_params import parse_sampling_params
 from ramet.server.openai.reply_schema import ERROR_REPLIES
 from ramet.server.server_context import Context, ServerContext
-from ramet.wire.codec import decode
+from ramet.wire.codec import check_digest, decode
 
 router = APIRouter(tags=["programs"])
 
@@ -45,6 +45,7 @@ class ProgramRegistry:
     def __init__(self, max_programs: int) -> None:
         self._max_programs = max_programs
         self._programs: OrderedDict[str, RegisteredProgram] = OrderedDict()
+        self._arriving: dict[str, asyncio.Task[RegisteredProgram]] = {}
 
     def __len__(self) -> int:
         return len(self._programs)
@@ -60,7 +61,22 @@ class ProgramRegistry:
             raise ProgramNotFound(f"no program {digest[:16]}… is registered here; PUT /v1/programs/{{digest}} first")
         return found
 
-    def add(self, program: RegisteredProgram) -> None:
+    async def register(self, context: ServerContext, digest: str, encoded: bytes) -> RegisteredProgram:
+        """The program of this digest, prepared once however many bring it at the same time. Raises what is wrong with it."""
+        if (known := self.find(digest)) is not None:
+            return known
+        check_digest(encoded, digest)
+        if digest not in self._arriving:
+            task = self._arriving[digest] = asyncio.create_task(_prepared(context, digest, encoded))
+            task.add_done_callback(lambda done: self._arrived(digest, done))
+        return await asyncio.shield(self._arriving[digest])
+
+    def _arrived(self, digest: str, task: asyncio.Task[RegisteredProgram]) -> None:
+        del self._arriving[digest]
+        if not task.cancelled() and task.exception() is None:
+            self._add(task.result())
+
+    def _add(self, program: RegisteredProgram) -> None:
         self._programs[program.digest] = program
         while len(self._programs) > self._max_programs or sum(each.size for each in self._programs.values()) > MAX_TOTAL_BYTES:
             self._programs.popitem(last=False)
@@ -70,7 +86,7 @@ class ProgramNotFound(RequestNotFound):
     code = "program_not_found"
 
 
-def get_registry(request: Request) -> ProgramRegistry:
+async def get_registry(request: Request) -> ProgramRegistry:
     registry: ProgramRegistry = request.app.state.programs
     return registry
 
@@ -82,9 +98,12 @@ Registry = Annotated[ProgramRegistry, Depends(get_registry)]
 async def register(digest: str, request: Request, context: Context, registry: Registry) -> dict[str, Any]:
     """Register a program in its wire form. Idempotent: the digest is its content's SHA-256. The reply says what was prepared."""
     encoded = await request.body()
-    known = registry.find(digest)
-    if known is not None:
+    if (known := registry.find(digest)) is not None:
         return known.report | {"known": True}
+    return (await registry.register(context, digest, encoded)).report
+
+
+async def _prepared(context: ServerContext, digest: str, encoded: bytes) -> RegisteredProgram:
     module = await asyncio.to_thread(decode, encoded, digest)
     began = time.monotonic()
     grammars, prefix_tokens = await asyncio.gather(
@@ -98,8 +117,7 @@ async def register(digest: str, request: Request, context: Context, registry: Re
         "prefix_tokens": prefix_tokens,
         "seconds": time.monotonic() - began,
     }
-    registry.add(RegisteredProgram(digest, module, len(encoded), report))
-    return report
+    return RegisteredProgram(digest, module, len(encoded), report)
 
 
 def _constraints(module: Module) -> Sequence[Grammar]:

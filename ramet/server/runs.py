@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -19,9 +20,9 @@ from ramet.server.error_responses import invalid_request_of
 from ramet.server.live_run import LiveRun, RunOrder
 from ramet.server.openai.reply_schema import ERROR_REPLIES
 from ramet.server.program_metrics import ProgramMetrics
-from ramet.server.programs import RegisteredProgram, Registry
-from ramet.server.server_context import Context, ServerContext
-from ramet.server.sse import EventStream
+from ramet.server.programs import ProgramRegistry, RegisteredProgram
+from ramet.server.server_context import ServerContext
+from ramet.server.sse import Burst, EventStream
 from ramet.wire.plain_values import from_json
 
 router = APIRouter(tags=["programs"])
@@ -29,6 +30,8 @@ router = APIRouter(tags=["programs"])
 MAX_BATCH = 10_000
 MAX_TRACES = 256
 MAX_SPANS = 100_000  # of all traces kept
+LINGER_SECONDS = 0.1
+LAST_EVENTS = ("done", "failed")
 
 
 class RunRequest(BaseModel):
@@ -43,18 +46,20 @@ class RunRequest(BaseModel):
     stream: bool = Field(False, description="events for text, conversation, variables and branches as they happen")
     trace: bool = Field(False, description="the spans with each result")
     concurrency: int | None = Field(None, ge=1, description="runs of this batch alive at once")
+    program: str | None = Field(None, description="the program's wire form: registers it first, where its digest is not known")
 
 
 class LiveRuns:
     """Everything that runs, and the last traces of what has run."""
 
-    def __init__(self, context: ServerContext, max_live: int) -> None:
-        self.context = context
+    def __init__(self, context: ServerContext, registry: ProgramRegistry, max_live: int) -> None:
+        self.context, self.registry = context, registry
         self.max_live = max_live
         self.slots = asyncio.Semaphore(max_live)
         self.metrics: ProgramMetrics | None = None
         self._live: dict[str, LiveRun] = {}
         self._ended: OrderedDict[str, LiveRun] = OrderedDict()
+        self._num_spans = 0  # of the ended ones
 
     def __len__(self) -> int:
         return len(self._live)
@@ -66,38 +71,31 @@ class LiveRuns:
         return found
 
     async def execute(self, run: LiveRun, backend: EngineBackend, events: asyncio.Queue[dict[str, Any] | None]) -> None:
-        """In a slot of its own. `cancel` and a leaving client end it."""
+        """In a slot of its own, in the calling task: `cancel` and a leaving client end that."""
         async with self.slots:
             self._live[run.id] = run
-            run.events = events
-            run.task = asyncio.ensure_future(run.execute(backend, events.put_nowait))
+            run.events, run.task = events, asyncio.current_task()
             events.put_nowait({"event": "started", "run": run.index, "id": run.id})
             try:
-                await asyncio.wait([run.task])
+                await run.execute(backend, events.put_nowait)
             finally:
-                run.task.cancel()
-                await asyncio.gather(run.task, return_exceptions=True)
                 self._end(run, events)
 
     def _end(self, run: LiveRun, events: asyncio.Queue[dict[str, Any] | None]) -> None:
-        if run.status == "running":  # cancelled before its first step
-            run.status = "cancelled"
         if run.status == "cancelled":
             failure = {"message": "the run was cancelled", "code": "cancelled", "status": 499, "param": None, "cause": "Cancelled"}
             events.put_nowait({"event": "failed", "run": run.index, "failure": failure, "location": [0, 0, 0, 0]})
         run.events = None
         del self._live[run.id]
         self._ended[run.id] = run
-        while len(self._ended) > MAX_TRACES or (len(self._ended) > 1 and self._num_spans() > MAX_SPANS):
-            self._ended.popitem(last=False)
+        self._num_spans += len(run.timeline.spans)
+        while len(self._ended) > MAX_TRACES or (len(self._ended) > 1 and self._num_spans > MAX_SPANS):
+            self._num_spans -= len(self._ended.popitem(last=False)[1].timeline.spans)
         if self.metrics is not None:
             self.metrics.ended(run.status, run.seconds, run.spent.generations, run.num_host_calls)
 
-    def _num_spans(self) -> int:
-        return sum(len(run.timeline.spans) for run in self._ended.values())
 
-
-def get_runs(request: Request) -> LiveRuns:
+async def get_runs(request: Request) -> LiveRuns:
     runs: LiveRuns = request.app.state.runs
     return runs
 
@@ -106,15 +104,18 @@ Runs = Annotated[LiveRuns, Depends(get_runs)]
 
 
 @router.post("/v1/programs/{digest}/runs", responses=ERROR_REPLIES)
-async def run(digest: str, request: Request, context: Context, registry: Registry, runs: Runs) -> Response:
+async def run(digest: str, request: Request, runs: Runs) -> Response:
     """Run a program once, or once per element of `batch`. The reply is a stream of events: `started`, `call` (a host call is wanted),
     `done`, `failed`, and with `stream` also `text`, `parts`, `set` and `branch`; `run` is the position in the batch."""
-    program = registry.get(digest)
     body = await _body(request)
     orders = _orders(body)
     if body.batch is None and runs.slots.locked():
         raise QueueFull(f"{runs.max_live} program runs are alive, which is the most here (--max-live-runs)", retry_after=1.0)
-    return EventStream(_events(context, runs, program, orders, body.concurrency))
+    if body.program is not None:
+        program = await runs.registry.register(runs.context, digest, body.program.encode("utf-8", "surrogatepass"))
+    else:
+        program = runs.registry.get(digest)
+    return EventStream(_events(runs, program, orders, body.concurrency))
 
 
 async def _body(request: Request) -> RunRequest:
@@ -144,9 +145,11 @@ def _orders(body: RunRequest) -> list[RunOrder]:
 
 
 async def _events(
-    context: ServerContext, runs: LiveRuns, program: RegisteredProgram, orders: list[RunOrder], concurrency: int | None
-) -> AsyncGenerator[dict[str, Any], None]:
-    """The events of all runs, in the order in which they happen. Closing this cancels the runs."""
+    runs: LiveRuns, program: RegisteredProgram, orders: list[RunOrder], concurrency: int | None
+) -> AsyncGenerator[Burst, None]:
+    """The events of all runs, in the order in which they happen, those that are ready together in one piece. Closing this cancels the
+    runs."""
+    context = runs.context
     limits = context.config.programs
     events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
     backend = EngineBackend(context.engine, stream=context.generate, complete=context.complete)
@@ -158,16 +161,34 @@ async def _events(
             await runs.execute(LiveRun(program, order, index, budget, host_seconds=limits.host_call_seconds), backend, events)
 
     tasks = [asyncio.create_task(one(order, index)) for index, order in enumerate(orders)]
-    gathered = asyncio.gather(*tasks)
-    gathered.add_done_callback(lambda _: events.put_nowait(None))
+    for task in tasks:
+        task.add_done_callback(lambda ended: None if ended.cancelled() or ended.exception() is None else events.put_nowait(None))
+    quiet = len(orders) == 1 and not orders[0].stream
+    unfinished = len(orders)
     try:
-        while (event := await events.get()) is not None:
-            yield event
-        await gathered
+        while unfinished:
+            found = await _ready(events, quiet=quiet)
+            if None in found:  # a crash of the server's own, which this raises
+                await asyncio.gather(*tasks)
+            told = [event for event in found if event is not None]
+            unfinished -= sum(event["event"] in LAST_EVENTS for event in told)
+            yield Burst(told, last=not unfinished)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _ready(events: asyncio.Queue[dict[str, Any] | None], *, quiet: bool) -> list[dict[str, Any] | None]:
+    """The next events. Nobody waits to hear that a lone run has started: where `quiet`, that goes with what comes after it."""
+    found = [await events.get()]
+    if quiet and found[0] is not None and found[0]["event"] == "started":
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                found.append(await events.get())
+    while not events.empty():
+        found.append(events.get_nowait())
+    return found
 
 
 @router.post("/v1/runs/{run_id}/calls/{number}", responses=ERROR_REPLIES)

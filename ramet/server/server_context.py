@@ -111,7 +111,8 @@ def _summary(generation: Generation) -> dict[str, object]:
     }
 
 
-def get_context(request: Request) -> ServerContext:
+async def get_context(request: Request) -> ServerContext:
+    """A coroutine, as is every dependency here: FastAPI runs plain functions in a pool of threads, each time."""
     context: ServerContext = request.app.state.context
     return context
 

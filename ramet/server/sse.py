@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi.responses import Response
@@ -46,14 +47,22 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """Events that go out in one piece: what is ready together wakes the client once. `last`: nothing comes after them."""
+
+    events: Sequence[Event]
+    last: bool = False
+
+
 class EventStream(Response):
-    """Sends each event of a generator as `data: {json}`, then `data: [DONE]`.
+    """Sends each event of a generator as `data: {json}`, those of a `Burst` together, then `data: [DONE]`.
 
     The status line waits for the first event, so that a request refused by the engine gets its real status. A failure after that
     becomes an event `{"error": …}`.
     """
 
-    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+    def __init__(self, events: AsyncGenerator[Event | Burst, None]) -> None:
         super().__init__(media_type="text/event-stream")
         self._events = events
 
@@ -67,25 +76,34 @@ class EventStream(Response):
         async with aclosing(self._events) as events:
             first = await anext(events, None)
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            if first is not None:
-                await _send_event(send, first)
-                await self._send_rest(events, send)
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            ended = first is not None and (await _send_event(send, first) or await self._send_rest(events, send))
+            if not ended:
+                await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
-    async def _send_rest(self, events: AsyncGenerator[Event, None], send: Send) -> None:
+    async def _send_rest(self, events: AsyncGenerator[Event | Burst, None], send: Send) -> bool:
+        """Whether the end has been sent too."""
         try:
             async for event in events:
-                await _send_event(send, event)
+                if await _send_event(send, event):
+                    return True
         except RametError as error:
             await _send_event(send, error_body(error))
         except Exception:
             logger.exception("a stream crashed")
             await _send_event(send, error_body(InternalError("internal error; the server's log has the traceback")))
+        return False
 
 
-async def _send_event(send: Send, event: Event) -> None:
-    payload = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    await send({"type": "http.response.body", "body": f"data: {payload}\n\n".encode(), "more_body": True})
+async def _send_event(send: Send, event: Event | Burst) -> bool:
+    """Whether this was the end of the stream."""
+    burst = event if isinstance(event, Burst) else Burst((event,))
+    body = b"".join(map(_line, burst.events)) + (DONE if burst.last else b"")
+    await send({"type": "http.response.body", "body": body, "more_body": not burst.last})
+    return burst.last
+
+
+def _line(event: Event) -> bytes:
+    return f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -50,12 +50,17 @@ def digest(encoded: bytes) -> str:
     return hashlib.sha256(encoded).hexdigest()
 
 
+def check_digest(encoded: bytes, expected: str) -> None:
+    if digest(encoded) != expected:
+        raise WireError("the digest does not belong to this program")
+
+
 def decode(encoded: bytes, expected_digest: str | None = None) -> Module:
     """A verified module, or an InvalidRequest that says what is wrong and where."""
     if len(encoded) > MAX_BYTES:
         raise TooLarge(f"a program of {len(encoded)} bytes; at most {MAX_BYTES}")
-    if expected_digest is not None and digest(encoded) != expected_digest:
-        raise WireError("the digest does not belong to this program")
+    if expected_digest is not None:
+        check_digest(encoded, expected_digest)
     message = _parse(encoded)
     if message.get("format") != FORMAT or type(message.get("version")) is not int or message.get("version") != VERSION:
         have = f"{message.get('format')!r:.40} version {message.get('version')!r:.20}"

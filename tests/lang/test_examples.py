@@ -103,7 +103,7 @@ async def _registering(endpoint: sgl.RuntimeEndpoint, prepared: Prepared) -> flo
     await endpoint.programs.register(prepared.digest, prepared.encoded)  # connects, compiles the grammars
     began = time.perf_counter()
     decode(prepared.encoded, prepared.digest)  # the server's own share, which a known digest skips
-    await endpoint.programs.register(prepared.digest, prepared.encoded, again=True)
+    await endpoint.programs.register(prepared.digest, prepared.encoded)
     return time.perf_counter() - began
 
 

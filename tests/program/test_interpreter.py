@@ -12,7 +12,7 @@ import pytest
 from ramet.compiler.default_order import DEFAULT
 from ramet.ir.module import Module
 from ramet.lang.function import Function
-from ramet.program.backend import GenerateCall, GenerateChunk
+from ramet.program.backend import PLAIN_FORMAT, GenerateCall, GenerateChunk
 from ramet.program.budget import Budget
 from ramet.program.failure import ProgramFailed
 from ramet.program.interpreter import ProgramResult, run_program
@@ -243,5 +243,5 @@ def main(s, topic):
 """
     program, watch = compiled(define(source)), Watching()
     result = await run_program(program.module, {"topic": "x"}, HashBackend(), watch=watch)
-    assert watch.text == result.text
+    assert watch.text == result.state.conversation.render(PLAIN_FORMAT)
     assert watch.variables == dict(result.state.variables)

@@ -40,20 +40,24 @@ class HttpClient:
         """The JSON events of a stream, up to its [DONE]."""
         import httpx
 
+        ended = False
         try:
             async with self._client().stream("POST", path, json=body) as response:
                 if response.status_code >= 400:
                     raise error_of(response.status_code, await response.aread())
                 async for data in _data_lines(response.aiter_bytes()):
-                    if data == b"[DONE]":
-                        return
+                    ended = ended or data == b"[DONE]"
+                    if ended:
+                        continue  # to the end of the response, after which the connection can be used again
                     event = json.loads(data)
                     if "error" in event:
                         raise error_of(500, data)
                     yield event
         except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        raise InternalError(f"{self.base_url}{path}: the stream broke off before its end")
+            if not ended:
+                raise self._unreachable(error) from error
+        if not ended:
+            raise InternalError(f"{self.base_url}{path}: the stream broke off before its end")
 
     async def close(self) -> None:
         """Close the client of the running loop."""

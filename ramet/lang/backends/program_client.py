@@ -60,41 +60,33 @@ class RemoteRun:
 
 
 class ProgramClient:
-    """Registers each program once per digest and event loop. Runs that are asked for in one turn of the loop go in one request."""
+    """Runs that are asked for in one turn of the loop go in one request. A request for a program that this client has not yet seen run
+    brings the program along, so that the first run, too, costs one round trip."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http = http
         self.unavailable: str | None = None  # why not, once the server has refused
-        self._registrations: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[Any]]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self.known: set[str] = set()  # digests that the server has had
         self._waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Request]] = weakref.WeakKeyDictionary()
 
-    async def register(self, digest: str, encoded: bytes, *, again: bool = False) -> dict[str, Any]:
-        """The server's report. Raises ProgramsUnavailable where it cannot take the program for a reason that is not the program's."""
-        if self.unavailable is not None:
-            raise ProgramsUnavailable(self.unavailable)
-        known = self._registrations.setdefault(asyncio.get_running_loop(), {})
-        if again or digest not in known:
-            known[digest] = asyncio.create_task(self._put(digest, encoded))
-        task = known[digest]
+    async def register(self, digest: str, encoded: bytes) -> dict[str, Any]:
+        """Ahead of the first run: grammars compiled, constants tokenised, the beginning in the cache. The server's report. Raises
+        ProgramsUnavailable where it cannot take the program for a reason that is not the program's."""
         try:
-            report: dict[str, Any] = await asyncio.shield(task)
-            return report
-        except RametError:
-            if known.get(digest) is task:
-                del known[digest]
-            raise
-
-    async def _put(self, digest: str, encoded: bytes) -> Any:
-        try:
-            return await self._http.put(f"/v1/programs/{digest}", encoded)
+            report: dict[str, Any] = await self._http.put(f"/v1/programs/{digest}", encoded)
         except UserError as error:
-            if error.status in (404, 405) or error.code == REFUSED_ENCODING:
-                self.unavailable = f"{self._http.base_url} does not run this program: {error.message}"
-                log.info("%s; it is interpreted here instead", self.unavailable)
-                raise ProgramsUnavailable(self.unavailable) from error
-            raise
+            raise self.refusal(error) from error
+        self.known.add(digest)
+        return report
+
+    def refusal(self, error: RametError) -> RametError:
+        """`error`, or that this server does not run programs, which is then remembered."""
+        no_route = error.status in (404, 405) and error.code != NOT_FOUND
+        if not no_route and error.code != REFUSED_ENCODING:
+            return error
+        self.unavailable = f"{self._http.base_url} does not run this program: {error.message}"
+        log.info("%s; it is interpreted here instead", self.unavailable)
+        return ProgramsUnavailable(self.unavailable)
 
     def start(
         self,
@@ -104,7 +96,7 @@ class ProgramClient:
         settings: RunSettings,
         on_event: Callable[[Mapping[str, Any]], None],
     ) -> RemoteRun:
-        """Ask for a run of a registered program."""
+        """Ask for a run."""
         loop = asyncio.get_running_loop()
         run = RemoteRun(arguments, on_event, loop.create_future())
         shared = settings.to_json()
@@ -116,6 +108,7 @@ class ProgramClient:
             loop.call_soon(self._send, waiting, key, request)
         request.runs.append(run)
         run.ended.add_done_callback(request.on_ended)
+        run.ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # it may fail when nobody waits any more
         return run
 
     def _send(self, waiting: dict[str, _Request], key: str, request: _Request) -> None:
@@ -166,7 +159,8 @@ class _Request:
         if self._task is None or self._task.done():
             return
         if not any(run.is_wanted for run in self.runs):
-            self._task.cancel()
+            if any(run.ended.cancelled() for run in self.runs):  # else the stream is at its end, and its connection of further use
+                self._task.cancel()
             return
         for run in self.runs:
             if run.ended.cancelled() and not run.abandoned:
@@ -183,22 +177,23 @@ class _Request:
     async def _pump(self) -> None:
         try:
             try:
-                await self._follow()
+                await self._follow(bring=self._digest not in self._client.known)
             except UserError as error:
                 if error.code != NOT_FOUND:
                     raise
-                await self._client.register(self._digest, self._encoded, again=True)  # the server has forgotten it
-                await self._follow()
+                await self._follow(bring=True)  # the server has forgotten it
             self._fail(UserError("the server ended the stream before the run"))
         except RametError as error:
-            self._fail(error)
+            self._fail(self._client.refusal(error))
         except asyncio.CancelledError:
             self._fail(UserError("the request was cancelled"))
             raise
 
-    async def _follow(self) -> None:
+    async def _follow(self, *, bring: bool) -> None:
         arguments = [{name: to_json(value) for name, value in run.arguments.items()} for run in self.runs]
         body = {**self._shared, **({"arguments": arguments[0]} if len(arguments) == 1 else {"batch": arguments})}
+        if bring:
+            body["program"] = self._encoded.decode()
         async with aclosing(self._client.events(self._digest, body)) as events:
             async for event in events:
                 self._deliver(self.runs[event["run"]], event)
@@ -206,6 +201,7 @@ class _Request:
     def _deliver(self, run: RemoteRun, event: Mapping[str, Any]) -> None:
         if event["event"] == "started":
             run.id = event["id"]
+            self._client.known.add(self._digest)
             if run.ended.cancelled():
                 self._cancel(run.id)
         if run.ended.done():

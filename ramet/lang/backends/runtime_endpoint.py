@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
@@ -23,6 +25,7 @@ class RuntimeEndpoint:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = HttpClient(base_url, headers, verify=True if verify is None else verify)
         self._chat: ChatFormat | None = None
+        self._asking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[Any]] = weakref.WeakKeyDictionary()
         self.programs = ProgramClient(self._http)
 
     @property
@@ -81,11 +84,19 @@ class RuntimeEndpoint:
 
     async def chat_format(self) -> ChatFormat:
         if self._chat is None:
-            found = (await self._http.get("/model_info")).get("chat_format")
+            found = (await self._model_info()).get("chat_format")
             self._chat = chat_format_from(found) if found else NO_TEMPLATE
         if not self._chat.borders:
             raise Unsupported("the served model has no chat template that can be taken apart into turns, so roles cannot be used with it")
         return self._chat
+
+    async def _model_info(self) -> Any:
+        """However many runs begin at the same time, one of them asks."""
+        loop = asyncio.get_running_loop()
+        task = self._asking.get(loop)
+        if task is None or task.done():
+            task = self._asking[loop] = asyncio.create_task(self._http.get("/model_info"))
+        return await asyncio.shield(task)
 
     async def flush_cache(self) -> None:
         await self._http.post("/flush_cache", None)

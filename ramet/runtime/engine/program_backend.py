@@ -22,6 +22,7 @@ PREFILL_ONLY = SamplingParams(max_new_tokens=0, temperature=0.0)
 NO_TEMPLATE = ChatFormat({})
 LONG_TEXT = 4096
 """Characters from which tokenising leaves the event loop."""
+END_SECONDS = 0.01
 
 
 class EngineBackend:
@@ -117,8 +118,9 @@ class EngineBackend:
             await self._prefill(conversation, run_id)
 
     def ended(self, run_id: str) -> None:
+        """Told a little later: whoever waits for the run's result goes first."""
         if run_id:
-            self._engine.hint_kv(KvHint(kind="end", run_id=run_id))
+            asyncio.get_running_loop().call_later(END_SECONDS, self._engine.hint_kv, KvHint(kind="end", run_id=run_id))
 
     async def _hint(self, kind: Literal["pin", "free"], conversation: Conversation, run_id: str) -> None:
         if run_id:

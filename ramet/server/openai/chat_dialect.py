@@ -106,7 +106,7 @@ def _special_ids(tokenizer: Tokenizer, markers: Sequence[str]) -> dict[str, int]
     return {marker: ids[0] for marker, ids in found.items() if len(ids) == 1 and ids[0] in tokenizer.special_ids}
 
 
-def get_dialect(request: Request) -> ChatDialect:
+async def get_dialect(request: Request) -> ChatDialect:
     dialect: ChatDialect = request.app.state.chat_dialect
     return dialect
 
