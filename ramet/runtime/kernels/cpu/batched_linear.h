@@ -64,7 +64,10 @@ inline void tile4(const UnpackedBlock* w, int first, int blocks, const RowPanel*
     for (int g = 0; g < 8; ++g) {
       __m256i a[PANELS];
 #pragma GCC unroll 8
-      for (int p = 0; p < PANELS; ++p) a[p] = bytes32(x[p * stride].a[g]);
+      for (int p = 0; p < PANELS; ++p) {
+        a[p] = bytes32(x[p * stride].a[g]);
+        asm("" : "+x"(a[p]));  // else the compiler loads it again for every column
+      }
 #pragma GCC unroll 8
       for (int c = 0; c < COLUMNS; ++c) {
         const __m256i four = broadcast4(reinterpret_cast<const int8_t*>(q + (g * kPanel + c) * 4));

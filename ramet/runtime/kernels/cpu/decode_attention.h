@@ -78,6 +78,8 @@ inline void weigh(const typename KV::Store* values, const int64_t* places, int c
     __m256 weight[ROWS];
 #pragma GCC unroll 3
     for (int r = 0; r < ROWS; ++r) weight[r] = _mm256_broadcast_ss(p + r * kSegment + key);
+    const char* next = reinterpret_cast<const char*>(value + 8 * WIDTH);  // read by the next call
+    for (int b = 0; b < 8 * WIDTH * int(sizeof(*value)); b += 64) _mm_prefetch(next + b, _MM_HINT_T0);
 #pragma GCC unroll 4
     for (int w = 0; w < WIDTH; ++w) {
       const __m256 v = KV::load8(value + 8 * w);
@@ -143,14 +145,15 @@ struct DecodeAttention {
           put_scaled(query + members[m].query * query_stride + (h * g + j) * d, shape.scale, d, &t.q[((h * count + m) * g + j) * d]);
   }
 
-  // Keys some way ahead into the first cache, values of these keys into the second.
+  // Keys some way ahead, and of these keys' values what is read first; `weigh` fetches the rest, so that memory is never idle.
   void fetch(const DecodeScratch& t, int key, int num_keys) const {
     constexpr int kAheadKeys = 16;
     const int bytes = shape.kv_heads * shape.head_dim * int(sizeof(Store));
     for (int i = key; i < std::min(key + 4, num_keys); ++i) {
       const char* value = reinterpret_cast<const char*>(values + t.places[i]);
       const char* ahead = reinterpret_cast<const char*>(keys + t.places[std::min(i + kAheadKeys, num_keys - 1)]);
-      for (int b = 0; b < bytes; b += 64) _mm_prefetch(ahead + b, _MM_HINT_T0), _mm_prefetch(value + b, _MM_HINT_T1);
+      for (int b = 0; b < bytes; b += 64) _mm_prefetch(ahead + b, _MM_HINT_T0);
+      for (int b = 0; b < 32 * int(sizeof(Store)); b += 64) _mm_prefetch(value + b, _MM_HINT_T1);
     }
   }
 
