@@ -74,36 +74,40 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._events) as events:
-            first = await anext(events, None)
+            first = _burst(await anext(events, Burst((), last=True)))
+            body = _encoded(first)
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            ended = first is not None and (await _send_event(send, first) or await self._send_rest(events, send))
-            if not ended:
+            await send({"type": "http.response.body", "body": body, "more_body": not first.last})
+            if not first.last and not await self._send_rest(events, send):
                 await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
     async def _send_rest(self, events: AsyncGenerator[Event | Burst, None], send: Send) -> bool:
         """Whether the end has been sent too."""
         try:
             async for event in events:
-                if await _send_event(send, event):
+                burst = _burst(event)
+                await send({"type": "http.response.body", "body": _encoded(burst), "more_body": not burst.last})
+                if burst.last:
                     return True
         except RametError as error:
-            await _send_event(send, error_body(error))
+            await _send_error(send, error)
         except Exception:
             logger.exception("a stream crashed")
-            await _send_event(send, error_body(InternalError("internal error; the server's log has the traceback")))
+            await _send_error(send, InternalError("internal error; the server's log has the traceback"))
         return False
 
 
-async def _send_event(send: Send, event: Event | Burst) -> bool:
-    """Whether this was the end of the stream."""
-    burst = event if isinstance(event, Burst) else Burst((event,))
-    body = b"".join(map(_line, burst.events)) + (DONE if burst.last else b"")
-    await send({"type": "http.response.body", "body": body, "more_body": not burst.last})
-    return burst.last
+async def _send_error(send: Send, error: RametError) -> None:
+    await send({"type": "http.response.body", "body": _encoded(Burst((error_body(error),))), "more_body": True})
 
 
-def _line(event: Event) -> bytes:
-    return f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+def _burst(event: Event | Burst) -> Burst:
+    return event if isinstance(event, Burst) else Burst((event,))
+
+
+def _encoded(burst: Burst) -> bytes:
+    lines = (f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n".encode() for event in burst.events)
+    return b"".join(lines) + (DONE if burst.last else b"")
 
 
 async def _disconnected(receive: Receive) -> None:
