@@ -54,8 +54,8 @@ class ModelConfig:
     )
     quantization: str | None = option(
         None,
-        "4- or 8-bit weights on CPU; default: a GGUF file's own where the kernels cover the model; none: float32, exact",
-        choices=("none", "q4_1", "q8_0"),
+        "bits of the weights (docs/quantisation.md); default: the checkpoint's own where kernels cover it; none: dequantised, exact",
+        choices=("none", "fp8", "int8", "int4", "q8_0", "q4_1", "awq", "gptq", "compressed-tensors"),
     )
     kv_cache_dtype: str = option(
         "auto",

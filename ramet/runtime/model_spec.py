@@ -56,6 +56,20 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFormat:
+    """How a checkpoint keeps its matrices where they are not plain numbers. `layout`: the tensors that make up a matrix (read in
+    `executor/packed_checkpoint.py`); `group`: inputs that share a scale, None: all of a row; `zero_offset`: what is added to stored
+    zeros; `block_rows`: rows that share a scale."""
+
+    method: str  # quantization_config's quant_method
+    layout: Literal["awq", "gptq", "fp8", "int-packed", "int8"]
+    bits: int
+    group: int | None = None
+    zero_offset: int = 0
+    block_rows: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """One dense pre-norm decoder: attention with grouped heads, gated MLP, RMS norms."""
 
@@ -84,6 +98,7 @@ class ModelSpec:
     fused_checkpoint: bool = False  # the checkpoint holds q, k, v (and gate, up) as one tensor
     dtype: str = "float32"  # the checkpoint's
     eos_token_ids: tuple[int, ...] = field(default=())
+    checkpoint: CheckpointFormat | None = None  # None: matrices are stored as numbers
 
     @property
     def num_layers(self) -> int:

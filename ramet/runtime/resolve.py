@@ -20,7 +20,7 @@ def check(config: EngineConfig) -> None:
     model, memory, schedule, parallel = config.model, config.memory, config.schedule, config.parallel
     if model.trust_remote_code:
         raise ConfigError("trust_remote_code: code that comes with a model never runs here", param="trust_remote_code")
-    if parallel.tp_size > 1 and model.quantization not in (None, "none"):
+    if parallel.tp_size > 1 and model.quantization in ("q4_1", "q8_0"):
         message = f"quantization={model.quantization} runs on one rank; with tp_size={parallel.tp_size} leave it out"
         raise ConfigError(message, param="quantization")
     if memory.max_total_tokens is not None and memory.max_total_tokens < memory.page_size:

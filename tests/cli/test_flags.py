@@ -65,7 +65,7 @@ def test_defaults_are_the_dataclasses() -> None:
         (["--dp-size", "2"], "dp_size=2 is not available"),
         (["--nnodes", "2"], "nnodes=2 is not available"),
         (["--trust-remote-code"], "never runs"),
-        (["--quantization", "fp8"], "quantization='fp8' is not one of"),
+        (["--quantization", "fp6"], "quantization='fp6' is not one of"),
         (["--kv-cache-dtype", "int8"], "fp8_e4m3"),
         (["--speculative-algorithm", "EAGLE"], "speculative decoding is not built"),
         (["--tool-call-parser", "qwenn"], "pythonic"),

@@ -21,6 +21,7 @@ from ramet.runtime.executor.cpu_decode import CpuDecode
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.quantized_weights import load_quantized, why_not
 from ramet.runtime.executor.step_runner import FastPath, Forward
+from ramet.runtime.executor.weight_storage import check_quantization
 from ramet.runtime.executor.weights import LoadedModel, load_model
 from ramet.runtime.kernels import cpu_library
 from ramet.runtime.layers.rank_group import RankGroup
@@ -42,8 +43,9 @@ DTYPES = {
     "fp8_e4m3": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
-BITS = {"q4_1": 4, "q8_0": 8, None: None}
-"""--quantization → bits of every matrix; None: a GGUF file's own."""
+BITS = {"q4_1": 4, "int4": 4, "q8_0": 8, "int8": 8, None: None, "awq": None, "gptq": None, "compressed-tensors": None}
+"""--quantization → bits of every matrix in the CPU step; None: the file's own."""
+CPU_ONLY = ("q4_1", "q8_0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +69,17 @@ def load_computation(config: EngineConfig, device: torch.device, files: ModelFil
     options = config.model
     if device.type == "cpu":
         spec = model_spec(files, overrides=options.json_model_override_args, context_length=options.context_length)
-        if ranks is not None and options.quantization in (None, "none"):
-            _LOG.info("Tensor parallelism on CPU computes in float32, operation by operation")
-        elif _wants_quantized(options, files, spec):
-            return _quantized(config, files, spec)
+        if ranks is not None:
+            _check_ranks(options)
+        elif (step := _quantized_step(config, files, spec)) is not None:
+            return step
     if config.backend.enable_deterministic_inference:
         raise Unsupported(
             "enable_deterministic_inference holds for the quantised CPU step so far: a GGUF model on a CPU, or --quantization q8_0",
             param="enable_deterministic_inference",
         )
-    if options.quantization not in (None, "none"):
-        raise Unsupported(f"quantization={options.quantization} runs on CPUs only so far; leave it out on {device.type}")
+    if options.quantization in CPU_ONLY and device.type != "cpu":
+        raise Unsupported(f"quantization={options.quantization} runs on CPUs; on {device.type} use fp8, int8 or int4", param="quantization")
     dtype = resolve_dtype(options, files, device)
     loaded = load_model(options, device=device, dtype=dtype, files=files, ranks=ranks)
     if ranks is not None:
@@ -163,21 +165,34 @@ def _flashinfer(wanted: str, spec: ModelSpec, dtype: torch.dtype, sees_all: bool
     return FlashInferPrefill(shape, device) if fits and (wanted == "flashinfer" or is_compiled(shape)) else None
 
 
-def _wants_quantized(options: ModelConfig, files: ModelFiles, spec: ModelSpec) -> bool:
-    """Asked for by name; or, left alone, a GGUF model that the step covers on a machine where it can be built."""
-    if options.quantization is not None:
-        return options.quantization != "none"
-    if files.format != "gguf" or options.load_format == "dummy" or options.dtype != "auto":
-        return False
-    reason = why_not(spec)
-    if reason is None:
-        try:
-            cpu_library.load()
-        except Unsupported as error:
-            reason = error.message
-    if reason is not None:
-        _LOG.info("The weights are dequantised to float32: %s", reason)
-    return reason is None
+def _check_ranks(options: ModelConfig) -> None:
+    if options.quantization in (*CPU_ONLY, "int4", "int8"):
+        raise Unsupported(f"quantization={options.quantization} runs on one rank of a CPU; leave it out, or leave out tp_size")
+    _LOG.info("Tensor parallelism on CPU computes in float32, operation by operation")
+
+
+def _quantized_step(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> Computation | None:
+    """The C++ step where it was asked for by name; or, left alone, for a model in few bits that it holds exactly, on a machine where it can
+    be built. None: torch computes."""
+    options = config.model
+    if options.quantization in ("none", "fp8") or options.load_format == "dummy":
+        return None
+    check_quantization(options, spec)
+    if BITS[options.quantization] is not None:
+        return _quantized(config, files, spec)
+    integers = spec.checkpoint is not None and spec.checkpoint.layout != "fp8"
+    if not (files.format == "gguf" or integers) or options.dtype != "auto":
+        return None
+    try:
+        if reason := why_not(spec):
+            raise Unsupported(reason)
+        cpu_library.load()
+        return _quantized(config, files, spec)
+    except Unsupported as error:
+        if error.param is not None:
+            raise
+        _LOG.info("The weights are dequantised to float32: %s", error.message)
+        return None
 
 
 def _quantized(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> Computation:

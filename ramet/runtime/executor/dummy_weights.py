@@ -10,7 +10,7 @@ from torch import nn
 from ramet.runtime.layers.embedding import Embedding
 from ramet.runtime.layers.linear import Linear
 from ramet.runtime.layers.rms_norm import HeadNorm, RMSNorm
-from ramet.runtime.layers.weight_slot import WHOLE, WeightSlot
+from ramet.runtime.layers.weight_slot import WHOLE, Slot
 
 
 def fill_randomly(model: nn.Module, seed: int) -> None:
@@ -23,11 +23,22 @@ def fill_randomly(model: nn.Module, seed: int) -> None:
             if isinstance(module, Linear) and module.bias is not None:
                 module.bias.zero_()
             slots = [slot for name, slot in module.slots().items() if name.endswith("weight")]
-            _fill_uniformly(module.weight, slots, seed)
+            if isinstance(module, Linear) and module.quantized is not None:
+                _fill_rounded(module.quantized.codes.device, slots, seed)
+            else:
+                _fill_uniformly(module.weight, slots, seed)
             seed += 1
 
 
-def _fill_uniformly(weight: torch.Tensor, slots: Sequence[WeightSlot], seed: int) -> None:
+def _fill_rounded(device: torch.device, slots: Sequence[Slot], seed: int) -> None:
+    """Slots of a weight in few bits round what they are given."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for slot in slots:
+        bound = (3.0 / slot.shape[1]) ** 0.5
+        slot.fill(slot.region.of(torch.empty(slot.shape, device=device).uniform_(-bound, bound, generator=generator)))
+
+
+def _fill_uniformly(weight: torch.Tensor, slots: Sequence[Slot], seed: int) -> None:
     """`slots`: the stacked matrices of a weight, which is drawn as a whole and cut where only a part of it is here."""
     generator = torch.Generator(weight.device).manual_seed(seed)
     num_columns = slots[0].shape[1]

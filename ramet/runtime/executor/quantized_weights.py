@@ -1,4 +1,5 @@
-"""A checkpoint as packed 4- and 8-bit matrices for the CPU step: GGUF's Q4_0, Q4_1 and Q8_0 keep their bits, everything else is rounded.
+"""A checkpoint as packed 4- and 8-bit matrices for the CPU step: GGUF's Q4_0, Q4_1 and Q8_0 keep their bits, and integers of AWQ and GPTQ
+their values; everything else is rounded.
 
 Which models the step covers is decided here, by name: `why_not` says what a model has that the step does not do.
 """
@@ -12,11 +13,14 @@ import numpy as np
 import torch
 
 from ramet.errors import Unsupported
+from ramet.runtime.executor.exact_blocks import exact_blocks
 from ramet.runtime.executor.gguf_weights import GgufSource
+from ramet.runtime.executor.packed_checkpoint import PackedCheckpoint
 from ramet.runtime.executor.safetensors_weights import SafetensorsSource
 from ramet.runtime.executor.weights import check_fit
 from ramet.runtime.kernels import packed_weight
 from ramet.runtime.kernels.packed_weight import BLOCK, PANEL, Blocks, CpuContext, PackedWeight
+from ramet.runtime.layers.quantized_weight import GroupedMatrix
 from ramet.runtime.layers.rotary import inverse_frequencies
 from ramet.runtime.layers.weight_slot import WHOLE
 from ramet.runtime.model_files import ModelFiles
@@ -24,7 +28,7 @@ from ramet.runtime.model_spec import ModelSpec
 from ramet.runtime.models.decoder_step import DecoderStep, StepLayer, StepShape, StepWeights
 from ramet.runtime.models.transformer import Transformer
 
-Source = GgufSource | SafetensorsSource
+Source = GgufSource | SafetensorsSource | PackedCheckpoint
 LARGEST_HIDDEN = 8192
 
 
@@ -66,7 +70,7 @@ def load_quantized(
     for a model that `why_not` names, or where the kernels cannot be built."""
     if reason := why_not(spec):
         raise Unsupported(f"quantised CPU kernels do not cover {reason} ({spec.architecture}); use --quantization none")
-    source: Source = GgufSource(files, spec) if files.format == "gguf" else SafetensorsSource(files)
+    source = _source(files, spec)
     outline = Transformer(spec, dtype=torch.float32, device=torch.device("meta"))
     shapes = {name: slot.shape for name, slot in outline.slots().items()}
     check_fit(shapes, source.shapes(), files, spec)
@@ -84,6 +88,12 @@ def load_quantized(
     )
     step = DecoderStep(context, shape, weights, kv_dtype, deterministic=deterministic)
     return QuantizedModel(step, weights.num_bytes, sum(int(np.prod(s)) for s in shapes.values()))
+
+
+def _source(files: ModelFiles, spec: ModelSpec) -> Source:
+    if files.format == "gguf":
+        return GgufSource(files, spec)
+    return SafetensorsSource(files) if spec.checkpoint is None else PackedCheckpoint(files, spec, spec.checkpoint)
 
 
 class _Packer:
@@ -127,14 +137,26 @@ class _Packer:
             own = packed_weight.EXACT_BITS.get(kind)
             if own is not None and bits in (None, own):
                 return packed_weight.from_gguf(kind, rows)
+        if isinstance(self.source, PackedCheckpoint) and (matrix := self.source.matrix(name.removesuffix(".weight"))) is not None:
+            return self._as_stored(name, matrix, bits)
         return packed_weight.quantize(self.values(name).numpy(), bits or 8)
+
+    def _as_stored(self, name: str, matrix: GroupedMatrix, bits: int | None) -> Blocks:
+        blocks = exact_blocks(matrix, bits=bits)
+        if blocks is None and self.bits is None:
+            raise Unsupported(f"blocks of {BLOCK} do not hold the numbers of {name} exactly; use --quantization none, q8_0 or q4_1")
+        return packed_weight.quantize(matrix.dequantise().numpy(), bits or 8) if blocks is None else blocks
 
     def vector(self, name: str) -> torch.Tensor:
         return self.values(name).contiguous()
 
     def values(self, name: str) -> torch.Tensor:
-        pieces = [piece.read().float() for piece in self.source.pieces({name: WHOLE})]
+        pieces = [_numbers(piece.read()) for piece in self.source.pieces({name: WHOLE})]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _numbers(values: torch.Tensor | GroupedMatrix) -> torch.Tensor:
+    return values.dequantise() if isinstance(values, GroupedMatrix) else values.float()
 
 
 def rotation_tables(spec: ModelSpec) -> tuple[torch.Tensor, torch.Tensor]:

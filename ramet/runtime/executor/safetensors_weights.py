@@ -34,6 +34,14 @@ class SafetensorsSource:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._tensors.items()}
 
+    def read(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._tensors[name].get_tensor(name)
+        return tensor
+
+    def type_of(self, name: str) -> str:
+        """As the file calls it: F16, BF16, F8_E4M3, …"""
+        return str(self._tensors[name].get_slice(name).get_dtype())
+
     def pieces(self, wanted: Mapping[str, Region]) -> Iterator[Piece]:
         shapes = self.shapes()
         for name, region in wanted.items():

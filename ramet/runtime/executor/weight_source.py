@@ -8,17 +8,18 @@ from typing import Protocol
 
 import torch
 
+from ramet.runtime.layers.quantized_weight import GroupedMatrix
 from ramet.runtime.layers.weight_slot import Region
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A region of a checkpoint's tensor, or rows of that region from `start` on (None: all). `read` brings the values; it may run in any
-    thread."""
+    """A region of a checkpoint's tensor, or rows of that region from `start` on (None: all). `read` brings the values, or the codes that
+    stand for all of them; it may run in any thread."""
 
     name: str
     num_bytes: int
-    read: Callable[[], torch.Tensor]
+    read: Callable[[], torch.Tensor | GroupedMatrix]
     start: int | None = None
 
 

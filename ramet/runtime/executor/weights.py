@@ -12,15 +12,16 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from ramet.errors import ConfigError, InvalidRequest
+from ramet.errors import InvalidRequest
 from ramet.log import get_logger
 from ramet.runtime.config import ModelConfig
 from ramet.runtime.executor.dummy_weights import fill_randomly
-from ramet.runtime.executor.gguf_weights import GgufSource
-from ramet.runtime.executor.safetensors_weights import SafetensorsSource
 from ramet.runtime.executor.weight_source import Piece, WeightSource
+from ramet.runtime.executor.weight_storage import open_weights
+from ramet.runtime.layers.linear import Storage
+from ramet.runtime.layers.quantized_weight import GroupedMatrix, QuantizedSlot
 from ramet.runtime.layers.rank_group import RankGroup
-from ramet.runtime.layers.weight_slot import WeightSlot
+from ramet.runtime.layers.weight_slot import Slot
 from ramet.runtime.model_files import ModelFiles
 from ramet.runtime.model_spec import ModelSpec
 from ramet.runtime.models.hf_config import model_spec
@@ -30,7 +31,6 @@ from ramet.runtime.plan import ModelInfo
 
 MAX_THREADS = 8
 NAMED_IN_ERRORS = 4
-FORMAT_FILES = {"safetensors": "huggingface", "gguf": "gguf"}
 
 logger = get_logger(__name__)
 
@@ -48,16 +48,17 @@ def load_model(
     """Build the model, or the part of it that this rank has, and fill it. Raises Unsupported or ConfigError for its config, InvalidRequest
     for a checkpoint that does not fit it, ModelNotFound for missing files."""
     spec = model_spec(files, overrides=config.json_model_override_args, context_length=config.context_length)
+    weights = open_weights(config, files, spec, torch.device(device))
     with torch.no_grad():
-        model = Transformer(spec, dtype=dtype, device=torch.device(device), ranks=ranks).eval()
-        if config.load_format == "dummy":
+        model = Transformer(spec, dtype=dtype, device=torch.device(device), ranks=ranks, storage=weights.storage).eval()
+        if weights.source is None:
             fill_randomly(model, config.random_seed)
         else:
-            fill(model.slots(), _source(config, files, spec), files, spec)
-    return LoadedModel(model, _info(config, model, files, dtype), spec)
+            fill(model.slots(), weights.source, files, spec)
+    return LoadedModel(model, _info(config, model, files, dtype, weights.storage), spec)
 
 
-def fill(slots: Mapping[str, WeightSlot], source: WeightSource, files: ModelFiles, spec: ModelSpec) -> None:
+def fill(slots: Mapping[str, Slot], source: WeightSource, files: ModelFiles, spec: ModelSpec) -> None:
     """Check the checkpoint's names and shapes against the slots, then stream every tensor into its slot, in threads, with progress."""
     check_fit({name: slot.shape for name, slot in slots.items()}, source.shapes(), files, spec)
     pieces = list(source.pieces({name: slot.region for name, slot in slots.items()}))
@@ -65,6 +66,10 @@ def fill(slots: Mapping[str, WeightSlot], source: WeightSource, files: ModelFile
     @torch.no_grad()
     def place(piece: Piece) -> int:
         slot, values = slots[piece.name], piece.read()
+        if isinstance(values, GroupedMatrix) and isinstance(slot, QuantizedSlot):
+            slot.take(values)
+            return piece.num_bytes
+        values = values.dequantise() if isinstance(values, GroupedMatrix) else values
         if piece.start is None:
             slot.fill(values, add_offset=not source.adds_norm_offset)
         else:
@@ -100,21 +105,16 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
 
 
-def _source(config: ModelConfig, files: ModelFiles, spec: ModelSpec) -> WeightSource:
-    if config.load_format != "auto" and FORMAT_FILES[config.load_format] != files.format:
-        raise ConfigError(f"load_format={config.load_format} does not fit {files.path}, which is {files.format}", param="load_format")
-    return GgufSource(files, spec) if files.format == "gguf" else SafetensorsSource(files)
-
-
-def _info(config: ModelConfig, model: Transformer, files: ModelFiles, dtype: torch.dtype) -> ModelInfo:
+def _info(config: ModelConfig, model: Transformer, files: ModelFiles, dtype: torch.dtype, storage: Storage | None) -> ModelInfo:
     """Of the whole model, also where only a part of it is here."""
-    outline = model if model.ranks is None else Transformer(model.spec, dtype=dtype, device=torch.device("meta"))
-    parameters = list(outline.parameters())
+    here, nowhere = model.ranks is None, torch.device("meta")
+    stored = model if here else Transformer(model.spec, dtype=dtype, device=nowhere, storage=storage)
+    numbers = stored if storage is None else Transformer(model.spec, dtype=dtype, device=nowhere)
     return model_info(
         model.spec,
         name=config.served_model_name or files.name,
-        num_parameters=sum(p.numel() for p in parameters),
-        weight_bytes=sum(p.nbytes for p in parameters),
+        num_parameters=sum(p.numel() for p in numbers.parameters()),
+        weight_bytes=sum(p.nbytes for p in stored.parameters()),
         dtype=str(dtype).removeprefix("torch."),
         kv_dtype=config.kv_cache_dtype,
     )

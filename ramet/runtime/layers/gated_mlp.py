@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ramet.runtime.layers.linear import Linear, LinearPart, LinearShape
+from ramet.runtime.layers.linear import Linear, LinearPart, LinearShape, Storage
 from ramet.runtime.layers.rank_group import RankGroup
-from ramet.runtime.layers.weight_slot import WeightSlot
+from ramet.runtime.layers.weight_slot import Slot
 from ramet.runtime.model_shard import ModelShard, shifted
 from ramet.runtime.model_spec import Activation
 
@@ -18,12 +18,21 @@ from ramet.runtime.model_spec import Activation
 class GatedMLP(nn.Module):
     """[T, hidden] → [T, hidden]; gate and up are one matrix. A rank has its share of the inner features."""
 
-    def __init__(self, shard: ModelShard, *, dtype: torch.dtype, device: torch.device, ranks: RankGroup | None = None) -> None:
+    def __init__(
+        self,
+        shard: ModelShard,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        ranks: RankGroup | None = None,
+        storage: Storage | None = None,
+    ) -> None:
         super().__init__()
         spec, hidden = shard.spec, shard.spec.hidden_size
         down = LinearShape(spec.intermediate_size, (LinearPart.whole("down_proj", hidden),), shard.inner, spec.mlp_bias)
-        self.gate_up = Linear(LinearShape(hidden, _gate_up(shard), range(hidden), spec.mlp_bias), dtype=dtype, device=device)
-        self.down = Linear(down, dtype=dtype, device=device, ranks=ranks)
+        gate_up = LinearShape(hidden, _gate_up(shard), range(hidden), spec.mlp_bias)
+        self.gate_up = Linear(gate_up, dtype=dtype, device=device, storage=storage)
+        self.down = Linear(down, dtype=dtype, device=device, ranks=ranks, storage=storage)
         self.activation = activation_of(spec.activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -31,7 +40,7 @@ class GatedMLP(nn.Module):
         out: torch.Tensor = self.down(self.activation(gate).mul_(up))
         return out
 
-    def slots(self) -> dict[str, WeightSlot]:
+    def slots(self) -> dict[str, Slot]:
         return {**self.gate_up.slots(), **self.down.slots()}
 
 

@@ -138,6 +138,27 @@ class QuantizedWeight(nn.Module):
                 raise Unsupported("matrices that read the same inputs sort them differently; load them with --quantization none")
 
 
+@dataclass(frozen=True, slots=True)
+class QuantizedSlot:
+    """Rows of a quantised weight, from `first_row` on. Numbers are rounded as they arrive, so that a model never is in memory unrounded."""
+
+    weight: QuantizedWeight
+    first_row: int
+    shape: tuple[int, ...]
+    region: Region
+
+    def fill(self, source: torch.Tensor, *, add_offset: bool = True) -> None:
+        self.fill_rows(0, source)
+
+    def fill_rows(self, start: int, source: torch.Tensor) -> None:
+        values = source.to(self.weight.codes.device)
+        self.weight.store(self.first_row + start, quantise(values, self.weight.scheme))
+
+    def take(self, matrix: GroupedMatrix) -> None:
+        """The whole region as a checkpoint has it."""
+        self.weight.store(self.first_row, matrix)
+
+
 def pack(codes: torch.Tensor) -> torch.Tensor:
     """[N, K] codes 0…15 → [N, K/2] bytes."""
     runs = codes.view(len(codes), -1, 2, PAIR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -24,6 +25,22 @@ class Region:
 WHOLE = Region()
 
 
+class Slot(Protocol):
+    """Where the `region` of a checkpoint's tensor of `shape` goes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def region(self) -> Region: ...
+
+    def fill(self, source: torch.Tensor, *, add_offset: bool = True) -> None:
+        """Copy the whole region, on any device and of any dtype."""
+
+    def fill_rows(self, start: int, source: torch.Tensor) -> None:
+        """Copy rows start … start+len(source)-1 of the region: large tensors arrive in pieces."""
+
+
 @dataclass(frozen=True, slots=True)
 class WeightSlot:
     """`target` is filled from the `region` of a tensor of `shape`, or from whole rows of that; a shorter shape is broadcast over the
@@ -35,13 +52,12 @@ class WeightSlot:
     region: Region = WHOLE
 
     def fill(self, source: torch.Tensor, *, add_offset: bool = True) -> None:
-        """Copy the whole region, on any device and of any dtype."""
+        """See `Slot`, as for the next."""
         self.target.copy_(source)
         if add_offset and self.offset:
             self.target.add_(self.offset)
 
     def fill_rows(self, start: int, source: torch.Tensor) -> None:
-        """Copy rows start … start+len(source)-1 of the region: large tensors arrive in pieces."""
         self.target[start : start + source.shape[0]].copy_(source)
 
 

@@ -45,6 +45,8 @@ READ = frozenset(
         "dtype",
         "torch_dtype",
         "eos_token_id",
+        "quantization_config",
+        "compression_config",
     }
 )
 """Keys that the spec is made of."""
@@ -92,8 +94,6 @@ HARMLESS = frozenset(
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "rope_interleaved": (False, None),
     "use_bidirectional_attention": (False, None),
-    "quantization_config": (None,),
-    "compression_config": (None,),
     "num_experts": (None, 0),
     "num_local_experts": (None, 0),
     "n_routed_experts": (None, 0),

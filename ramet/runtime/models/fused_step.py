@@ -17,9 +17,9 @@ from ramet.runtime.attention.attention_backend import ForwardBatch
 from ramet.runtime.attention.triton_backend import Angles, TritonAttention
 from ramet.runtime.kernels.gpu.elementwise import add_rms_norm, gated_activation
 from ramet.runtime.kernels.gpu.skinny_linear import fits, skinny_linear
-from ramet.runtime.layers.linear import Linear
 from ramet.runtime.layers.rms_norm import RMSNorm
 from ramet.runtime.layers.rotary import Rotary
+from ramet.runtime.models.matrix_products import is_skinny, product, skinny_product
 from ramet.runtime.models.transformer import Attention, DecoderLayer, Transformer
 
 MANY_TOKENS = 1024
@@ -70,32 +70,33 @@ class FusedStep:
         """Updates `hidden` in place, and returns with it what the MLP adds, for the next norm to add. `wanted`: only these tokens go on
         behind the attention."""
         x = _norm(layer.attention_norm, hidden, delta)
-        attended = self._attend(layer.attention, _linear(layer.attention.qkv, x), angles)
+        attended = self._attend(layer.attention, product(layer.attention.qkv, x), angles)
         if wanted is not None:
             hidden, attended = hidden.index_select(0, wanted), attended.index_select(0, wanted)
         output = layer.attention.output
-        if len(hidden) >= MANY_TOKENS and output.bias is None and layer.attention_post_norm is None and self._model.ranks is None:
+        plain = output.quantized is None and output.bias is None and layer.attention_post_norm is None
+        if len(hidden) >= MANY_TOKENS and plain and self._model.ranks is None:
             torch.addmm(hidden, attended, output.weight.t(), out=hidden)
             x = _norm(layer.mlp_norm, hidden, None)
         else:
-            x = _norm(layer.mlp_norm, hidden, _post(layer.attention_post_norm, output.combine(_linear(output, attended))))
-        inner = gated_activation(_linear(layer.mlp.gate_up, x), self._activation)
-        delta = layer.mlp.down.combine(_linear(layer.mlp.down, inner))
+            x = _norm(layer.mlp_norm, hidden, _post(layer.attention_post_norm, output.combine(product(output, attended))))
+        inner = gated_activation(product(layer.mlp.gate_up, x), self._activation)
+        delta = layer.mlp.down.combine(product(layer.mlp.down, inner))
         return hidden, _post(layer.mlp_post_norm, delta)
 
     def _is_skinny(self, layer: DecoderLayer, num_tokens: int) -> bool:
         linears = (layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down)
         alone = self._model.ranks is None and layer.attention_post_norm is None  # nothing happens to what is added to `hidden`
-        return alone and all(fits(linear.weight, num_tokens) for linear in linears)
+        return alone and all(is_skinny(linear, num_tokens, layer.attention_norm.weight.dtype) for linear in linears)
 
     def _skinny_layer(self, layer: DecoderLayer, hidden: torch.Tensor, angles: list[Angles]) -> None:
         attention, mlp = layer.attention, layer.mlp
         x = _norm(layer.attention_norm, hidden, None)
-        attended = self._attend(attention, skinny_linear(x, attention.qkv.weight, bias=attention.qkv.bias), angles)
-        skinny_linear(attended, attention.output.weight, bias=attention.output.bias, add_to=hidden)
+        attended = self._attend(attention, skinny_product(attention.qkv, x), angles)
+        skinny_product(attention.output, attended, add_to=hidden)
         x = _norm(layer.mlp_norm, hidden, None)
-        inner = gated_activation(skinny_linear(x, mlp.gate_up.weight, bias=mlp.gate_up.bias), self._activation)
-        skinny_linear(inner, mlp.down.weight, bias=mlp.down.bias, add_to=hidden)
+        inner = gated_activation(skinny_product(mlp.gate_up, x), self._activation)
+        skinny_product(mlp.down, inner, add_to=hidden)
 
     def _attend(self, attention: Attention, qkv: torch.Tensor, angles: list[Angles]) -> torch.Tensor:
         heads = qkv.view(qkv.shape[0], -1, attention.head_dim)
@@ -125,12 +126,6 @@ def _float_product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | No
         return torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
     logits = F.linear(x, weight).float()
     return logits if out is None else out.copy_(logits)
-
-
-def _linear(linear: Linear, x: torch.Tensor) -> torch.Tensor:
-    if x.shape[0] and fits(linear.weight, x.shape[0]):
-        return skinny_linear(x, linear.weight, bias=linear.bias)
-    return F.linear(x, linear.weight, linear.bias)
 
 
 def _norm(norm: RMSNorm, hidden: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:

@@ -12,6 +12,7 @@ from ramet.runtime.model_files import ModelFiles, generation_defaults, read_json
 from ramet.runtime.model_spec import Activation, LayerSpec, ModelSpec
 from ramet.runtime.models.config_keys import HARMLESS, ONLY, READ
 from ramet.runtime.models.gguf_config import gguf_config
+from ramet.runtime.models.quantization_config import checkpoint_format
 from ramet.runtime.models.registry import Family, family_of
 from ramet.runtime.models.rope_config import extended_context_len, read_rope
 
@@ -34,8 +35,11 @@ def model_spec(files: ModelFiles, *, overrides: str = "{}", context_length: int 
 
 
 def read_config(files: ModelFiles) -> dict[str, Any]:
-    """config.json, or a GGUF file's metadata in config.json's words."""
-    return gguf_config(files.path) if files.format == "gguf" else read_json(files.path / "config.json")
+    """config.json, or a GGUF file's metadata in config.json's words. Early GPTQ checkpoints say how they were made in a file beside it."""
+    if files.format == "gguf":
+        return gguf_config(files.path)
+    config, beside = read_json(files.path / "config.json"), read_json(files.path / "quantize_config.json", missing_ok=True)
+    return {"quantization_config": {"quant_method": "gptq", **beside}, **config} if beside else config
 
 
 def merge(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +86,7 @@ def spec_of_config(given: Mapping[str, Any], context_length: int | None = None) 
         fused_checkpoint=family.fused_checkpoint,
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
         eos_token_ids=_token_ids(config.get("eos_token_id")),
+        checkpoint=checkpoint_format(config),
     )
 
 

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardBatch
 from ramet.runtime.layers.embedding import Embedding
 from ramet.runtime.layers.gated_mlp import GatedMLP
-from ramet.runtime.layers.linear import Linear, LinearPart, LinearShape
+from ramet.runtime.layers.linear import Linear, LinearPart, LinearShape, Storage, storage_under
 from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.layers.rms_norm import HeadNorm, RMSNorm
 from ramet.runtime.layers.rotary import Rotary, Rotation, rotate
-from ramet.runtime.layers.weight_slot import WeightSlot
+from ramet.runtime.layers.weight_slot import Slot
 from ramet.runtime.model_shard import ModelShard, divide, shifted, times
 from ramet.runtime.model_spec import ModelSpec, RopeSpec
 
@@ -28,7 +28,16 @@ from ramet.runtime.model_spec import ModelSpec, RopeSpec
 class Transformer(nn.Module):
     """The whole model, or with `ranks` this rank's part of it (`model_shard`). Parameters are empty until a loader fills `slots()`."""
 
-    def __init__(self, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, ranks: RankGroup | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        ranks: RankGroup | None = None,
+        storage: Storage | None = None,
+    ) -> None:
+        """`storage`: which matrices of the layers are kept in fewer bits."""
         super().__init__()
         self.spec, self.ranks = spec, ranks
         self.shard = shard = divide(spec, 0, 1) if ranks is None else divide(spec, ranks.rank, ranks.size)
@@ -43,7 +52,10 @@ class Transformer(nn.Module):
         )
         ropes = tuple(dict.fromkeys(layer.rope for layer in spec.layers if layer.rope is not None))
         self.rotaries = nn.ModuleList(Rotary(rope, dtype=dtype, device=device) for rope in ropes)
-        self.layers = nn.ModuleList(DecoderLayer(shard, i, ropes, dtype=dtype, device=device, ranks=ranks) for i in range(spec.num_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(shard, i, ropes, dtype=dtype, device=device, ranks=ranks, storage=storage_under(storage, f"model.layers.{i}."))
+            for i in range(spec.num_layers)
+        )
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, offset=spec.norm_offset, dtype=dtype, device=device)
         head = LinearShape(spec.hidden_size, (LinearPart("lm_head", spec.vocab_size, (shard.vocab,)),), range(spec.hidden_size))
         self.head = None if spec.tied_embeddings else Linear(head, dtype=dtype, device=device)
@@ -72,9 +84,12 @@ class Transformer(nn.Module):
         whole.view(num_rows, self.ranks.size, share).copy_(self.ranks.all_gather(logits).transpose(0, 1))
         return whole
 
-    def slots(self) -> dict[str, WeightSlot]:
+    def slots(self) -> dict[str, Slot]:
         """Every tensor that a checkpoint must bring, by its name there."""
-        found = {"model.embed_tokens.weight": self.embed.slots()["weight"], "model.norm.weight": self.norm.slots()["weight"]}
+        found: dict[str, Slot] = {
+            "model.embed_tokens.weight": self.embed.slots()["weight"],
+            "model.norm.weight": self.norm.slots()["weight"],
+        }
         if self.head is not None:
             found |= self.head.slots()
         for index, layer in enumerate(self.layers):
@@ -95,6 +110,7 @@ class DecoderLayer(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         ranks: RankGroup | None = None,
+        storage: Storage | None = None,
     ) -> None:
         super().__init__()
         spec = shard.spec
@@ -105,8 +121,9 @@ class DecoderLayer(nn.Module):
         self.attention_norm, self.mlp_norm = norm(), norm()
         self.attention_post_norm = norm() if spec.sandwich_norms else None
         self.mlp_post_norm = norm() if spec.sandwich_norms else None
-        self.attention = Attention(shard, index, ropes, dtype=dtype, device=device, ranks=ranks)
-        self.mlp = GatedMLP(shard, dtype=dtype, device=device, ranks=ranks)
+        in_attention, in_mlp = storage_under(storage, "self_attn."), storage_under(storage, "mlp.")
+        self.attention = Attention(shard, index, ropes, dtype=dtype, device=device, ranks=ranks, storage=in_attention)
+        self.mlp = GatedMLP(shard, dtype=dtype, device=device, ranks=ranks, storage=in_mlp)
 
     def forward(self, hidden: torch.Tensor, rotations: list[Rotation], backend: AttentionBackend) -> torch.Tensor:
         """[T, hidden] → the same tensor, updated in place."""
@@ -116,8 +133,8 @@ class DecoderLayer(nn.Module):
         hidden += out if self.mlp_post_norm is None else self.mlp_post_norm(out)
         return hidden
 
-    def slots(self) -> dict[str, WeightSlot]:
-        found = {f"self_attn.{name}": slot for name, slot in self.attention.slots().items()}
+    def slots(self) -> dict[str, Slot]:
+        found: dict[str, Slot] = {f"self_attn.{name}": slot for name, slot in self.attention.slots().items()}
         found |= {f"mlp.{name}": slot for name, slot in self.mlp.slots().items()}
         norms = {"input_layernorm": self.attention_norm, "post_attention_layernorm": self.mlp_norm}
         if self.attention_post_norm is not None and self.mlp_post_norm is not None:
@@ -143,6 +160,7 @@ class Attention(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         ranks: RankGroup | None = None,
+        storage: Storage | None = None,
     ) -> None:
         super().__init__()
         spec = shard.local
@@ -152,11 +170,11 @@ class Attention(nn.Module):
         rope = spec.layers[index].rope
         self.rotation = None if rope is None else ropes.index(rope)
         qkv = LinearShape(spec.hidden_size, _qkv(shard), range(spec.hidden_size), spec.qkv_bias)
-        self.qkv = Linear(qkv, dtype=dtype, device=device)
+        self.qkv = Linear(qkv, dtype=dtype, device=device, storage=storage)
         inputs = shard.spec.num_heads * spec.head_dim
         heads = times(shard.heads, spec.head_dim)
         out = LinearShape(inputs, (LinearPart.whole("o_proj", spec.hidden_size),), heads, spec.output_bias)
-        self.output = Linear(out, dtype=dtype, device=device, ranks=ranks)
+        self.output = Linear(out, dtype=dtype, device=device, ranks=ranks, storage=storage)
         self.head_norm = (
             HeadNorm(spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.norm_eps, offset=spec.norm_offset, dtype=dtype, device=device)
             if spec.qk_norm
@@ -176,7 +194,7 @@ class Attention(nn.Module):
         out: torch.Tensor = self.output(attended.reshape(x.shape[0], -1))
         return out
 
-    def slots(self) -> dict[str, WeightSlot]:
+    def slots(self) -> dict[str, Slot]:
         norms = {} if self.head_norm is None else self.head_norm.slots()
         return {**self.qkv.slots(), **self.output.slots(), **norms}
 

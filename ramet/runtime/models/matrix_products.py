@@ -1,0 +1,61 @@
+"""Which kernel multiplies tokens with a linear layer's matrix on a GPU, by how the matrix is kept and how many tokens there are."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from ramet.runtime.kernels.gpu.quantized_linear import MAX_TOKENS, Codes, covers, dequantise, few_tokens_linear, fp8_linear
+from ramet.runtime.kernels.gpu.skinny_linear import MAX_TOKENS as FEW
+from ramet.runtime.kernels.gpu.skinny_linear import fits, skinny_linear
+from ramet.runtime.layers.linear import Linear
+from ramet.runtime.layers.quantized_weight import QuantizedWeight
+
+FP8_CAPABILITY = (8, 9)
+"""From here on a GPU multiplies fp8 numbers."""
+
+
+def product(linear: Linear, x: torch.Tensor) -> torch.Tensor:
+    """x Wᵀ + b as it is on this rank, for any number of tokens."""
+    if linear.quantized is not None:
+        return quantized_product(linear.quantized, x, linear.bias)
+    if x.shape[0] and fits(linear.weight, x.shape[0]):
+        return skinny_linear(x, linear.weight, bias=linear.bias)
+    return F.linear(x, linear.weight, linear.bias)
+
+
+def is_skinny(linear: Linear, num_tokens: int, dtype: torch.dtype) -> bool:
+    """Whether `skinny_product` computes it."""
+    if linear.quantized is None:
+        return fits(linear.weight, num_tokens)
+    return num_tokens <= FEW and covers(codes_of(linear.quantized), dtype)
+
+
+def skinny_product(linear: Linear, x: torch.Tensor, *, add_to: torch.Tensor | None = None) -> torch.Tensor:
+    """x Wᵀ + b of a few tokens; `add_to` is updated in place and returned."""
+    if linear.quantized is None:
+        return skinny_linear(x, linear.weight, bias=linear.bias, add_to=add_to)
+    weight = linear.quantized
+    return few_tokens_linear(weight.ordered(x), codes_of(weight), bias=linear.bias, add_to=add_to)
+
+
+def quantized_product(weight: QuantizedWeight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """See `kernels/gpu/quantized_linear.py`; shapes and types that its kernels do not cover go through the whole matrix in torch."""
+    codes, num_tokens = codes_of(weight), x.shape[0]
+    if not num_tokens or not covers(codes, x.dtype):
+        return weight.linear(x, bias)
+    x = weight.ordered(x)
+    if codes.kind == 0 and codes.group == codes.num_columns and num_tokens > FEW and _multiplies_fp8(x.device):
+        out = fp8_linear(x, codes)
+        return out if bias is None else out.add_(bias)
+    if num_tokens <= MAX_TOKENS:
+        return few_tokens_linear(x, codes, bias=bias)
+    return F.linear(x, dequantise(codes, x.dtype), bias)
+
+
+def codes_of(weight: QuantizedWeight) -> Codes:
+    return Codes(weight.codes, weight.scales, weight.zeros, weight.num_columns)
+
+
+def _multiplies_fp8(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
