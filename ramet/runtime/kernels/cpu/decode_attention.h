@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 #include <vector>
+#include "aligned.h"
 #include "kv.h"
 #include "linear.h"
 #include "schedule.h"
@@ -23,8 +24,8 @@ struct Shape {
 
 // Per-thread buffers. A row is one head of one query; rows of a KV head lie together.
 struct DecodeScratch {
-  std::vector<float> q, s, total;  // [rows, head_dim], [rows, kSegment], [rows]
-  std::vector<int64_t> places;     // of the segment's slots in the pool, in elements
+  Aligned<float> q, s, total;   // [rows, head_dim], [rows, kSegment], [rows]
+  std::vector<int64_t> places;  // of the segment's slots in the pool, in elements
   void resize(const Shape& shape) {
     const size_t rows = size_t(kSharers) * shape.heads;
     q.resize(rows * shape.head_dim), s.resize(rows * kSegment), total.resize(rows);

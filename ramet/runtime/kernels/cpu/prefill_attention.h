@@ -7,6 +7,8 @@
 namespace ramet {
 
 constexpr int kKeys = 64;  // keys of a tile
+constexpr float kLog2E = 1.44269504088896341f;  // scores are kept in powers of two
+constexpr float kNever = -1e30f;                // the score of a key that a query does not see
 
 // c[rows, n] (=|+=) a[rows, depth] b[depth, n], n a multiple of 16; six rows at a time (a short last group repeats its last row).
 template <bool ADD>
@@ -43,11 +45,12 @@ inline void small_gemm(const float* a, int lda, const float* b, int ldb, float* 
 
 // Per-thread buffers; rows = kQueries · G.
 struct PrefillScratch {
-  std::vector<float> q, k, v, s, o, m, l;
+  Aligned<float> q, k, v, s, o, m, l, top, total;  // m and l: each row's maximum and sum so far; top and total: the tile's
   std::vector<int64_t> places;  // of the unit's keys in the pool, in elements
   void resize(const Shape& shape) {
     const size_t rows = size_t(kQueries) * shape.group(), d = shape.head_dim;
     q.resize(rows * d), o.resize(rows * d), s.resize(rows * kKeys), m.resize(rows), l.resize(rows);
+    top.resize(rows), total.resize(rows);
     k.resize(d * kKeys), v.resize(kKeys * d);
   }
 };
@@ -68,7 +71,7 @@ struct PrefillAttention {
     batch.find_places(u.row, 0, u.num_keys, shape.slot(), int64_t(u.kv_head) * d, t.places.data());
     load_queries(u, t, rows);
     std::fill_n(t.o.begin(), rows * d, 0.0f);
-    std::fill_n(t.m.begin(), rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(t.m.begin(), rows, kNever);
     std::fill_n(t.l.begin(), rows, 0.0f);
     for (int key = 0; key < u.num_keys; key += kKeys) {
       const int count = std::min(kKeys, u.num_keys - key);
@@ -83,7 +86,7 @@ struct PrefillAttention {
  private:
   void load_queries(const PrefillUnit& u, PrefillScratch& t, int rows) const {
     const int g = shape.group(), d = shape.head_dim;
-    for (int r = 0; r < rows; ++r) put_scaled(query + (u.query + r / g) * query_stride + (u.kv_head * g + r % g) * d, shape.scale, d, &t.q[r * d]);
+    for (int r = 0; r < rows; ++r) put_scaled(query + (u.query + r / g) * query_stride + (u.kv_head * g + r % g) * d, shape.scale * kLog2E, d, &t.q[r * d]);
   }
 
   void load_keys(const int64_t* places, int count, PrefillScratch& t) const {
@@ -105,35 +108,44 @@ struct PrefillAttention {
     }
   }
 
-  // Scores → probabilities of this tile; rescales what earlier tiles brought.
+  // Scores → probabilities of this tile; rescales what earlier tiles brought. In passes over all rows, since one row's steps wait for each
+  // other: from maximum to exponentials to sum.
   void softmax_tile(const PrefillUnit& u, int key, int count, PrefillScratch& t, int rows) const {
     const int g = shape.group(), d = shape.head_dim;
     for (int r = 0; r < rows; ++r) {
       float* s = &t.s[r * kKeys];
-      const int visible = std::min<int64_t>(count, batch.positions[u.query + r / g] + 1 - key);
-      const int width = std::max(0, visible);
-      std::fill(s + width, s + kKeys, -std::numeric_limits<float>::infinity());
-      __m256 top = _mm256_loadu_ps(s);
-      for (int j = 8; j < kKeys; j += 8) top = _mm256_max_ps(top, _mm256_loadu_ps(s + j));
-      const float before = t.m[r], now = std::max(before, max_of(top));
-      if (width == 0 || now == -std::numeric_limits<float>::infinity()) {
-        std::fill(s, s + kKeys, 0.0f);
-        continue;
-      }
-      const __m256 shift = _mm256_set1_ps(now);
-      for (int j = 0; j < kKeys; j += 8) _mm256_storeu_ps(s + j, exp8(_mm256_sub_ps(_mm256_loadu_ps(s + j), shift)));
-      std::fill(s + width, s + kKeys, 0.0f);
-      __m256 total = _mm256_setzero_ps();
-      for (int j = 0; j < kKeys; j += 8) total = _mm256_add_ps(total, _mm256_loadu_ps(s + j));
-      const float keep = std::exp(before - now);
-      t.m[r] = now;
-      t.l[r] = t.l[r] * keep + sum_of(total);
-      if (keep != 1.0f)
-        for (int i = 0; i < d; i += 8) {
-          float* o = &t.o[r * d + i];
-          _mm256_storeu_ps(o, _mm256_mul_ps(_mm256_loadu_ps(o), _mm256_set1_ps(keep)));
-        }
+      const int visible = int(std::clamp<int64_t>(batch.positions[u.query + r / g] + 1 - key, 0, count));
+      if (visible < kKeys) std::fill(s + visible, s + kKeys, kNever);
+      t.top[r] = std::max(t.m[r], largest(s));
     }
+    for (int r = 0; r < rows; ++r) t.total[r] = exponentials(&t.s[r * kKeys], t.top[r]);
+    for (int r = 0; r < rows; ++r) {
+      if (t.top[r] != t.m[r]) {
+        const float keep = std::exp2(t.m[r] - t.top[r]);
+        t.m[r] = t.top[r];
+        t.l[r] *= keep;
+        put_scaled(&t.o[r * d], keep, d, &t.o[r * d]);
+      }
+      t.l[r] += t.total[r];
+    }
+  }
+
+  static float largest(const float* s) {
+    __m256 top = _mm256_loadu_ps(s);
+    for (int j = 8; j < kKeys; j += 8) top = _mm256_max_ps(top, _mm256_loadu_ps(s + j));
+    return max_of(top);
+  }
+
+  // s → 2^(s − top), and their sum.
+  static float exponentials(float* s, float top) {
+    const __m256 shift = _mm256_set1_ps(top);
+    __m256 total = _mm256_setzero_ps();
+    for (int j = 0; j < kKeys; j += 8) {
+      const __m256 e = power_of_two8(_mm256_sub_ps(_mm256_loadu_ps(s + j), shift));
+      _mm256_storeu_ps(s + j, e);
+      total = _mm256_add_ps(total, e);
+    }
+    return sum_of(total);
   }
 
   void store(const PrefillUnit& u, const PrefillScratch& t, int rows) const {

@@ -12,7 +12,8 @@
 
 namespace ramet {
 
-constexpr int kQueries = 32;  // of a prefill unit; rows with no more new tokens than this are decoded query by query
+constexpr int kDecoded = 32;  // rows with no more new tokens than this are decoded query by query
+constexpr int kQueries = 64;  // of a prefill unit
 constexpr int kSegment = 128;  // keys of a decode unit
 constexpr int kSharers = 8;  // queries of a decode unit
 
@@ -85,7 +86,7 @@ inline Schedule make_schedule(const Batch& batch, int kv_heads) {
   s.parts.resize(batch.num_tokens);
   for (int r = 0; r < batch.num_rows; ++r) {
     const int begin = batch.query_starts[r], count = batch.query_starts[r + 1] - begin, length = batch.kv_lens[r];
-    if (count > kQueries && !batch.one_by_one) {
+    if (count > kDecoded && !batch.one_by_one) {
       for (int h = 0; h < kv_heads; ++h)
         for (int q = 0; q < count; q += kQueries) {
           const int n = std::min(kQueries, count - q);

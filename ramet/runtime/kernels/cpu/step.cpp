@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include "aligned.h"
 #include "batched_linear.h"
 #include "pool.h"
 #include "prefill_attention.h"
@@ -37,8 +38,8 @@ struct RametModel {
 namespace {
 
 struct Buffers {
-  std::vector<float> x, h, qkv, attention, gate_up, scale, sum, part_out, part_lse;
-  std::vector<int8_t> a;
+  Aligned<float> x, qkv, attention, gate_up, scale, sum, part_out, part_lse;
+  Aligned<int8_t> a;
   LinearRoom room;
   std::vector<PrefillScratch> prefill;
   std::vector<DecodeScratch> decode;
@@ -50,8 +51,8 @@ struct Context {
   explicit Context(int threads) : pool(threads) {}
 };
 
-template <class T>
-void grow(std::vector<T>& v, size_t n) {
+template <class Vector>
+void grow(Vector& v, size_t n) {
   if (v.size() < n) v.resize(n);
 }
 
