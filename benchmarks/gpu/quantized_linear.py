@@ -118,31 +118,12 @@ def main() -> None:
     began = time.monotonic()
     for kind in arguments.kinds:
         if arguments.tune:
-            one = [
-                Tiles(r, d, w, 1)
-                for r, d, w in (
-                    (2, 2048, 4),
-                    (4, 2048, 8),
-                    (4, 1024, 4),
-                    (2, 1024, 4),
-                    (8, 1024, 8),
-                    (1, 2048, 4),
-                    (8, 512, 4),
-                    (4, 2048, 4),
-                )
-            ]
+            one = [Tiles(rows, depth, warps, 1) for rows in (1, 2, 4, 8) for depth in (512, 1024, 2048) for warps in (2, 4)]
             many = [
-                Tiles(r, d, w, s)
-                for r, d, w, s in (
-                    (32, 128, 4, 4),
-                    (64, 128, 4, 4),
-                    (64, 128, 4, 3),
-                    (128, 128, 8, 3),
-                    (128, 128, 4, 3),
-                    (32, 128, 4, 6),
-                    (16, 128, 4, 6),
-                    (64, 128, 8, 4),
-                )
+                Tiles(rows, depth, 4, stages, splits)
+                for rows in (32, 64, 128)
+                for depth, stages in ((128, 4), (256, 3), (512, 2))
+                for splits in (1, 2, 4)
             ]
             for num_tokens in arguments.tune:
                 tune(kind, num_tokens, one if num_tokens == 1 else many)

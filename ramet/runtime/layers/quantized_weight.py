@@ -20,8 +20,10 @@ from ramet.runtime.layers.weight_slot import Region, empty_parameter
 Kind = Literal["fp8", "int8", "int4"]
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
-PAIR = 16
-"""Byte j of 16 holds the 4-bit codes of inputs j (low half) and j + 16 (high half) of a run of 32."""
+RUN = 128
+"""Inputs whose 4-bit codes lie in 16 words of 32 bits: bits 4 i … 4 i + 3 of word j are those of input 16 i + j. So neighbouring words meet
+neighbouring inputs. Matrices whose inputs are no multiple of 128 have runs of 32, in 4 words."""
+SHORT_RUN = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +91,18 @@ def quantise(values: torch.Tensor, scheme: WeightScheme) -> GroupedMatrix:
 
 
 class QuantizedWeight(nn.Module):
-    """[N, K] as codes [N, K] (4 bits: [N, K/2], see PAIR), scales and zeros [N, groups]. Empty until a loader stores rows."""
+    """[N, K] as codes [N, K] (4 bits: [N, K/8] int32, see RUN), scales and zeros [N, groups]. Empty until a loader stores rows."""
 
     def __init__(self, num_rows: int, num_columns: int, scheme: WeightScheme, device: torch.device) -> None:
         super().__init__()
-        unit = scheme.group or (2 * PAIR if scheme.kind == "int4" else 1)
-        if num_columns % unit or (scheme.kind == "int4" and unit % (2 * PAIR)):
+        unit = scheme.group or (SHORT_RUN if scheme.kind == "int4" else 1)
+        if num_columns % unit or (scheme.kind == "int4" and unit % SHORT_RUN):
             raise Unsupported(f"{num_columns} inputs of a matrix do not divide into groups of {unit} for {scheme.kind} weights")
         self.num_rows, self.num_columns, self.scheme = num_rows, num_columns, scheme
-        width = num_columns // 2 if scheme.kind == "int4" else num_columns
+        width = num_columns // 8 if scheme.kind == "int4" else num_columns
         groups = scheme.num_groups(num_columns)
-        self.codes = empty_parameter(num_rows, width, dtype=FP8 if scheme.kind == "fp8" else torch.uint8, device=device)
+        kinds = {"fp8": FP8, "int8": torch.uint8, "int4": torch.int32}
+        self.codes = empty_parameter(num_rows, width, dtype=kinds[scheme.kind], device=device)
         self.scales = empty_parameter(num_rows, groups, dtype=scheme.scale_dtype, device=device)
         self.zeros = None if scheme.kind == "fp8" else empty_parameter(num_rows, groups, dtype=torch.int16, device=device)
         self.order: torch.Tensor | None = None
@@ -160,15 +163,23 @@ class QuantizedSlot:
 
 
 def pack(codes: torch.Tensor) -> torch.Tensor:
-    """[N, K] codes 0…15 → [N, K/2] bytes."""
-    runs = codes.view(len(codes), -1, 2, PAIR)
-    return (runs[:, :, 0] | (runs[:, :, 1] << 4)).view(len(codes), -1)
+    """[N, K] codes 0…15 → [N, K/8] int32."""
+    parts = codes.view(len(codes), -1, 8, _run(codes.shape[1]) // 8).to(torch.int32)
+    words = torch.zeros_like(parts[:, :, 0])
+    for i in range(8):
+        words |= parts[:, :, i] << (4 * i)
+    return words.view(len(codes), -1)
 
 
 def unpack(packed: torch.Tensor) -> torch.Tensor:
     """The inverse of `pack`."""
-    runs = packed.view(len(packed), -1, 1, PAIR)
-    return torch.cat((runs & 15, runs >> 4), 2).view(len(packed), -1)
+    words = packed.view(len(packed), -1, 1, _run(packed.shape[1] * 8) // 8)
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=packed.device)[:, None]
+    return ((words >> shifts) & 15).to(torch.uint8).view(len(packed), -1)
+
+
+def _run(num_columns: int) -> int:
+    return SHORT_RUN if num_columns % RUN else RUN
 
 
 def _scaled(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None) -> torch.Tensor:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ramet.runtime.kernels.gpu.quantized_linear import MAX_TOKENS, Codes, covers, dequantise, few_tokens_linear, fp8_linear
+from ramet.runtime.kernels.gpu.quantized_linear import MAX_TOKENS, Codes, covers, dequantise, few_tokens_linear, fp8_linear, multiplies_fp8
 from ramet.runtime.kernels.gpu.skinny_linear import MAX_TOKENS as FEW
 from ramet.runtime.kernels.gpu.skinny_linear import fits, skinny_linear
 from ramet.runtime.layers.linear import Linear
 from ramet.runtime.layers.quantized_weight import QuantizedWeight
-
-FP8_CAPABILITY = (8, 9)
-"""From here on a GPU multiplies fp8 numbers."""
 
 
 def product(linear: Linear, x: torch.Tensor) -> torch.Tensor:
@@ -45,7 +42,7 @@ def quantized_product(weight: QuantizedWeight, x: torch.Tensor, bias: torch.Tens
     if not num_tokens or not covers(codes, x.dtype):
         return weight.linear(x, bias)
     x = weight.ordered(x)
-    if codes.kind == 0 and codes.group == codes.num_columns and num_tokens > FEW and _multiplies_fp8(x.device):
+    if codes.is_rowwise_fp8 and num_tokens > FEW and multiplies_fp8(x.device):
         out = fp8_linear(x, codes)
         return out if bias is None else out.add_(bias)
     if num_tokens <= MAX_TOKENS:
@@ -55,7 +52,3 @@ def quantized_product(weight: QuantizedWeight, x: torch.Tensor, bias: torch.Tens
 
 def codes_of(weight: QuantizedWeight) -> Codes:
     return Codes(weight.codes, weight.scales, weight.zeros, weight.num_columns)
-
-
-def _multiplies_fp8(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= FP8_CAPABILITY

@@ -126,6 +126,8 @@ def _attend_items(
     d = tl.arange(0, BLOCK_D)
     in_head = d < HEAD_DIM
     q = tl.load(query + token[:, None] * query_stride + head[:, None] * HEAD_DIM + d[None, :], is_query[:, None] & in_head[None, :], 0.0)
+    if keys.dtype.element_ty.primitive_bitwidth == 8:
+        q = q.to(tl.float16)  # to which a GPU widens fp8 by itself
     if HAS_WINDOW:
         start = tl.maximum(start, tl.min(position) - window + 1)
     largest = tl.full([BLOCK_M], -1e30, tl.float32)

@@ -50,6 +50,8 @@ def _attend_tiles(
     in_head = d < HEAD_DIM
     here = (m < num_queries)[:, None] & in_head[None, :]
     q = tl.load(query + (first_token + m)[:, None] * query_stride + head * HEAD_DIM + d[None, :], mask=here, other=0.0)
+    if keys.dtype.element_ty.primitive_bitwidth == 8:
+        q = q.to(tl.float16)  # to which a GPU widens fp8 by itself
     end = first_position + num_queries
     start = 0
     if HAS_WINDOW:

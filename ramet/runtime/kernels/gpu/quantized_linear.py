@@ -1,16 +1,15 @@
 """Products with weights of 8 or 4 bits, which become numbers inside the tile that needs them. Torch: `QuantizedWeight.linear`.
 
-    tokens     1                          vector times matrix at the memory's speed, without the matrix units
-               up to MAX_TOKENS           tiles of codes through the matrix units; what a group's codes sum to is scaled once
-               more, one scale per row    fp8: both sides in 8 bits, activations scaled per token (`fp8_linear`)
-               more                       the whole matrix becomes 16-bit numbers (`dequantise`), then an ordinary product
-
-A code less its zero is a small integer, exact in either 16-bit type, so that a product of codes is that of the torch reference.
+tokens     1                          vector times matrix in float32, without the matrix units
+           up to MAX_TOKENS           tiles of codes through the matrix units; fp8 with one scale per row as fp8 on both sides
+           more, fp8 per row          the library's fp8 product, activations scaled per token (`fp8_linear`)
+           more                       the whole matrix becomes 16-bit numbers (`dequantise`), then an ordinary product
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -21,14 +20,14 @@ from ramet.runtime.kernels.gpu.launch import launch_options
 
 MAX_TOKENS = 128
 SEGMENT = 128
-"""Inputs that a kernel takes at a time; a matrix has a whole number of them."""
-KINDS = {torch.float8_e4m3fn: 0, torch.uint8: 1}
+"""Inputs that a kernel takes at a time; a matrix has a whole number of them. See `quantized_weight.RUN` for how 4-bit codes lie."""
+KINDS = {torch.float8_e4m3fn: 0, torch.uint8: 1, torch.int32: 2}
 FP8_MAX = 448.0
 
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """[N, K] codes (float8 or uint8), or [N, K/2] bytes of two 4-bit ones; scales and zeros [N, groups]."""
+    """[N, K] codes (float8 or uint8), or [N, K/8] words of eight 4-bit ones; scales and zeros [N, groups]."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -47,7 +46,16 @@ class Codes:
     @property
     def kind(self) -> int:
         """0: fp8, 1: 8-bit integers, 2: 4-bit integers."""
-        return 2 if self.codes.shape[1] < self.num_columns else KINDS[self.codes.dtype]
+        return KINDS[self.codes.dtype]
+
+    @property
+    def bytes(self) -> torch.Tensor:
+        """The codes as integers."""
+        return self.codes.view(torch.uint8) if self.kind == 0 else self.codes
+
+    @property
+    def is_rowwise_fp8(self) -> bool:
+        return self.kind == 0 and self.group == self.num_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,7 @@ class Tiles:
     depth: int
     warps: int
     stages: int
+    splits: int = 1  # programs that share the inputs of a row
 
 
 def covers(weight: Codes, dtype: torch.dtype) -> bool:
@@ -75,121 +84,192 @@ def few_tokens_linear(
     add_to: torch.Tensor | None = None,  # [T, N], updated in place and returned
     tiles: Tiles | None = None,
 ) -> torch.Tensor:
-    """x Wᵀ + b, computed in float32."""
-    num_tokens, depth = x.shape
-    num_rows = weight.codes.shape[0]
+    """x Wᵀ + b, summed in float32. Several tokens that meet fp8 weights of one scale per row are rounded to fp8, each with its scale."""
+    num_tokens, num_rows = x.shape[0], weight.codes.shape[0]
     out = add_to if add_to is not None else torch.empty(num_tokens, num_rows, dtype=x.dtype, device=x.device)
-    alone = num_tokens == 1 and weight.group % SEGMENT == 0
-    block_t = 1 if alone else max(16, triton.next_power_of_2(num_tokens))
-    b = tiles or default_tiles(weight, num_tokens, alone)
-    kernel = _one_token if alone else _few_tokens
-    kernel[(triton.cdiv(num_rows, b.rows),)](
-        x, weight.codes, weight.scales, weight.some_zeros, weight.scales if bias is None else bias, out,
-        num_tokens, num_rows, x.stride(0), K=depth, GROUP=weight.group, KIND=weight.kind, BLOCK_T=block_t, BLOCK_N=b.rows, BLOCK_K=b.depth,
-        HAS_BIAS=bias is not None, ADD=add_to is not None, num_warps=b.warps, num_stages=b.stages, **launch_options(x.device),
+    flags = {"HAS_BIAS": bias is not None, "ADD": add_to is not None, **launch_options(x.device)}
+    some_bias, b = weight.scales if bias is None else bias, tiles or default_tiles(weight, num_tokens)
+    if num_tokens == 1 and weight.group >= 32:
+        _one_token[(triton.cdiv(num_rows, b.rows),)](
+            x, weight.bytes, weight.scales, weight.some_zeros, some_bias, out, num_rows, K=weight.num_columns, GROUP=weight.group,
+            KIND=weight.kind, BLOCK_N=b.rows, BLOCK_K=b.depth, num_warps=b.warps, num_stages=b.stages, **flags,
+        )  # fmt: skip
+        return out
+    x, x_scales = quantise_rows(x) if weight.is_rowwise_fp8 and multiplies_fp8(x.device) else (x, weight.scales)
+    partials = out if b.splits == 1 else torch.empty(b.splits, num_tokens, num_rows, dtype=torch.float32, device=x.device)
+    _few_tokens[(triton.cdiv(num_rows, b.rows), b.splits)](
+        x, x_scales, weight.codes, weight.scales, weight.some_zeros, some_bias, out, partials, num_tokens, num_rows, x.stride(0),
+        K=weight.num_columns, GROUP=weight.group, KIND=weight.kind, BLOCK_T=max(16, triton.next_power_of_2(num_tokens)), BLOCK_N=b.rows,
+        BLOCK_K=b.depth, SPLITS=b.splits, num_warps=b.warps, num_stages=b.stages, **flags,
     )  # fmt: skip
+    if b.splits > 1:
+        grid = (triton.cdiv(out.numel(), 1024),)
+        _join[grid](partials, some_bias, out, out.numel(), num_rows, SPLITS=b.splits, BLOCK=1024, num_warps=4, **flags)
     return out
 
 
-def default_tiles(weight: Codes, num_tokens: int, alone: bool) -> Tiles:
+@lru_cache(maxsize=8)
+def multiplies_fp8(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def default_tiles(weight: Codes, num_tokens: int) -> Tiles:
     """What was fastest on an H200 for the layers of an 8B model."""
-    if alone:
-        depth = next(size for size in (2048, 1024, 512, 256, SEGMENT) if weight.num_columns % size == 0)
-        return Tiles(4, depth, 8, 1)
-    depth = min(weight.group, SEGMENT)
-    return Tiles(64, depth, 4, 4) if num_tokens <= 64 else Tiles(128, depth, 8, 3)
+    depth = next(size for size in (2048, 1024, 512, 256, SEGMENT) if weight.num_columns % size == 0)
+    if num_tokens == 1:
+        return Tiles(4 if weight.kind == 2 else 1, depth, 4, 1)
+    splits = next(count for count in (4, 2, 1) if weight.num_columns % (count * SEGMENT) == 0) if len(weight.codes) <= 8192 else 1
+    depth = SEGMENT if weight.group >= SEGMENT or weight.kind == 2 else weight.group
+    return Tiles(64 if num_tokens <= 64 else 128, depth, 4, 4, splits)
+
+
+@triton.jit
+def _widened(codes):
+    """e4m3 codes (as uint8) as float32, 2^-120 of their value: its bits lie the same way, with another bias of the exponent."""
+    bits = codes.to(tl.int32)
+    return (((bits & 0x80) << 24) | ((bits & 0x7F) << 20)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _code(words, NTH: tl.constexpr):
+    """Code NTH of every word as 1 + code / 16, in float32: the code becomes the first bits of the fraction."""
+    bits = words << (19 - 4 * NTH) if NTH <= 4 else words >> (4 * NTH - 19)
+    return ((bits & 0x780000) | 0x3F800000).to(tl.float32, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def _few_tokens(
-    x, codes, scales, zeros, bias, out, num_tokens, num_rows, x_stride,
+    x, x_scales, codes, scales, zeros, bias, out, partials, num_tokens, num_rows, x_stride,
     K: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """Program (n, s) sums share s of the inputs; with several shares `_join` adds them."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.arange(0, BLOCK_T)
     inside = n < num_rows
     row = tl.where(inside, n, 0).to(tl.int64)
     is_token = (t < num_tokens)[None, :]
     x_rows = x + t[None, :].to(tl.int64) * x_stride
+    GROUPS: tl.constexpr = K // GROUP
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-    zero = tl.zeros([BLOCK_N], tl.int16)
-    for begin in range(0, K, BLOCK_K):
-        group = row * (K // GROUP) + begin // GROUP
-        if KIND != 0:
-            zero = tl.load(zeros + group)
+    first = tl.program_id(1) * (K // SPLITS)
+    for step in range(0, K // SPLITS, BLOCK_K):
+        begin = first + step
         if KIND == 2:
-            j = tl.arange(0, BLOCK_K // 2)
-            packed = tl.load(codes + row[:, None] * (K // 2) + begin // 2 + j[None, :], eviction_policy="evict_first")
-            x_at = x_rows + begin + (j // 16 * 32 + j % 16)[:, None]
-            low = ((packed & 15).to(tl.int16) - zero[:, None]).to(x.dtype.element_ty)
-            part = tl.dot(low, tl.load(x_at, mask=is_token, other=0.0))
-            high = ((packed >> 4).to(tl.int16) - zero[:, None]).to(x.dtype.element_ty)
-            part = tl.dot(high, tl.load(x_at + 16, mask=is_token, other=0.0), part)
+            p = tl.arange(0, BLOCK_K // 8)
+            words = tl.load(codes + row[:, None] * (K // 8) + begin // 8 + p[None, :], eviction_policy="evict_first")
+            x_at = x_rows + begin + (p // 16 * 128 + p % 16)[:, None]
+            for i in tl.static_range(8):
+                group = row[:, None] * GROUPS + ((begin + p // 16 * 128 + i * 16) // GROUP)[None, :]
+                scale, zero = tl.load(scales + group).to(tl.float32), tl.load(zeros + group).to(tl.float32)
+                w = _code(words, i) * (16.0 * scale) - (16.0 + zero) * scale
+                acc = tl.dot(w.to(x.dtype.element_ty), tl.load(x_at + i * 16, mask=is_token, other=0.0), acc)
         else:
             k = tl.arange(0, BLOCK_K)
             w = tl.load(codes + row[:, None] * K + begin + k[None, :], eviction_policy="evict_first")
+            here = tl.load(x_rows + begin + k[:, None], mask=is_token, other=0.0)
+            group = row * GROUPS + begin // GROUP
             if KIND == 1:
-                w = w.to(tl.int16) - zero[:, None]
-            part = tl.dot(w.to(x.dtype.element_ty), tl.load(x_rows + begin + k[:, None], mask=is_token, other=0.0))
-        if GROUP < K:
-            part *= tl.load(scales + group).to(tl.float32)[:, None]
-        acc += part
-    if GROUP == K:
+                w = w.to(tl.int16) - tl.load(zeros + group)[:, None]
+            if GROUP < K:
+                acc += tl.dot(w.to(here.dtype), here) * tl.load(scales + group).to(tl.float32)[:, None]
+            else:
+                acc = tl.dot(w.to(here.dtype), here, acc)
+    if KIND != 2 and GROUP == K:
         acc *= tl.load(scales + row).to(tl.float32)[:, None]
-    if HAS_BIAS:
-        acc += tl.load(bias + row)[:, None].to(tl.float32)
-    place = out + t[None, :].to(tl.int64) * num_rows + n[:, None]
+    if x.dtype.element_ty.primitive_bitwidth == 8:
+        acc *= tl.load(x_scales + t, mask=t < num_tokens, other=0.0)[None, :]
+    place = t[None, :].to(tl.int64) * num_rows + n[:, None]
     valid = inside[:, None] & is_token
+    if SPLITS > 1:
+        tl.store(partials + tl.program_id(1) * num_tokens.to(tl.int64) * num_rows + place, acc, mask=valid)
+    else:
+        if HAS_BIAS:
+            acc += tl.load(bias + row)[:, None].to(tl.float32)
+        if ADD:
+            acc += tl.load(out + place, mask=valid, other=0.0).to(tl.float32)
+        tl.store(out + place, acc.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit(do_not_specialize=["size"])
+def _join(
+    partials, bias, out, size, num_rows,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    total = tl.zeros([BLOCK], tl.float32)
+    for s in tl.static_range(SPLITS):
+        total += tl.load(partials + s * size.to(tl.int64) + at, mask=inside, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias + at % num_rows, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        acc += tl.load(place, mask=valid, other=0.0).to(tl.float32)
-    tl.store(place, acc.to(out.dtype.element_ty), mask=valid)
+        total += tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit
 def _one_token(
-    x, codes, scales, zeros, bias, out, num_tokens, num_rows, x_stride,
-    K: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, codes, scales, zeros, bias, out, num_rows,
+    K: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     HAS_BIAS: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """For one token: segments of 128 inputs, each with the scale of the group that it lies in. The first codes are asked for before the
-    kernel before this one has ended, since weights depend on nobody."""
-    SEGMENTS: tl.constexpr = BLOCK_K // 128
-    BYTES: tl.constexpr = 64 if KIND == 2 else 128
+    """Runs of 128 inputs, each summed and then scaled. The first codes are asked for before the kernel before this one has ended, since
+    weights depend on nobody."""
+    RUNS: tl.constexpr = BLOCK_K // 128
+    WIDTH: tl.constexpr = 16 if KIND == 2 else 128  # words or bytes of a run
+    GROUPS: tl.constexpr = K // GROUP
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    s, j = tl.arange(0, SEGMENTS), tl.arange(0, BYTES)
+    s, j = tl.arange(0, RUNS), tl.arange(0, WIDTH)
     inside = n < num_rows
     row = tl.where(inside, n, 0).to(tl.int64)
-    at = codes + row[:, None, None] * (K // 128 * BYTES) + s[None, :, None] * BYTES + j[None, None, :]
+    at = codes + row[:, None, None] * (K // 128 * WIDTH) + s[None, :, None] * WIDTH + j[None, None, :]
     ahead = tl.load(at, eviction_policy="evict_first")
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    acc = tl.zeros([BLOCK_N, SEGMENTS, BYTES], tl.float32)
-    group = row[:, None] * (K // GROUP) + (s * 128 // GROUP)[None, :]
-    inputs = x + s[:, None] * 128 + (j // 16 * 32 + j % 16 if KIND == 2 else j)[None, :]
+    acc = tl.zeros([BLOCK_N, RUNS], tl.float32)
+    inputs = x + s[:, None] * 128 + j[None, :]
+    scale = tl.zeros([BLOCK_N, RUNS], tl.float32)
+    zero = scale
     for begin in range(0, K, BLOCK_K):
         w, following = ahead, begin + BLOCK_K
-        next_at = at + tl.minimum(following, K - BLOCK_K) // 128 * BYTES
-        ahead = tl.load(next_at, eviction_policy="evict_first", mask=following < K, other=0.0)
-        here = tl.load(inputs + begin).to(tl.float32)[None, :, :]
-        if KIND == 0:
-            value = w.to(tl.float32) * here
+        next_at = at + tl.minimum(following, K - BLOCK_K) // 128 * WIDTH
+        ahead = tl.load(next_at, eviction_policy="evict_first", mask=following < K, other=0)
+        group = row[:, None] * GROUPS + ((begin + s * 128) // GROUP)[None, :]
+        if KIND == 2:
+            run = tl.zeros([BLOCK_N, RUNS, WIDTH], tl.float32)
+            for i in tl.static_range(8):
+                own = group if GROUP >= 128 else group + i * 16 // GROUP
+                if i == 0 or i * 16 % GROUP == 0:
+                    scale, zero = tl.load(scales + own).to(tl.float32), tl.load(zeros + own).to(tl.float32)
+                here = tl.load(inputs + begin + i * 16).to(tl.float32)[None, :, :]
+                value = (_code(w, i) * 16.0 - (16.0 + zero)[:, :, None]) * here
+                if GROUP < 128:
+                    acc += tl.sum(value, 2) * scale
+                else:
+                    run += value
+            if GROUP >= 128:
+                acc += tl.sum(run, 2) * scale
         else:
-            zero = tl.load(zeros + group + begin // GROUP).to(tl.float32)[:, :, None]
-            if KIND == 1:
-                value = (w.to(tl.float32) - zero) * here
+            here = tl.load(inputs + begin).to(tl.float32)[None, :, :]
+            if KIND == 0:
+                part = tl.sum(_widened(w) * here, 2)
             else:
-                value = ((w & 15).to(tl.float32) - zero) * here
-                value += ((w >> 4).to(tl.float32) - zero) * tl.load(inputs + begin + 16).to(tl.float32)[None, :, :]
-        if GROUP < K:
-            value *= tl.load(scales + group + begin // GROUP).to(tl.float32)[:, :, None]
-        acc += value
-    total = tl.sum(tl.sum(acc, 2), 1)
-    if GROUP == K:
+                part = tl.sum((w.to(tl.float32) - tl.load(zeros + group).to(tl.float32)[:, :, None]) * here, 2)
+            if GROUP < K:
+                part *= tl.load(scales + group).to(tl.float32)
+            acc += part
+    total = tl.sum(acc, 1)
+    if KIND == 0:
+        total *= 1.329227995784916e36  # 2^120
+    if GROUP == K and KIND != 2:
         total *= tl.load(scales + row).to(tl.float32)
     if HAS_BIAS:
         total += tl.load(bias + row).to(tl.float32)
@@ -220,8 +300,8 @@ def _dequantise(
         gdc_launch_dependents()
         gdc_wait()
     if KIND == 2:
-        byte = tl.load(codes + row * (K // 2) + k // 32 * 16 + k % 16, mask=inside, other=0)
-        value = ((byte >> ((k // 16) % 2 * 4).to(tl.uint8)) & 15).to(tl.float32)
+        word = tl.load(codes + row * (K // 8) + k // 128 * 16 + k % 16, mask=inside, other=0)
+        value = ((word >> (k % 128 // 16 * 4)) & 15).to(tl.float32)
     else:
         value = tl.load(codes + row * K + k, mask=inside, other=0.0).to(tl.float32)
     group = row * (K // GROUP) + k // GROUP
