@@ -89,15 +89,27 @@ class PlanRow(NamedTuple):
         return self.start + len(self.token_ids)
 
 
+class PageMove(NamedTuple):
+    """A copy between the pool and host memory (`HostMemory`): of `pages`, which are those of block `block` from its page number `first` on.
+    To the block where it `saves` (all of its pages then), else from it."""
+
+    saves: bool
+    block: int
+    first: int
+    pages: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
     """One step. Rows of prefill and decode are mixed freely; decode rows have one token (or more, when tokens are forced). A slot has
     several rows where tokens are guessed: each begins where the one before it ends, none but the first may bring a reset or a
-    PENDING_TOKEN, and the next step does not begin with a PENDING_TOKEN for this slot."""
+    PENDING_TOKEN, and the next step does not begin with a PENDING_TOKEN for this slot. `moves` are done first, in this order; a step may
+    have nothing else."""
 
     step: int
     rows: tuple[PlanRow, ...]
     num_masks: int = 0
+    moves: tuple[PageMove, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -122,7 +134,8 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`rows` is parallel to `BatchPlan.rows`. `seconds`: device time of the step."""
+    """`rows` is parallel to `BatchPlan.rows`. `seconds`: device time of the step. `ran`: False for a step that failed, somewhere."""
 
     rows: tuple[RowResult, ...]
     seconds: float = 0.0
+    ran: bool = True

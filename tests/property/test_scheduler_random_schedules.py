@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ramet.runtime.config import MemoryConfig
 from ramet.runtime.executor.fake import FakeModel
 from ramet.runtime.request import FinishKind, KvHint, LogprobParams, Request, SamplingParams
-from tests.runtime.scheduler.drive import Drive
+from tests.runtime.scheduler.drive import Drive, Tier
 
 MODEL = FakeModel(vocab_size=40, context_len=80, eos_probability=0.04)
 STEMS = ((1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 3, 4, 9, 9), (5,) * 20, (6, 7), ())
@@ -76,6 +76,9 @@ SAYINGS = st.lists(
 )
 
 
+TIERS = st.builds(Tier, num_blocks=st.integers(1, 12), block_tokens=st.sampled_from([16, 32]), saves_early=st.booleans())
+
+
 @given(
     arrivals=arrivals(),
     sayings=SAYINGS,
@@ -89,6 +92,9 @@ SAYINGS = st.lists(
     cache=st.booleans(),
     policy=st.sampled_from(["program", "fcfs", "lpm", "dfs-weight", "random", "lof", "priority"]),
     eviction=st.sampled_from(["next-use", "lru", "lfu", "fifo"]),
+    tier=st.one_of(
+        st.none(), st.builds(Tier, num_blocks=st.integers(1, 12), block_tokens=st.sampled_from([16, 32]), saves_early=st.booleans())
+    ),
     ratio=st.sampled_from([0.7, 0.0]),
 )
 @settings(max_examples=150, deadline=None)
@@ -105,6 +111,7 @@ def test_every_schedule_gives_the_models_outputs(
     cache: bool,
     policy: str,
     eviction: str,
+    tier: Tier | None,
     ratio: float,
 ) -> None:
     drive = Drive(
@@ -117,6 +124,7 @@ def test_every_schedule_gives_the_models_outputs(
         schedule_policy=policy,
         priority_scheduling_preemption_threshold=threshold,
         eviction=eviction,
+        tier=replace(tier) if tier is not None else None,
         model=MODEL,
         memory=MemoryConfig(kv_pin_share=share, kv_pin_seconds=6.0),
     )

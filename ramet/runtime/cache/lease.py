@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ramet.runtime.cache.page_allocator import PageAllocator
 from ramet.runtime.cache.radix_tree import Node, Pin, RadixTree, TokenArray
+from ramet.runtime.cache.second_tier import SecondTier
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +47,7 @@ class Cache(Protocol):
     allocator: PageAllocator
     tree: RadixTree
     counters: CacheCounters
+    tier: SecondTier | None  # where evicted KV goes
 
     @property
     def leases(self) -> Collection[Lease]: ...

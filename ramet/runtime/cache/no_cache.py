@@ -8,12 +8,14 @@ from ramet.errors import InternalError
 from ramet.runtime.cache.lease import CacheCounters, Lease
 from ramet.runtime.cache.page_allocator import PageAllocator
 from ramet.runtime.cache.radix_tree import Node, Pin, RadixTree, TokenArray
+from ramet.runtime.cache.second_tier import SecondTier
 
 
 class NoCache:
     """`Cache` whose tree stays empty."""
 
     reuses = False
+    tier: SecondTier | None = None
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.page_size = page_size

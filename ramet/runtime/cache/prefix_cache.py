@@ -9,6 +9,7 @@ from ramet.runtime.cache.eviction import EVICTION_POLICIES, EvictionQueue
 from ramet.runtime.cache.lease import CacheCounters, Lease
 from ramet.runtime.cache.page_allocator import PageAllocator
 from ramet.runtime.cache.radix_tree import Node, Pin, RadixTree, TokenArray
+from ramet.runtime.cache.second_tier import SecondTier
 
 
 class PrefixCache:
@@ -16,13 +17,14 @@ class PrefixCache:
 
     reuses = True
 
-    def __init__(self, num_pages: int, page_size: int, eviction: str = "next-use") -> None:
+    def __init__(self, num_pages: int, page_size: int, eviction: str = "next-use", tier: SecondTier | None = None) -> None:
         self.page_size = page_size
         self.allocator = PageAllocator(num_pages)
         self._obeys_pins = eviction == "next-use"
         self._idle_leaves = EvictionQueue(EVICTION_POLICIES[eviction])
         self.tree = RadixTree(page_size, self._idle_leaves.push)
         self.counters = CacheCounters()
+        self.tier = tier
         self._leases: dict[int, Lease] = {}
 
     @property
@@ -107,7 +109,11 @@ class PrefixCache:
             self.tree.bury(node, owner)
 
     def flush(self) -> None:
+        tier, self.tier = self.tier, None  # what is dropped on purpose is not kept elsewhere
         self._evict(self.tree.num_evictable // self.page_size)
+        self.tier = tier
+        if tier is not None:
+            tier.flush()
 
     def _replace_duplicates(self, lease: Lease, first: int, own: list[int], shared: list[int]) -> int | None:
         duplicates = len(shared)
@@ -125,8 +131,19 @@ class PrefixCache:
             if leaf is None:
                 raise InternalError(f"{num_pages} KV pages are counted as evictable but no leaf of the tree is idle")
             is_pinned = leaf.num_pins > 0
-            freed = self.tree.trim(leaf, num_pages)
+            count = num_pages if self.tier is None else self._save_end(leaf, num_pages, self.tier)
+            freed = self.tree.trim(leaf, count)
             self.allocator.free(freed)
             self.counters.evicted += len(freed) * self.page_size
             self.counters.evicted_pinned += len(freed) * self.page_size * is_pinned
             num_pages -= len(freed)
+
+    def _save_end(self, leaf: Node, num_pages: int, tier: SecondTier) -> int:
+        """Save what is about to be cut off the end of `leaf`, unless nobody will ask for it again. Returns how many pages to cut: down to
+        the border of a block, so that each is saved and lost once."""
+        tokens, pages = self.tree.sequence_to(leaf)
+        begin = len(pages) - len(leaf.pages)
+        keep = max(begin, (len(pages) - num_pages) // tier.block_pages * tier.block_pages)
+        if not leaf.is_dead:
+            tier.save(leaf.namespace, tokens, pages, keep * self.page_size)
+        return len(pages) - keep

@@ -215,6 +215,15 @@ class RadixTree:
         """Pages of the whole sequence that ends at `node`, in order."""
         return self._pages_between(None, node)
 
+    def sequence_to(self, node: Node) -> tuple[TokenArray, list[int]]:
+        """Tokens and pages of the whole sequence that ends at `node`."""
+        keys: list[TokenArray] = []
+        current: Node | None = node
+        while current is not None:
+            keys.append(current.key)
+            current = current.parent
+        return np.concatenate(keys[::-1]), self.pages_to(node)
+
     def nodes(self) -> Iterator[Node]:
         """Every node but the roots; for audits."""
         stack = [child for root in self._roots.values() for child in root.children.values()]

@@ -252,7 +252,7 @@ class Worker:
         for row in plan.rows:
             if self._scheduler.abort(row.request_id):
                 self._failures[row.request_id] = _finish_of(error)
-        self._commit(plan, StepResult(tuple(RowResult() for _ in plan.rows)))
+        self._commit(plan, StepResult(tuple(RowResult() for _ in plan.rows), ran=False))
 
     def _fail_all(self, error: Exception) -> None:
         """The scheduler itself raised: nobody knows whose fault it is."""
@@ -270,7 +270,7 @@ class Worker:
         return output._replace(finish=finish)
 
     def _count_probe_failure(self, plan: BatchPlan, error: Exception) -> None:
-        if all(row.request_id == _PROBE_ID for row in plan.rows):
+        if plan.rows and all(row.request_id == _PROBE_ID for row in plan.rows):
             self._probe_failures += 1
             if self._probe_failures >= _MAX_PROBE_FAILURES:
                 raise InternalError(f"the executor fails even on a request of one token: {error}") from error

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ramet.errors import InternalError
 from ramet.grammar.matcher import Matcher
 from ramet.runtime.executor.executor import PendingResult
-from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, Capacity, ModelInfo, PlanRow, RowResult, RowStart, StepResult, TokenMasks
+from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, Capacity, ModelInfo, PageMove, PlanRow, RowResult, RowStart, StepResult, TokenMasks
 from ramet.runtime.request import GREEDY_TEMPERATURE, LogprobParams, SamplingParams, TokenLogprob
 
 Logits = npt.NDArray[np.float64]
@@ -135,13 +135,39 @@ class FakePending:
         return self.step
 
 
+class FakeHostMemory:
+    """Implements `HostMemory`: a token and its position are the whole of its KV."""
+
+    def __init__(
+        self, num_blocks: int, block_tokens: int, page_size: int, *, fingerprint: str = "fake", is_beside_pool: bool = False
+    ) -> None:
+        self.num_blocks, self.block_pages = num_blocks, block_tokens // page_size
+        self.fingerprint, self.is_beside_pool = fingerprint, is_beside_pool
+        self.bytes_per_second = 1e9
+        self.stored = np.full((num_blocks, 2, block_tokens), -1, dtype=np.int64)
+
+    @property
+    def block_bytes(self) -> int:
+        return int(self.stored[0].nbytes)
+
+    def view(self, block: int) -> memoryview:
+        return memoryview(self.stored[block].reshape(-1).view(np.uint8))
+
+
 class FakeExecutor:
     """`Executor` over a `FakeModel`. A step takes `step_seconds` + `token_seconds` per token, on a clock that runs like a device's:
     steps queue up behind one another."""
 
     def __init__(
-        self, capacity: Capacity, model: FakeModel | None = None, *, step_seconds: float = 0.0, token_seconds: float = 0.0
+        self,
+        capacity: Capacity,
+        model: FakeModel | None = None,
+        *,
+        step_seconds: float = 0.0,
+        token_seconds: float = 0.0,
+        host_memory: FakeHostMemory | None = None,
     ) -> None:
+        self.host_memory = host_memory
         self._model = model or FakeModel()
         self._capacity = capacity
         self._step_seconds = step_seconds
@@ -162,7 +188,9 @@ class FakeExecutor:
 
     def launch(self, plan: BatchPlan) -> None:
         _demand(self._launched is None, "launch before the last step was sampled")
-        _demand(bool(plan.rows), "a step without rows")
+        _demand(bool(plan.rows or plan.moves), "a step without rows or moves")
+        for move in plan.moves:
+            self._move(move)
         ends: dict[int, int] = {}
         for row in plan.rows:
             _demand(ends.get(row.slot, row.start) == row.start, "two rows in one slot that do not follow each other")
@@ -186,6 +214,18 @@ class FakeExecutor:
     def close(self) -> None:
         self._slots.clear()
 
+    def _move(self, move: PageMove) -> None:
+        _demand(self.host_memory is not None, "pages are moved to where there is no memory")
+        assert self.host_memory is not None
+        size, block = self._capacity.page_size, self.host_memory.stored[move.block]
+        _demand(not move.saves or len(move.pages) == self.host_memory.block_pages, "a part of a block is saved")
+        places = (np.array(move.pages, dtype=np.int64)[:, None] * size + np.arange(size)).reshape(-1)
+        inside = slice(move.first * size, (move.first + len(move.pages)) * size)
+        if move.saves:
+            block[:, inside] = self._stored_tokens[places], self._stored_positions[places]
+        else:
+            self._stored_tokens[places], self._stored_positions[places] = block[:, inside]
+
     def _update_slot(self, row: PlanRow) -> None:
         _demand(0 <= row.slot < self._capacity.max_running, f"slot {row.slot} does not exist")
         if row.reset is not None:
@@ -201,6 +241,8 @@ class FakeExecutor:
 
     def _store(self, plan: BatchPlan) -> None:
         """Write all rows' tokens, as a model writes all keys and values of a layer before it attends."""
+        if not plan.rows:
+            return
         places = [self._places(row)[row.start :] for row in plan.rows]
         everywhere = np.concatenate(places)
         _demand(len(np.unique(everywhere)) == len(everywhere), "two rows write to one place")

@@ -62,6 +62,7 @@ class RequestState:
         "is_finished",
         "is_fresh",
         "lease",
+        "loaded_tokens",
         "logprobs_next",
         "lookup",
         "matcher",
@@ -115,6 +116,7 @@ class RequestState:
         self.num_forced = 0  # output tokens that the grammar wrote
         self.num_sent = 0  # output tokens that have left the scheduler
         self.cached_tokens = 0
+        self.loaded_tokens = 0  # of these, from the second tier
         self.num_retractions = 0
         self.scheduled_time = 0.0
         self.queue_ahead = 0  # requests that waited when this one came
@@ -167,11 +169,12 @@ class RequestState:
         self.is_decoding = phase is Phase.DECODING
         self.is_finished = phase is Phase.FINISHED
 
-    def start(self, lease: Lease, slot: int) -> None:
-        """Begin, or begin again, on `slot` with what the cache had."""
+    def start(self, lease: Lease, slot: int, num_loaded: int = 0) -> None:
+        """Begin, or begin again, on `slot` with what the cache had, and `num_loaded` tokens more that the second tier brings on the way."""
         self.move(Phase.PREFILLING)
         self.lease, self.slot = lease, slot
-        self.num_planned = self.num_computed = self.num_matched = lease.num_shared
+        self.num_computed = lease.num_shared
+        self.num_planned = self.num_matched = lease.num_shared + num_loaded
         self.num_pages_sent = 0
         self.is_fresh = True
 

@@ -57,6 +57,7 @@ class Scheduler:
     ) -> None:
         self.capacity = capacity
         self.cache = cache
+        self._tier = cache.tier
         self.counters = SchedulerCounters()
         self._context_len = context_len
         self._vocab_size = vocab_size
@@ -122,7 +123,7 @@ class Scheduler:
     def has_work(self) -> bool:
         """False when neither `plan` nor `commit` nor `drain` has anything to do. While only grammars are being compiled, `plan`
         returns None: poll it every few milliseconds."""
-        return bool(self._states or self._ended or self._flights)
+        return bool(self._states or self._ended or self._flights or (self._tier is not None and self._tier.has_moves))
 
     # ── a step ──
 
@@ -132,23 +133,34 @@ class Scheduler:
         self._end_expired()
         self._lifetimes.expire()
         self._take_grammars()
+        if self._tier is not None:
+            self._tier.poll()
         if not self._states:
             self._check_idle()
-            return None
+            return self._moves_alone()
         self._is_checked = False
         builder = self.planner.fill()
         while not builder.rows and not self._flights and len(self.planner.running) > 1:
             self.planner.retract_one()  # all are prefilling and hold each other's pages
             builder = self.planner.fill()
         if not builder.rows:
-            return None
-        plan = builder.plan()
+            return self._moves_alone()
+        self.counters.prefill_tokens += builder.num_prefill_tokens
+        self.planner.ratio.on_step()
+        return self._fly(builder)
+
+    def _fly(self, builder: StepBuilder) -> BatchPlan:
+        plan = builder.plan(() if self._tier is None else self._tier.take_moves())
         builder.planned_at = self._clock()
         self._flights.append((plan, builder))
         self.counters.steps += 1
-        self.counters.prefill_tokens += builder.num_prefill_tokens
-        self.planner.ratio.on_step()
         return plan
+
+    def _moves_alone(self) -> BatchPlan | None:
+        """A step without rows, where there is something to save and nobody computes."""
+        if self._tier is None or not self._tier.has_moves or self._flights:
+            return None
+        return self._fly(StepBuilder(self.counters.steps))
 
     def masks(self, plan: BatchPlan) -> TokenMasks | None:
         """Allowed tokens of the constrained rows of `plan`; None when there are none. To be called after the commit of the plan before."""
@@ -170,6 +182,8 @@ class Scheduler:
         planned, builder = self._flights.popleft()
         assert planned is plan, "steps are committed in the order in which they were planned"
         self._observe_cost(builder)
+        if self._tier is not None:
+            self._tier.committed(plan.moves, done=result.ran)
         outputs = []
         for row, row_result, (state, epoch) in zip(plan.rows, result.rows, builder.states, strict=True):
             output = self._commit_row(state, epoch, row, row_result)
@@ -181,8 +195,11 @@ class Scheduler:
     def _observe_cost(self, builder: StepBuilder) -> None:
         """The time between the results of two steps is what a request that decodes waits for its token."""
         now = self._clock()
+        seconds = now - max(builder.planned_at, self._committed_at)
         if builder.num_decodes:
-            self.planner.costs.observe(builder.num_prefill_tokens, now - max(builder.planned_at, self._committed_at))
+            self.planner.costs.observe(builder.num_prefill_tokens, seconds)
+        if self._tier is not None:
+            self._tier.rates.observe_step(builder.num_prefill_tokens, seconds)
         self._committed_at = now
 
     @property
@@ -269,7 +286,9 @@ class Scheduler:
         return True
 
     def close(self) -> None:
-        """End the threads that compile grammars."""
+        """End the threads that compile grammars, and wait for files that are being written."""
+        if self._tier is not None:
+            self._tier.close()
         if self._grammars is not None:
             self._grammars.close()
 

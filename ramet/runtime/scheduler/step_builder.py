@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart
+from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PageMove, PlanRow, RowStart
 from ramet.runtime.scheduler.request_state import Phase, RequestState
 
 _PENDING = (PENDING_TOKEN,)
@@ -50,8 +50,8 @@ class StepBuilder:
             state.move(Phase.DECODING)
         self._compute(state, num_tokens)
 
-    def plan(self) -> BatchPlan:
-        return BatchPlan(self.step, tuple(self.rows), self.num_masks)
+    def plan(self, moves: tuple[PageMove, ...] = ()) -> BatchPlan:
+        return BatchPlan(self.step, tuple(self.rows), self.num_masks, moves)
 
     def _compute(self, state: RequestState, num_tokens: int) -> None:
         """A row of known tokens; it samples if it reaches the last of them."""

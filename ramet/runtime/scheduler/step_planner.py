@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from ramet.errors import InternalError
+from ramet.runtime.cache.host_blocks import HostBlock
 from ramet.runtime.cache.lease import Cache, Lease
 from ramet.runtime.config import ScheduleConfig
 from ramet.runtime.plan import Capacity
@@ -93,6 +94,7 @@ class StepPlanner:
         state.queue_ahead = queue_ahead
         state.admissions_before = self._context.num_admissions
         self.waiting.add(state)
+        self._wish(state)
         self._lifetimes.arrived(state)
         if self._by_priority or self._lifetimes.has_begun(state.request.group):
             self._retry_step = 0
@@ -114,6 +116,8 @@ class StepPlanner:
         self.waiting.discard(state)
         self.retracted.pop(state.request_id, None)
         state.move(Phase.FINISHED)
+        if self._cache.tier is not None:
+            self._cache.tier.forget(state.request_id)
 
     def fill(self) -> StepBuilder:
         """Rows for as many requests as slots, pages and the token budget allow; may be none."""
@@ -262,7 +266,9 @@ class StepPlanner:
         return bool(self._free_slots) and needed <= self._cache.available_pages - reserved
 
     def _should_wait(self, state: RequestState) -> bool:
-        """A retracted request whose last row is still in flight, or one whose prefix another request is computing just now."""
+        """A retracted request whose last row is still in flight, or one whose prefix is being read from disk, or computed by another."""
+        if self._cache.tier is not None and self._cache.tier.is_waiting(state.request_id):
+            return True
         if state.rows_in_flight or not self._prefixes:
             return state.rows_in_flight > 0
         return self._prefixes.is_worth_waiting(state.request.cache_namespace, state.reusable, self._context.cached_len(state))
@@ -282,34 +288,73 @@ class StepPlanner:
             self._retry_step = self._counters.steps + _RETRY_STEPS
             self._cache.release(lease)
             return False
-        if not self._granted(lease, lease.num_shared, state.prefill_end, budget):
+        blocks = self._blocks_behind(state, lease)
+        num_loaded = self._len_of(blocks, lease.num_shared)
+        if not self._granted(lease, lease.num_shared + num_loaded, state.prefill_end, budget):
             self._cache.release(lease)
             return False
-        self._start(state, lease, builder)
+        self._load(blocks, lease, num_loaded)
+        self._start(state, lease, builder, num_loaded)
         self._add_chunk(state, builder, budget)
         return True
 
-    def _start(self, state: RequestState, lease: Lease, builder: StepBuilder) -> None:
+    # ── the second tier ──
+
+    def _wish(self, state: RequestState) -> None:
+        """What the tier has of a request that waits should be at hand when its turn comes."""
+        tier = self._cache.tier
+        if tier is not None:
+            tier.wish(state.request_id, state.request.cache_namespace, state.reusable, self._context.cached_len(state))
+
+    def _blocks_behind(self, state: RequestState, lease: Lease) -> list[HostBlock]:
+        """What host memory has behind the cached prefix."""
+        tier = self._cache.tier
+        return [] if tier is None else tier.find(state.request_id, lease.num_shared, len(state.reusable))
+
+    def _len_of(self, blocks: list[HostBlock], start: int) -> int:
+        tier = self._cache.tier
+        return 0 if tier is None or not blocks else len(blocks) * tier.block_tokens - start % tier.block_tokens
+
+    def _load(self, blocks: list[HostBlock], lease: Lease, num_tokens: int) -> None:
+        """Into pages of the lease's own. They are cached when the request's first row is committed, and with it these moves."""
+        tier = self._cache.tier
+        if tier is None or not blocks:
+            return
+        tier.hold(blocks)  # making room may save what is evicted, and that must not take their place
+        pages = self._cache.allocate(num_tokens // self._page_size)
+        assert pages is not None, "room was counted before"
+        lease.pages.extend(pages)
+        tier.load(blocks, lease.num_shared, pages)
+
+    def _start(self, state: RequestState, lease: Lease, builder: StepBuilder, num_loaded: int = 0) -> None:
         is_first = state.phase is Phase.WAITING
         if is_first:
             self.waiting.admit(state)
         else:
             del self.retracted[state.request_id]
         self._lifetimes.admitted(state)
-        self._shares.charge(state.request.group, state.prefill_end - lease.num_shared + int(state.most_outputs * self.ratio.value))
-        state.start(lease, self._free_slots.pop())
+        state.start(lease, self._free_slots.pop(), num_loaded)
+        self._shares.charge(state.request.group, state.prefill_end - state.num_matched + int(state.most_outputs * self.ratio.value))
+        if self._cache.tier is not None:
+            self._cache.tier.forget(state.request_id)
         self.running[state.request_id] = state
         if self._cache.reuses:
             self._prefixes.add(state)
         builder.num_new_requests += 1
-        builder.num_cached_tokens += lease.num_shared
+        builder.num_cached_tokens += state.num_matched
         if is_first:
             state.scheduled_time = self._clock()
-            state.cached_tokens = min(lease.num_shared, state.prompt_len)
+            state.cached_tokens = min(state.num_matched, state.prompt_len)
+            state.loaded_tokens = min(num_loaded, state.cached_tokens)
             self._context.num_admissions += 1
             self._counters.prompt_tokens += state.prompt_len
             self._counters.cached_tokens += state.cached_tokens
             self._history.admitted(state, state.cached_tokens, self._cache.tree.tick)
+
+    def _save_early(self, state: RequestState) -> None:
+        tier, lease = self._cache.tier, state.lease
+        if tier is not None and tier.saves_early and lease is not None:
+            tier.save(state.request.cache_namespace, state.computed_tokens()[: lease.num_shared], lease.pages)
 
     def retract_one(self) -> None:
         """Take the pages of the request that loses least, computed tokens counted; it comes back first and computes them again, or
@@ -324,6 +369,7 @@ class StepPlanner:
     def _retract(self, victim: RequestState) -> None:
         self.leave(victim, Phase.RETRACTED)
         self.retracted[victim.request_id] = victim
+        self._wish(victim)
         self._retry_step = self._counters.steps + _RETRY_STEPS
         self._counters.retractions += 1
 
@@ -345,6 +391,7 @@ class StepPlanner:
         if phase is Phase.FINISHED:
             self._lifetimes.ended(state)
             self._history.left(state)
+            self._save_early(state)
         self._cache.release(state.lease)
         self._free_slots.append(state.slot)
         del self.running[state.request_id]

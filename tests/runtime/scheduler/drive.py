@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ramet.grammar.matcher import GrammarCompiler
+from ramet.runtime.cache.disk_blocks import DiskBlocks
 from ramet.runtime.cache.no_cache import NoCache
 from ramet.runtime.cache.page_audit import audit
 from ramet.runtime.cache.prefix_cache import PrefixCache
+from ramet.runtime.cache.second_tier import SecondTier
 from ramet.runtime.config import MemoryConfig, ScheduleConfig
-from ramet.runtime.executor.fake import FakeExecutor, FakeModel, expected_output
-from ramet.runtime.plan import BatchPlan, Capacity, PlanRow
+from ramet.runtime.executor.fake import FakeExecutor, FakeHostMemory, FakeModel, expected_output
+from ramet.runtime.plan import BatchPlan, Capacity, PlanRow, RowResult, StepResult
 from ramet.runtime.request import Finish, Request, RequestOutput, SamplingParams, TokenLogprob
 from ramet.runtime.scheduler.scheduler import Scheduler
 
@@ -21,6 +24,32 @@ from ramet.runtime.scheduler.scheduler import Scheduler
 def request(request_id: str, prompt: Sequence[int], new: int = 4, **fields: Any) -> Request:
     sampling = fields.pop("sampling", SamplingParams(max_new_tokens=new, temperature=0.0))
     return Request(request_id=request_id, prompt_ids=tuple(prompt), sampling=sampling, seed=fields.pop("seed", 0), **fields)
+
+
+@dataclass
+class Tier:
+    """What a `Drive` may have beside its pool; `directory` outlives it."""
+
+    num_blocks: int = 8
+    block_tokens: int = 16
+    directory: Path | None = None
+    disk_bytes: int = 1 << 20
+    saves_early: bool = False
+    fingerprint: str = "fake"
+    is_beside_pool: bool = False
+    _memory: FakeHostMemory | None = field(default=None, init=False)
+
+    def memory(self, page_size: int) -> FakeHostMemory:
+        if self._memory is None:
+            size = max(self.block_tokens, page_size)
+            self._memory = FakeHostMemory(
+                self.num_blocks, size, page_size, fingerprint=self.fingerprint, is_beside_pool=self.is_beside_pool
+            )
+        return self._memory
+
+    def make(self, page_size: int, clock: Callable[[], float]) -> SecondTier:
+        disk = None if self.directory is None else DiskBlocks(self.directory, self.fingerprint, self.disk_bytes)
+        return SecondTier(self.memory(page_size), page_size, clock, disk, saves_early=self.saves_early)
 
 
 class Drive:
@@ -41,14 +70,16 @@ class Drive:
         late: bool | None = None,
         num_guesses: int = 0,
         memory: MemoryConfig | None = None,
+        tier: Tier | None = None,
         **options: Any,
     ) -> None:
         self.model = model or FakeModel(vocab_size=64)
         self.compiler = compiler
         capacity = Capacity(num_pages, page_size, max_running)
-        self.cache = PrefixCache(num_pages, page_size, eviction) if cache else NoCache(num_pages, page_size)
-        options.setdefault("chunked_prefill_size", 32)
         self.now = 0.0
+        self.tier = tier.make(page_size, lambda: self.now) if tier is not None else None
+        self.cache = PrefixCache(num_pages, page_size, eviction, self.tier) if cache else NoCache(num_pages, page_size)
+        options.setdefault("chunked_prefill_size", 32)
         self.scheduler = Scheduler(
             capacity,
             self.model.context_len,
@@ -60,7 +91,7 @@ class Drive:
             num_guesses=num_guesses,
             memory=memory,
         )
-        self.executor = FakeExecutor(capacity, self.model)
+        self.executor = FakeExecutor(capacity, self.model, host_memory=None if tier is None else tier.memory(page_size))
         self.overlap = overlap
         self.late = late
         self.requests: dict[str, Request] = {}
@@ -121,6 +152,26 @@ class Drive:
             assert steps < max_steps, f"no end after {max_steps} steps: {self.scheduler.stats()}"
         self.check_idle()
 
+    def run_on(self, max_steps: int = 3000) -> None:
+        """As `run`, but keeps what is cached; the disk's threads are given time."""
+        steps = 0
+        while self.scheduler.has_work:
+            if self.step() is None:
+                time.sleep(0.0005)
+            steps += 1
+            assert steps < max_steps, f"no end after {max_steps} steps: {self.scheduler.stats()}"
+
+    def fail_step(self) -> None:
+        """Plan a step, if there is one, that does not run, and end its requests, as the worker does."""
+        plan = self.scheduler.plan()
+        if plan is None:
+            return
+        for row in plan.rows:
+            self.scheduler.abort(row.request_id)
+        self._take(self.scheduler.commit(plan, StepResult(tuple(RowResult() for _ in plan.rows), ran=False)))
+        self._take(self.scheduler.drain())
+        self._audit()
+
     def check_idle(self) -> None:
         assert set(self.ends) == set(self.requests)
         stats = self.scheduler.stats()
@@ -128,6 +179,10 @@ class Drive:
         assert stats.evictable_tokens + stats.available_tokens == stats.total_tokens
         assert self.scheduler.flush_cache()
         assert self.cache.available_tokens == stats.total_tokens
+
+    def close(self) -> None:
+        """As a worker ends: files that are being written are waited for."""
+        self.scheduler.close()
 
     def finish(self, request_id: str) -> Finish:
         finish = self.ends[request_id].finish
