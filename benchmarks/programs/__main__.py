@@ -1,7 +1,8 @@
 """python -m benchmarks.programs [--fake] [--rtt 0 5 50] [--workloads …]: latency and throughput of programs, compiled and interpreted.
 
 Compiled programs run on the server, interpreted ones on the client, both against the same engine with prefix cache and continuous
-batching on; distance is simulated by a proxy. The cache is emptied before each measurement. Results go to benchmarks/results/.
+batching on; distance is simulated by a proxy. Variants take turns, run by run; short programs are run more often. Results go to
+benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import argparse
 import asyncio
 import json
 import platform
-import statistics
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import ramet as sgl
 from benchmarks.programs.delay_proxy import delayed
+from benchmarks.programs.measurement import Effort, Variant, compared, measure
 from benchmarks.programs.plots import workload_plot
 from benchmarks.programs.workloads import WORKLOADS, Workload
 from ramet.compiler.default_order import PASS_NAMES
@@ -54,7 +54,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--endpoint", help="a running server, instead of starting one")
     parser.add_argument("--model", help="the model to serve (default: the embedded one)")
     parser.add_argument("--rtt", type=float, nargs="+", default=[0.0, 5.0, 50.0], help="round-trip times in ms")
-    parser.add_argument("--runs", type=int, default=2, help="runs one after the other, for the latency")
+    parser.add_argument("--runs", type=int, default=3, help="rounds in which every variant runs once, for the latency")
+    parser.add_argument("--short-runs", type=int, default=15, help="rounds of programs that take less than 0.3 s")
     parser.add_argument("--together", type=int, default=6, help="runs at once, for the throughput")
     parser.add_argument("--workloads", nargs="*", help=f"some of: {', '.join(each.name for each in WORKLOADS)}")
     parser.add_argument("--no-ablation", action="store_true", help="leave out the runs without one pass")
@@ -82,14 +83,14 @@ def _server(options: argparse.Namespace) -> Iterator[str]:
 
 
 async def _measure_all(url: str, workloads: list[Workload], options: argparse.Namespace) -> list[dict[str, Any]]:
-    direct = sgl.RuntimeEndpoint(url)
+    direct, effort = sgl.RuntimeEndpoint(url), Effort(options.runs, options.short_runs, options.together)
     cells: list[dict[str, Any]] = []
     for workload in workloads:
         for rtt_ms in options.rtt:
+            variants = list(_variants(workload, ablate=rtt_ms == ABLATION_RTT_MS and not options.no_ablation))
             async with _endpoint(url, rtt_ms) as endpoint:
-                for variant, program, mode in _variants(workload, ablate=rtt_ms == ABLATION_RTT_MS and not options.no_ablation):
-                    cell = await _measure(workload, program, mode, endpoint, direct, options, alone=variant.startswith("without "))
-                    cells.append({"workload": workload.name, "variant": variant, "rtt_ms": rtt_ms, "dependent": workload.dependent, **cell})
+                for cell in await measure(workload, variants, endpoint, direct, effort):
+                    cells.append({"workload": workload.name, "rtt_ms": rtt_ms, "dependent": workload.dependent, **cell})
                     print(_line(cells[-1]), flush=True)
     await direct.close()
     return cells
@@ -105,62 +106,38 @@ async def _endpoint(url: str, rtt_ms: float) -> AsyncIterator[sgl.RuntimeEndpoin
             await endpoint.close()
 
 
-def _variants(workload: Workload, *, ablate: bool) -> Iterator[tuple[str, sgl.Function, str]]:
+def _variants(workload: Workload, *, ablate: bool) -> Iterator[Variant]:
     """Passes whose absence changes nothing of this program are not measured."""
     program = workload.program
-    yield "interpreted", program, "interpreted"
-    yield "passes off", program.without_passes(*PASS_NAMES), "compiled"
-    yield "compiled", program, "compiled"
+    yield Variant("interpreted", program, "interpreted")
+    yield Variant("passes off", program.without_passes(*PASS_NAMES), "compiled")
+    yield Variant("compiled", program, "compiled")
     for name in PASS_NAMES if ablate else ():
         ablated = program.without_passes(name)
         if ablated.compilation.get().digest != program.compilation.get().digest:
-            yield f"without {name}", ablated, "compiled"
-
-
-async def _measure(
-    workload: Workload,
-    program: sgl.Function,
-    mode: str,
-    endpoint: sgl.RuntimeEndpoint,
-    direct: sgl.RuntimeEndpoint,
-    options: argparse.Namespace,
-    *,
-    alone: bool,
-) -> dict[str, Any]:
-    common: dict[str, Any] = {"backend": endpoint, "mode": mode, "temperature": 0}
-    await program.arun(**workload.arguments(10_000), **common)  # registration, connections
-    await direct.flush_cache()
-    times: list[float] = []
-    for index in range(options.runs):
-        began = time.perf_counter()
-        await program.arun(**workload.arguments(index), **common)
-        times.append(time.perf_counter() - began)
-    found: dict[str, Any] = {"latency_s": statistics.median(times), "latencies_s": times, "programs_per_s": 0.0}
-    if not alone:
-        await direct.flush_cache()
-        began = time.perf_counter()
-        await program.arun_batch([workload.arguments(100 + index) for index in range(options.together)], **common)
-        found["programs_per_s"] = options.together / (time.perf_counter() - began)
-    return found
+            yield Variant(f"without {name}", ablated, "compiled", alone=True)
 
 
 def _line(cell: Mapping[str, Any]) -> str:
-    return (
-        f"{cell['workload']:<20} {cell['rtt_ms']:>4g} ms  {cell['variant']:<30} {cell['latency_s']:7.3f} s  {cell['programs_per_s']:7.2f}/s"
-    )
+    spread = f"{min(cell['latencies_s']):.3f}–{max(cell['latencies_s']):.3f}"
+    times = f"{cell['latency_s']:7.3f} s ({len(cell['latencies_s'])} runs, {spread})"
+    return f"{cell['workload']:<20} {cell['rtt_ms']:>4g} ms  {cell['variant']:<30} {times}  {cell['programs_per_s']:7.2f}/s"
 
 
 def _table(cells: list[dict[str, Any]], workloads: list[Workload]) -> str:
     """How many times lower the latency, and higher the throughput, of compiled against interpreted (and against passes off)."""
-    lines = ["", f"{'workload':<20} {'calls':>5} {'away':>6}   latency ×  programs/s ×   (against passes off)"]
+    lines = ["", f"{'workload':<20} {'calls':>5} {'away':>6}   latency × (middle half)   programs/s ×   (against passes off)"]
     for workload in workloads:
         for rtt in sorted({cell["rtt_ms"] for cell in cells}):
             by = {cell["variant"]: cell for cell in cells if (cell["workload"], cell["rtt_ms"]) == (workload.name, rtt)}
             ours, client, plain = by["compiled"], by["interpreted"], by["passes off"]
+            ratio, low, high = compared(ours["latencies_s"], client["latencies_s"])
+            rate, *_ = compared(ours["batches_s"], client["batches_s"])
+            passes, *_ = compared(ours["latencies_s"], plain["latencies_s"])
+            passes_rate, *_ = compared(ours["batches_s"], plain["batches_s"])
             lines.append(
-                f"{workload.name:<20} {workload.dependent:>5} {rtt:>4g}ms {client['latency_s'] / ours['latency_s']:>9.2f}×"
-                f" {ours['programs_per_s'] / client['programs_per_s']:>10.2f}×"
-                f"   ({plain['latency_s'] / ours['latency_s']:.2f}×, {ours['programs_per_s'] / plain['programs_per_s']:.2f}×)"
+                f"{workload.name:<20} {workload.dependent:>5} {rtt:>4g}ms {ratio:>9.2f}× ({low:.2f}–{high:.2f}) {rate:>12.2f}×"
+                f"   ({passes:.2f}×, {passes_rate:.2f}×)"
             )
     return "\n".join(lines)
 
