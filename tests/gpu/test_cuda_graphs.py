@@ -28,6 +28,7 @@ SPEC = ModelSpec(
 INFO = ModelInfo("test", "Test", 1000, 1024, 3, 2, 64, 0, 0, 0, "bfloat16")
 CAPACITY = Capacity(8192, 1, 24)
 PREFIX = 300
+SIZES = (1, 2, 4, 8, 16, 24)
 
 
 def make_executor(*, graphs: bool) -> TorchExecutor:
@@ -46,7 +47,7 @@ def make_executor(*, graphs: bool) -> TorchExecutor:
         attention.prepare(batch, pool)
         return step.forward(batch)
 
-    path: Callable[[SlotTables], FastPath] = lambda tables: StepGraphs(step, attention, pool, tables, 1000)  # noqa: E731
+    path: Callable[[SlotTables], FastPath] = lambda tables: StepGraphs(step, attention, pool, tables, 1000, SIZES)  # noqa: E731
     return TorchExecutor(forward, INFO, CAPACITY, DEVICE, fast_path=path if graphs else None)
 
 
@@ -101,3 +102,22 @@ def test_graph_equals_eager_and_order_of_reading_changes_nothing(num_rows: int, 
     diverged = sum(left[slot] != right[slot] for slot in left)
     # Rows of a padded batch may round another way, and where a choice is close all that follows differs.
     assert diverged <= (1 + num_rows // 5 if num_rows > 1 else 0)
+
+
+def test_a_piece_of_a_prompt_rides_in_a_graph() -> None:
+    """Rows that do not sample get no token, and the others the tokens that they get without them."""
+    prompt = tuple(range(40, 160))
+    talkers = plans(3, shared=False)[:4]
+    pages = tuple(range(7000, 7120))
+    pieces = [PlanRow("long", 9, prompt[:30], 0, 0, pages, False, RowStart(SamplingParams(temperature=0.0), 9, None, prompt))]
+    pieces += [PlanRow("long", 9, prompt[at : at + 30], at, 120, (), at == 90) for at in (30, 60, 90)]
+    together = [BatchPlan(plan.step, (*plan.rows, piece)) for plan, piece in zip(talkers, pieces, strict=True)]
+    answers = []
+    for graphs, steps in ((True, together), (False, together), (True, talkers)):
+        executor = make_executor(graphs=graphs)
+        answers.append(tokens(run(executor, steps, ahead=True)))
+        executor.close()
+    assert [len(step[-1]) for step in answers[0]] == [0, 0, 0, 1]
+    talk = [sequences([step[:3] for step in answer]) for answer in answers]
+    for other in talk[1:]:
+        assert sum(talk[0][slot] != other[slot] for slot in range(3)) <= 1  # a close choice may fall another way

@@ -124,6 +124,25 @@ def test_skinny_linear(num_tokens: int) -> None:
         assert (got.float() - want).norm() / want.norm() < 1e-2
 
 
+@pytest.mark.parametrize("num_tokens", [17, 32, 50, 64])
+def test_parts_of_a_product_and_the_norm_that_adds_them(num_tokens: int) -> None:
+    from ramet.runtime.kernels.gpu.elementwise import add_rms_norm
+    from ramet.runtime.kernels.gpu.split_linear import split_linear, splits
+
+    torch.manual_seed(num_tokens)
+    x, w = torch.randn(num_tokens, 1024, device=DEVICE).bfloat16(), (torch.randn(512, 1024, device=DEVICE) / 32).bfloat16()
+    assert splits(w, num_tokens) and not splits(w, 65) and not splits(w[:500], num_tokens)
+    product = F.linear(x.float(), w.float())
+    parts = split_linear(x, w)
+    assert (parts.sum(0) - product).norm() / product.norm() < 1e-5
+    hidden, weight = torch.randn(num_tokens, 512, device=DEVICE).bfloat16(), torch.randn(512, device=DEVICE).bfloat16()
+    total = (hidden.float() + product).bfloat16()
+    expected = F.rms_norm(total.float(), (512,), weight.float(), 1e-5)
+    given = add_rms_norm(hidden, parts, weight, 1e-5)
+    assert (given.float() - expected).norm() / expected.norm() < 1e-2
+    assert (hidden.float() - total.float()).norm() / total.float().norm() < 1e-2  # updated in place
+
+
 @pytest.mark.parametrize("lens", [PROMPTS, PAIR], ids=["padded", "pair"])
 def test_long_whole_prompts_through_dense_attention(lens: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     from ramet.runtime.attention.triton_backend import TritonAttention

@@ -90,8 +90,14 @@ def plan_work(
 ) -> WorkPlan:
     """Parallel to the step's rows: new tokens, length after the step, row of the page table. `shared` names rows with one query only,
     `elsewhere` rows with several that somebody else computes."""
-    first_tokens = np.concatenate(([0], np.cumsum(query_lens)[:-1])).astype(np.int32)
+    first_tokens = _starts(query_lens)
     decoding = np.flatnonzero(query_lens == 1)
+    is_tiled = query_lens > 1
+    is_tiled[list(elsewhere)] = False
+    tiles = _tiles(np.flatnonzero(is_tiled), query_lens, kv_lens, table_rows, first_tokens, device.tile)
+    if not len(decoding):
+        nothing = np.empty(0, dtype=np.int32)
+        return WorkPlan(nothing.reshape(0, 5), nothing.reshape(0, 5), nothing.reshape(0, 3), nothing.reshape(0, 3), nothing, tiles)
     starts = np.zeros(len(query_lens), dtype=np.int32)
     for prefix in shared:
         starts[list(prefix.rows)] = prefix.end
@@ -99,34 +105,30 @@ def plan_work(
     shared_items, shared_rows = _shared_items(shared, table_rows, len(items), device)
     pair_rows = np.concatenate((decoding[item_rows], shared_rows)).astype(np.int64)
     counts = np.bincount(pair_rows, minlength=len(query_lens))
-    members = np.stack((first_tokens[pair_rows], kv_lens[pair_rows] - 1, counts[pair_rows] == 1), 1)
-    order = np.argsort(pair_rows, kind="stable")
-    row_first = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    rows = np.stack((first_tokens, row_first, counts), 1)[decoding]
-    tiled = np.setdiff1d(np.flatnonzero(query_lens > 1), np.array(elsewhere, dtype=np.int64))
-    tiles = _tiles(tiled, query_lens, kv_lens, table_rows, first_tokens, device.tile)
-    return WorkPlan(*(part.astype(np.int32) for part in (items, shared_items, members, rows, order, tiles)))
+    members = _columns(first_tokens[pair_rows], kv_lens[pair_rows] - 1, counts[pair_rows] == 1)
+    order = np.argsort(pair_rows, kind="stable").astype(np.int32)
+    rows = _columns(first_tokens, _starts(counts), counts)[decoding]
+    return WorkPlan(items, shared_items, members, rows, order, tiles)
 
 
 def _own_items(
     starts: Int32Array, ends: Int32Array, table_rows: Int32Array, device: DeviceShape
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[Int32Array, npt.NDArray[np.int64]]:
     """Every row's own keys in chunks: items [I, 5], and which row each is of."""
     lens = (ends - starts).astype(np.int64)
     chunk = _chunk(int(lens.sum()), device, _CHUNK_UNIT)
     counts = np.maximum((lens + chunk // 2) // chunk, 1)  # a little more than a chunk stays one item: a second costs a partial result
     rows = np.repeat(np.arange(len(lens)), counts)
-    nth = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    nth = np.arange(len(rows)) - _starts(counts)[rows]
     even = -(-lens // np.maximum(counts, 1))[rows]  # chunks of one row are equally long
     first = starts[rows] + nth * even
     last = np.minimum(first + even, ends[rows])
-    one = np.ones_like(rows)
-    return np.stack((np.arange(len(rows)), one, table_rows[rows], first, last), 1), rows
+    return _columns(np.arange(len(rows)), 1, table_rows[rows], first, last), rows
 
 
 def _shared_items(
     shared: Sequence[SharedPrefix], table_rows: Int32Array, first_member: int, device: DeviceShape
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[Int32Array, npt.NDArray[np.int64]]:
     """Items of prefixes, and the row of each member."""
     blocks = [
         (prefix.rows[i : i + device.shared_rows], prefix) for prefix in shared for i in range(0, len(prefix.rows), device.shared_rows)
@@ -138,7 +140,7 @@ def _shared_items(
         for first in range(prefix.start, prefix.end, chunk):
             items.append((first_member + len(member_rows), len(rows), table_rows[rows[0]], first, min(first + chunk, prefix.end)))
             member_rows += rows
-    return np.array(items, dtype=np.int64).reshape(-1, 5), np.array(member_rows, dtype=np.int64)
+    return np.array(items, dtype=np.int32).reshape(-1, 5), np.array(member_rows, dtype=np.int64)
 
 
 def _chunk(num_keys: int, device: DeviceShape, least: int) -> int:
@@ -148,13 +150,36 @@ def _chunk(num_keys: int, device: DeviceShape, least: int) -> int:
 
 
 def _tiles(
-    long: npt.NDArray[np.int64], query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Array, first_tokens: Int32Array, tile: int
-) -> npt.NDArray[np.int64]:
+    long: npt.NDArray[np.int64],
+    query_lens: Int32Array,
+    kv_lens: Int32Array,
+    table_rows: Int32Array,
+    first_tokens: npt.NDArray[np.int64],
+    tile: int,
+) -> Int32Array:
     """Rows `long` in tiles [N, 4]."""
+    if not len(long):
+        return np.empty((0, 4), dtype=np.int32)
     counts = -(-query_lens[long] // tile)
     rows = np.repeat(long, counts)
-    offset = (np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)) * tile
+    offset = (np.arange(len(rows)) - np.repeat(_starts(counts), counts)) * tile
     num_queries = np.minimum(tile, query_lens[rows] - offset)
     position = kv_lens[rows] - query_lens[rows] + offset
-    tiles = np.stack((first_tokens[rows] + offset, num_queries, position, table_rows[rows]), 1)
+    tiles = _columns(first_tokens[rows] + offset, num_queries, position, table_rows[rows])
     return tiles[np.argsort(-(position + num_queries), kind="stable")]
+
+
+def _columns(*columns: npt.NDArray[np.generic] | int) -> Int32Array:
+    """Side by side; the first says how many rows."""
+    first = columns[0]
+    assert not isinstance(first, int)
+    table = np.empty((len(first), len(columns)), dtype=np.int32)
+    for number, column in enumerate(columns):
+        table[:, number] = column
+    return table
+
+
+def _starts(lens: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Where each of consecutive pieces begins."""
+    ends: npt.NDArray[np.int64] = np.cumsum(lens, dtype=np.int64)
+    return ends - lens

@@ -102,7 +102,8 @@ def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dt
     if device.type != "cuda":
         raise ConfigError(f"attention_backend={config.backend.attention_backend} needs a CUDA device; use torch", param="attention_backend")
     from ramet.runtime.attention.triton_backend import TritonAttention
-    from ramet.runtime.executor.cuda_graphs import SIZES, StepGraphs
+    from ramet.runtime.executor.cuda_graphs import StepGraphs
+    from ramet.runtime.executor.graph_sizes import MOST_ROWS, choose_sizes
     from ramet.runtime.models.fused_step import FusedStep
 
     spec, graphs = loaded.model.shard.local, not config.backend.disable_cuda_graph
@@ -127,8 +128,11 @@ def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dt
         return forward
 
     def bind_fast(pool: KVPool) -> Callable[[SlotTables], FastPath] | None:
-        sizes = [size for size in SIZES if size <= (config.backend.cuda_graph_max_bs or SIZES[-1])]
-        return (lambda tables: StepGraphs(step, attention, pool, tables, spec.vocab_size, sizes)) if graphs else None
+        def graphs_of(tables: SlotTables) -> FastPath:
+            sizes = choose_sizes(step, min(config.backend.cuda_graph_max_bs or MOST_ROWS, len(tables.pages)), loaded.model.ranks)
+            return StepGraphs(step, attention, pool, tables, spec.vocab_size, sizes)
+
+        return graphs_of if graphs else None
 
     return Computation(loaded.info, _local(loaded), kv_dtype, activation_bytes(spec, dtype), bind, bind_fast)
 

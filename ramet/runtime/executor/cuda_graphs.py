@@ -34,14 +34,15 @@ from ramet.runtime.plan import PlanRow
 
 _LOG = get_logger(__name__)
 
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 MIXED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
 """Steps in which some row brings several tokens: short prompts, and output that a grammar forced."""
 MAX_RECORDINGS = 96
 PATIENCE = 8
 """Steps of a size before it gets a recording of its own, where a larger one will do."""
-PADDING = (0, -1, 0)  # token, position, slot
+MOST_PAIRS = 1 << 22
+"""Of queries and keys in rows of several tokens: beyond, the kernel for long prompts saves more than launching costs."""
+PADDING = ((0,), (-1,), (0,))  # token, position, slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class StepGraphs:
     """Implements `step_runner.FastPath`. Used by one thread, on its current stream."""
 
     def __init__(
-        self, step: FusedStep, attention: TritonAttention, pool: KVPool, tables: SlotTables, vocab_size: int, sizes: Sequence[int] = SIZES
+        self, step: FusedStep, attention: TritonAttention, pool: KVPool, tables: SlotTables, vocab_size: int, sizes: Sequence[int]
     ) -> None:
         self._step, self._attention, self._pool, self._tables = step, attention, pool, tables
         self._device = tables.pages.device
@@ -95,7 +96,8 @@ class StepGraphs:
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def covers(self, rows: Sequence[PlanRow]) -> bool:
-        return self._key(rows, shared=False) is not None
+        pairs = sum(len(row.token_ids) * row.end for row in rows if len(row.token_ids) > 1)
+        return pairs <= MOST_PAIRS and self._key(rows, shared=False) is not None
 
     def run(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix]) -> GraphResult | None:
         """See `FastPath.run`."""
@@ -135,18 +137,23 @@ class StepGraphs:
 
     def _packed(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix], key: GraphKey) -> Int32Array | None:
         """Tokens, rows and work plan as the graph reads them; None where the plan is larger than the graph provides for."""
-        tokens = np.array([(token, row.start + i, row.slot) for row in rows for i, token in enumerate(row.token_ids)], dtype=np.int32)
-        padded = np.full((key.tokens, 3), PADDING, dtype=np.int32)
-        padded[: len(tokens)] = tokens
         lens = np.array([len(row.token_ids) for row in rows], dtype=np.int32)
+        ends = np.array([row.end for row in rows], dtype=np.int32)
         slots = np.array([row.slot for row in rows], dtype=np.int32)
+        behind = np.cumsum(lens)
+        num_tokens = int(behind[-1])
+        padded = np.empty((3, key.tokens), dtype=np.int32)
+        padded[:, num_tokens:] = PADDING
+        padded[0, :num_tokens] = [token for row in rows for token in row.token_ids]
+        padded[1, :num_tokens] = np.arange(num_tokens) + np.repeat(ends - behind, lens)
+        padded[2, :num_tokens] = np.repeat(slots, lens)
         last = np.zeros((2, key.rows), dtype=np.int32)
-        last[0, : len(rows)], last[1, : len(rows)] = np.cumsum(lens) - 1, slots
-        work = self._attention.plan(lens, np.array([row.end for row in rows], dtype=np.int32), slots, shared)
+        last[0, : len(rows)], last[1, : len(rows)] = behind - 1, slots
+        work = self._attention.plan(lens, ends, slots, shared)
         sizes = self._plan_sizes(key)
         if not sizes.holds(work):
             return None
-        return np.concatenate((padded.T.reshape(-1), last.reshape(-1), sizes.pack(work)))
+        return np.concatenate((padded.reshape(-1), last.reshape(-1), sizes.pack(work)))
 
     def _plan_sizes(self, key: GraphKey) -> PlanSizes:
         """Room for every row's own item and the cuts that fill the device; prefixes may serve each row a few times."""

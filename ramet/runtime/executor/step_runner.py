@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,19 @@ class FastResult(Protocol):
     def slots(self) -> torch.Tensor: ...
 
 
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """Implements `FastResult`: some rows of another one."""
+
+    logits: torch.Tensor
+    tokens: torch.Tensor
+    slots: torch.Tensor
+
+    @classmethod
+    def of(cls, result: FastResult, rows: torch.Tensor) -> SampledRows:
+        return cls(*(part.index_select(0, rows) for part in (result.logits, result.tokens, result.slots)))
+
+
 class FastPath(Protocol):
     """A faster way through steps of few tokens."""
 
@@ -42,8 +56,8 @@ class FastPath(Protocol):
         """Whether it computes steps of so many rows and tokens."""
 
     def run(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix]) -> FastResult | None:
-        """`rows` all sample, and their pages are in the slots' tables. What is given is valid until the next step; None: the step
-        is too intricate, and nothing was done."""
+        """The pages of `rows` are in the slots' tables. What is given is for every row, also one that does not sample, and valid until
+        the next step; None: the step is too intricate, and nothing was done."""
 
 
 class StepRunner:
@@ -110,13 +124,17 @@ class StepRunner:
         return device_tensor([row.slot for row in rows], np.int64, self._device)
 
     def _run_fast(self, plan: BatchPlan) -> FastResult | None:
-        """The step by the faster way, where there is one and every row samples."""
-        if self._fast_path is None or any(not row.samples or row.prompt_logprobs_from is not None for row in plan.rows):
+        """The step by the faster way, where there is one: the rows that sample."""
+        if self._fast_path is None or any(row.prompt_logprobs_from is not None for row in plan.rows):
             return None
         if not self._fast_path.covers(plan.rows):
             return None
         self._tables.add_pages(plan.rows)
-        return self._fast_path.run(plan.rows, self._tables.groups.find(plan.rows) if self._tables.groups is not None else ())
+        result = self._fast_path.run(plan.rows, self._tables.groups.find(plan.rows) if self._tables.groups is not None else ())
+        sampling = [i for i, row in enumerate(plan.rows) if row.samples]
+        if result is None or len(sampling) == len(plan.rows):
+            return result
+        return SampledRows.of(result, device_tensor(sampling, np.int64, self._device))
 
     def _compute(self, plan: BatchPlan) -> torch.Tensor:
         """Logits of the sampling rows, for every kind of step."""

@@ -3,6 +3,7 @@
 Two ways through a layer, equal but for rounding:
 
     many tokens        hidden += delta, norm → qkv → rotate, store → attend → out = delta → hidden += delta, norm → gate, up → act → down
+                       (up to 64: delta in parts, which the norm adds up)
     at most 16 tokens  norm → qkv → rotate, store → attend → hidden += out → norm → gate, up → act → hidden += down
 """
 
@@ -17,6 +18,8 @@ from ramet.runtime.attention.attention_backend import ForwardBatch
 from ramet.runtime.attention.triton_backend import Angles, TritonAttention
 from ramet.runtime.kernels.gpu.elementwise import add_rms_norm, gated_activation
 from ramet.runtime.kernels.gpu.skinny_linear import fits, skinny_linear
+from ramet.runtime.kernels.gpu.split_linear import split_linear, splits
+from ramet.runtime.layers.linear import Linear
 from ramet.runtime.layers.rms_norm import RMSNorm
 from ramet.runtime.layers.rotary import Rotary
 from ramet.runtime.models.matrix_products import is_skinny, product, skinny_product
@@ -46,6 +49,23 @@ class FusedStep:
                 hidden, delta = self._layer(layer, hidden, delta, angles)
         return self._last(hidden, delta, angles, batch.logit_indices, out)
 
+    def noise(self, num_tokens: int) -> torch.Tensor:
+        """Inputs for `multiply`, [tokens, the widest product's]."""
+        widest = max(len(linear.shape.columns) for linear in self._linears)
+        weight = self._model.embed.weight
+        return torch.randn(num_tokens, widest, device=weight.device).to(weight.dtype)
+
+    def multiply(self, noise: torch.Tensor) -> None:
+        """The products of one layer, of nothing in particular: what a number of tokens costs."""
+        for linear in self._linears:
+            width = len(linear.shape.columns)
+            product(linear, noise.view(-1)[: len(noise) * width].view(-1, width))
+
+    @property
+    def _linears(self) -> tuple[Linear, ...]:
+        layer = self._layers[0]
+        return layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down
+
     def _last(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, angles: list[Angles], wanted: torch.Tensor, out: torch.Tensor | None
     ) -> torch.Tensor:
@@ -57,7 +77,7 @@ class FusedStep:
         if len(wanted) < len(hidden):
             return self._logits(*self._layer(layer, hidden, delta, angles, wanted), out)
         hidden, delta = self._layer(layer, hidden, delta, angles)
-        return self._logits(hidden.index_select(0, wanted), delta.index_select(0, wanted), out)
+        return self._logits(hidden.index_select(0, wanted), delta.index_select(-2, wanted), out)
 
     def _layer(
         self,
@@ -79,10 +99,16 @@ class FusedStep:
             torch.addmm(hidden, attended, output.weight.t(), out=hidden)
             x = _norm(layer.mlp_norm, hidden, None)
         else:
-            x = _norm(layer.mlp_norm, hidden, _post(layer.attention_post_norm, output.combine(product(output, attended))))
+            x = _norm(layer.mlp_norm, hidden, self._addend(output, attended, layer.attention_post_norm))
         inner = gated_activation(product(layer.mlp.gate_up, x), self._activation)
-        delta = layer.mlp.down.combine(product(layer.mlp.down, inner))
-        return hidden, _post(layer.mlp_post_norm, delta)
+        return hidden, self._addend(layer.mlp.down, inner, layer.mlp_post_norm)
+
+    def _addend(self, linear: Linear, x: torch.Tensor, post_norm: RMSNorm | None) -> torch.Tensor:
+        """What a product adds to the residual: [T, hidden], or in parts [P, T, hidden] for the next norm to add up."""
+        plain = linear.quantized is None and linear.bias is None and post_norm is None and self._model.ranks is None
+        if plain and splits(linear.weight, len(x)):
+            return split_linear(x, linear.weight)
+        return _post(post_norm, linear.combine(product(linear, x)))
 
     def _is_skinny(self, layer: DecoderLayer, num_tokens: int) -> bool:
         linears = (layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down)

@@ -6,15 +6,18 @@ MIN_CHUNK = 16
 """Prompt tokens that a step takes whatever it costs: where the bound is too tight to be kept, prompts still go on."""
 _FIRST_CHUNK = 64
 _DECAY = 0.97
+_OUTLIER = 4.0
 
 
 class StepCosts:
     """A step is taken to cost `base` + `per_token` · prompt tokens: least squares over the steps of late, each weighing 3 % less than the
-    next. The mean error counts twice, so that nearly all steps keep the bound and not only the average one."""
+    next. The mean error counts twice, so that nearly all steps keep the bound and not only the average one. A step that takes four times
+    what was expected (something was prepared that later steps find ready) says nothing about the next, unless that one takes as long."""
 
     def __init__(self) -> None:
         self._weight = self._x = self._y = self._xx = self._xy = 0.0  # sums over steps: x prompt tokens, y seconds
         self._error = 0.0
+        self._surprised = False
 
     def observe(self, prompt_tokens: int, seconds: float) -> None:
         """A step with rows that decode took `seconds`, from the last one's results to its own."""
@@ -22,7 +25,11 @@ class StepCosts:
             return
         if self._weight:
             base, per_token = self._line()
-            self._error += (1.0 - _DECAY) * (abs(seconds - base - per_token * prompt_tokens) - self._error)
+            expected = base + per_token * prompt_tokens
+            self._surprised = seconds > _OUTLIER * expected and not self._surprised
+            if self._surprised:
+                return
+            self._error += (1.0 - _DECAY) * (abs(seconds - expected) - self._error)
         x, y = float(prompt_tokens), seconds
         self._weight = _DECAY * self._weight + 1.0
         self._x, self._y = _DECAY * self._x + x, _DECAY * self._y + y

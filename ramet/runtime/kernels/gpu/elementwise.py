@@ -13,22 +13,24 @@ ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
 
 def add_rms_norm(hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`hidden += delta; return rms_norm(hidden) * weight` in float32 inside, both in the type of `hidden` [T, hidden].
+    """`hidden += delta; return rms_norm(hidden) * weight` in float32 inside, both in the type of `hidden` [T, hidden]. `delta` is
+    [T, hidden], or in parts [P, T, hidden] whose sum it is.
 
     Torch: hidden.add_(delta); F.rms_norm(hidden.float(), …, weight.float(), eps).to(hidden.dtype)
     """
     num_tokens, size = hidden.shape
     out = torch.empty_like(hidden)
+    parts = 0 if delta is None else 1 if delta.dim() == 2 else delta.shape[0]
     _add_rms_norm[(num_tokens,)](
-        hidden, hidden if delta is None else delta, weight, out, eps, SIZE=size, BLOCK=triton.next_power_of_2(size), ADD=delta is not None,
-        num_warps=8 if size > 2048 else 4, **launch_options(hidden.device),
+        hidden, hidden if delta is None else delta, weight, out, eps, num_tokens * size, SIZE=size, BLOCK=triton.next_power_of_2(size),
+        PARTS=parts, num_warps=8 if size > 2048 else 4, **launch_options(hidden.device),
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _add_rms_norm(
-    hidden, delta, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr
+    hidden, delta, weight, out, eps, part_stride, SIZE: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * SIZE
     column = tl.arange(0, BLOCK)
@@ -38,8 +40,11 @@ def _add_rms_norm(
         gdc_launch_dependents()
         gdc_wait()
     x = tl.load(hidden + row + column, mask=inside, other=0.0)
-    if ADD:
-        x = (x.to(tl.float32) + tl.load(delta + row + column, mask=inside, other=0.0).to(tl.float32)).to(x.dtype)
+    if PARTS:
+        added = tl.load(delta + row + column, mask=inside, other=0.0).to(tl.float32)
+        for part in tl.static_range(1, PARTS):
+            added += tl.load(delta + part * part_stride + row + column, mask=inside, other=0.0).to(tl.float32)
+        x = (x.to(tl.float32) + added).to(x.dtype)
         tl.store(hidden + row + column, x, mask=inside)
     x = x.to(tl.float32)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / SIZE + eps) * w
@@ -99,12 +104,14 @@ def rotate_and_store(
     num_kv_heads = keys.shape[1]
     num_heads = num_rotated - num_kv_heads
     cos, sin = angles if angles is not None else (query_key, query_key)
+    half = cos.shape[-1] if angles is not None else head_dim // 2
+    rest = head_dim - 2 * half
     query = torch.empty(num_tokens, num_heads, head_dim, dtype=query_key.dtype, device=query_key.device)
-    _rotate_and_store[(num_tokens, triton.cdiv(num_rotated + num_kv_heads, 8))](
+    _rotate_and_store[(num_tokens, triton.cdiv(num_rotated + num_kv_heads, 16))](
         query_key, value, cos, sin, kv_slots, keys, values, query, query_key.stride(0), value.stride(0),
-        HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim),
-        HALF=cos.shape[-1] if angles is not None else 1, ROTATE=angles is not None, KEEP=keep_keys and angles is not None,
-        num_warps=4, **launch_options(query_key.device),
+        HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim), HALF=half,
+        BLOCK_HALF=triton.next_power_of_2(half), BLOCK_REST=triton.next_power_of_2(rest) if rest else 0, ROTATE=angles is not None,
+        KEEP=keep_keys and angles is not None, num_warps=4, **launch_options(query_key.device),
     )  # fmt: skip
     return query
 
@@ -113,36 +120,43 @@ def rotate_and_store(
 def _rotate_and_store(
     query_key, value, cos, sin, kv_slots, keys, values, query, qk_stride, value_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, HALF: tl.constexpr,
-    ROTATE: tl.constexpr, KEEP: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr, ROTATE: tl.constexpr, KEEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """Sixteen heads of a token: both halves of what is turned, what is not, values."""
     token = tl.program_id(0).to(tl.int64)
-    head = (tl.program_id(1) * 8 + tl.arange(0, 8))[:, None]
-    d = tl.arange(0, BLOCK_D)[None, :]
+    head = (tl.program_id(1) * 16 + tl.arange(0, 16))[:, None]
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    in_head = d < HEAD_DIM
-    is_rotated = head < HEADS + KV_HEADS
-    source = query_key + token * qk_stride + head * HEAD_DIM
-    x = tl.load(source + d, mask=is_rotated & in_head, other=0.0).to(tl.float32)
-    if ROTATE:
-        turned = d < 2 * HALF
-        other = tl.where(d < HALF, d + HALF, d - HALF)
-        partner = tl.load(source + other, mask=is_rotated & turned, other=0.0).to(tl.float32)
-        angle = tl.where(d < HALF, d, d - HALF)
-        c = tl.load(cos + token * HALF + angle, mask=turned, other=1.0)
-        s = tl.load(sin + token * HALF + angle, mask=turned, other=0.0)
-        x = x * c + tl.where(d < HALF, -partner, partner) * s
-    tl.store(query + (token * HEADS + head) * HEAD_DIM + d, x.to(query.dtype.element_ty), mask=(head < HEADS) & in_head)
-    if KEEP:
-        tl.debug_barrier()  # all threads have read what the others replace
-        tl.store(source + d, x.to(query.dtype.element_ty), mask=(head >= HEADS) & is_rotated & in_head)
     slot = tl.load(kv_slots + token)
-    is_stored = slot >= 0
     kv_head = head - HEADS
-    place = (slot * KV_HEADS + kv_head) * HEAD_DIM + d
-    tl.store(keys + place, x.to(keys.dtype.element_ty), mask=(kv_head >= 0) & is_rotated & in_head & is_stored)
-    v_head = kv_head - KV_HEADS
-    is_value = (v_head >= 0) & (v_head < KV_HEADS) & in_head & is_stored
-    v = tl.load(value + token * value_stride + v_head * HEAD_DIM + d, mask=is_value, other=0.0)
-    tl.store(values + (slot * KV_HEADS + v_head) * HEAD_DIM + d, v.to(values.dtype.element_ty), mask=is_value)
+    is_query = head < HEADS
+    is_rotated = head < HEADS + KV_HEADS
+    is_key = (kv_head >= 0) & is_rotated
+    source = query_key + token * qk_stride + head * HEAD_DIM
+    to_query = query + (token * HEADS + head) * HEAD_DIM
+    to_key = keys + (slot * KV_HEADS + kv_head) * HEAD_DIM
+    d = tl.arange(0, BLOCK_HALF)[None, :]
+    in_half = d < HALF
+    low = tl.load(source + d, mask=is_rotated & in_half, other=0.0).to(tl.float32)
+    high = tl.load(source + HALF + d, mask=is_rotated & in_half, other=0.0).to(tl.float32)
+    if ROTATE:
+        c = tl.load(cos + token * HALF + d, mask=in_half, other=1.0)
+        s = tl.load(sin + token * HALF + d, mask=in_half, other=0.0)
+        low, high = low * c - high * s, high * c + low * s
+    tl.store(to_query + d, low.to(query.dtype.element_ty), mask=is_query & in_half)
+    tl.store(to_query + HALF + d, high.to(query.dtype.element_ty), mask=is_query & in_half)
+    tl.store(to_key + d, low.to(keys.dtype.element_ty), mask=is_key & in_half & (slot >= 0))
+    tl.store(to_key + HALF + d, high.to(keys.dtype.element_ty), mask=is_key & in_half & (slot >= 0))
+    if KEEP:
+        tl.store(source + d, low.to(query.dtype.element_ty), mask=is_key & in_half)
+        tl.store(source + HALF + d, high.to(query.dtype.element_ty), mask=is_key & in_half)
+    if BLOCK_REST:
+        rest = 2 * HALF + tl.arange(0, BLOCK_REST)[None, :]
+        x = tl.load(source + rest, mask=is_rotated & (rest < HEAD_DIM), other=0.0)
+        tl.store(to_query + rest, x, mask=is_query & (rest < HEAD_DIM))
+        tl.store(to_key + rest, x.to(keys.dtype.element_ty), mask=is_key & (rest < HEAD_DIM) & (slot >= 0))
+    v_head, of_value = kv_head - KV_HEADS, tl.arange(0, BLOCK_D)[None, :]
+    is_value = (v_head >= 0) & (v_head < KV_HEADS) & (of_value < HEAD_DIM) & (slot >= 0)
+    v = tl.load(value + token * value_stride + v_head * HEAD_DIM + of_value, mask=is_value, other=0.0)
+    tl.store(values + (slot * KV_HEADS + v_head) * HEAD_DIM + of_value, v.to(values.dtype.element_ty), mask=is_value)

@@ -60,20 +60,23 @@ def attend_items(
     shape: AttentionShape,
     *,
     block: int = SMALL_BLOCK,
+    many: bool = False,
 ) -> None:
-    """Softmax attention of every item's queries over its keys. `block` bounds members times query heads per key/value head."""
+    """Softmax attention of every item's queries over its keys. `block` bounds members times query heads per key/value head. `many`: so
+    many items that small ones, more of which fit on a processor at a time, hide each other's waiting."""
     num_kv_heads, head_dim = paged.keys.shape[1], paged.keys.shape[2]
     if not items.shape[0]:
         return
     block = max(block, triton.next_power_of_2(query.shape[1] // num_kv_heads))
+    is_small = many and block == SMALL_BLOCK and head_dim <= 128
     _attend_items[(items.shape[0], num_kv_heads)](
         query, paged.keys, paged.values, paged.pages, items, members, out, partials.out, partials.log_sum,
         query.stride(0), out.stride(0), paged.keys.stride(0), paged.pages.stride(0),
         shape.scale * LOG2E, shape.window or 0, shape.softcap or 0.0,
         PAGE_SIZE=paged.page_size, HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim),
-        NUM_HEADS=query.shape[1], GROUP=query.shape[1] // num_kv_heads, BLOCK_M=block, BLOCK_N=64,
-        HAS_WINDOW=shape.window is not None, HAS_SOFTCAP=shape.softcap is not None,
-        num_warps=4, num_stages=3, **launch_options(query.device),
+        NUM_HEADS=query.shape[1], GROUP=query.shape[1] // num_kv_heads, BLOCK_M=block,
+        BLOCK_N=32 if is_small else 64, HAS_WINDOW=shape.window is not None, HAS_SOFTCAP=shape.softcap is not None,
+        num_warps=2 if is_small else 4, num_stages=4 if is_small else 3, **launch_options(query.device),
     )  # fmt: skip
 
 
