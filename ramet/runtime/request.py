@@ -144,6 +144,9 @@ class RequestOutput(NamedTuple):
     forced_tokens: int = 0
     num_retractions: int = 0
     scheduled_time: float = 0.0
+    num_verified: int = 0  # steps that verified guesses
+    guessed_tokens: int = 0
+    right_guesses: int = 0
 
 
 # The text side: what the server asks of the engine, and what the engine streams back.
@@ -182,6 +185,9 @@ class Delta:
     cached_tokens: int = 0
     forced_tokens: int = 0
     num_retractions: int = 0
+    num_verified: int = 0  # as in RequestOutput, like the next two
+    guessed_tokens: int = 0
+    right_guesses: int = 0
     queue_time: float = 0.0
     first_token_latency: float = 0.0
     e2e_latency: float = 0.0

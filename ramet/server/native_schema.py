@@ -47,6 +47,11 @@ class MetaInfo(BaseModel):
     queue_time: float
     first_token_latency: float
     e2e_latency: float
+    spec_verify_ct: int | None = Field(None, description="steps that verified guesses; like the next four, only where there were any")
+    spec_draft_token_num: int | None = None
+    spec_accept_token_num: int | None = None
+    spec_accept_rate: float | None = None
+    spec_accept_length: float | None = None
     input_token_logprobs: list[tuple[float | None, int, str | None]] | None = None
     output_token_logprobs: list[tuple[float | None, int, str | None]] | None = None
     input_top_logprobs: list[list[tuple[float, int, str | None]] | None] | None = None

@@ -92,6 +92,9 @@ class DeltaAssembler:
             cached_tokens=counters.cached_tokens,
             forced_tokens=min(counters.forced_tokens, self._num_tokens),  # a stop string may cut a forced run
             num_retractions=counters.num_retractions,
+            num_verified=counters.num_verified,
+            guessed_tokens=counters.guessed_tokens,
+            right_guesses=counters.right_guesses,
             queue_time=max(0.0, counters.scheduled_time - self._arrival) if counters.scheduled_time else 0.0,
             first_token_latency=self._first_token_latency,
             e2e_latency=time.monotonic() - self._arrival,

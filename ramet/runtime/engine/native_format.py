@@ -144,6 +144,20 @@ def meta_info(delta: Delta) -> dict[str, Any]:
         "queue_time": delta.queue_time,
         "first_token_latency": delta.first_token_latency,
         "e2e_latency": delta.e2e_latency,
+        **_speculation(delta),
+    }
+
+
+def _speculation(delta: Delta) -> dict[str, Any]:
+    """SGLang's names; only where tokens were guessed. `spec_accept_length`: output tokens per step that verified."""
+    if not delta.num_verified:
+        return {}
+    return {
+        "spec_verify_ct": delta.num_verified,
+        "spec_draft_token_num": delta.guessed_tokens,
+        "spec_accept_token_num": delta.right_guesses,
+        "spec_accept_rate": delta.right_guesses / delta.guessed_tokens,
+        "spec_accept_length": 1 + delta.right_guesses / delta.num_verified,
     }
 
 

@@ -10,7 +10,6 @@ WAITING_GRAMMAR ─► WAITING ─► PREFILLING ─► DECODING           │
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +18,6 @@ from ramet.grammar.matcher import Matcher
 from ramet.runtime.cache.lease import Lease
 from ramet.runtime.cache.radix_tree import TokenArray
 from ramet.runtime.request import Request
-
-if TYPE_CHECKING:
-    from ramet.runtime.scheduler.prompt_lookup import PromptLookup
 
 
 class Phase(StrEnum):
@@ -61,19 +57,22 @@ class RequestState:
         "is_decoding",
         "is_finished",
         "is_fresh",
+        "is_guessed",
         "lease",
         "loaded_tokens",
         "logprobs_next",
-        "lookup",
         "matcher",
         "max_outputs",
         "num_computed",
         "num_forced",
+        "num_guessed",
         "num_matched",
         "num_pages_sent",
         "num_planned",
         "num_retractions",
+        "num_right",
         "num_sent",
+        "num_verified",
         "output_ids",
         "peeked",
         "phase",
@@ -110,9 +109,10 @@ class RequestState:
         wanted = request.logprobs.start_len if request.logprobs is not None else -1
         # First position, up to num_known, whose logprob no row in flight will bring: it comes when the token is computed.
         self.logprobs_next = wanted if 0 <= wanted < self.prompt_len else None
-        self.lookup: PromptLookup | None = None  # where guesses come from, if any
+        self.is_guessed = False  # whether its next tokens are guessed
         self.guessed: tuple[int, ...] = ()  # tokens of rows in flight that may be wrong, at guessed_from and behind it
         self.guessed_from = 0
+        self.num_verified = self.num_guessed = self.num_right = 0  # steps that verified guesses, guesses, right ones
         self.num_forced = 0  # output tokens that the grammar wrote
         self.num_sent = 0  # output tokens that have left the scheduler
         self.cached_tokens = 0

@@ -63,4 +63,7 @@ def output(
         state.num_forced,
         state.num_retractions,
         state.scheduled_time,
+        state.num_verified,
+        state.num_guessed,
+        state.num_right,
     )

@@ -30,9 +30,9 @@ from ramet.runtime.scheduler.batch_report import BatchReport, Throughput
 from ramet.runtime.scheduler.cache_history import CacheHistory
 from ramet.runtime.scheduler.constraints import GrammarCache, fill_masks
 from ramet.runtime.scheduler.forced_runs import ForcedRuns, allow_only
+from ramet.runtime.scheduler.guessing import Guesser, fill_masks_of_guesses, is_right, may_guess
 from ramet.runtime.scheduler.jump_forward import JumpRate, append_forced
 from ramet.runtime.scheduler.kv_lifetimes import KvLifetimes
-from ramet.runtime.scheduler.prompt_lookup import PromptLookup, fill_masks_of_guesses, is_right, may_guess
 from ramet.runtime.scheduler.request_state import Phase, RequestState
 from ramet.runtime.scheduler.row_results import news, output, take_tokens
 from ramet.runtime.scheduler.step_builder import StepBuilder
@@ -54,7 +54,9 @@ class Scheduler:
         seed: int = 0,
         num_guesses: int = 0,
         memory: MemoryConfig | None = None,
+        guesser: Guesser | None = None,
     ) -> None:
+        """`num_guesses`: tokens guessed per request and step; by `guesser`, by default from what the request said before."""
         self.capacity = capacity
         self.cache = cache
         self._tier = cache.tier
@@ -67,7 +69,9 @@ class Scheduler:
         memory = memory or MemoryConfig()
         self._lifetimes = KvLifetimes(cache, clock, memory.kv_pin_seconds, memory.kv_pin_share, capacity.num_tokens)
         self._history = CacheHistory(capacity.page_size, capacity.num_tokens, clock)
-        self.planner = StepPlanner(capacity, options, cache, self.counters, clock, seed, self._lifetimes, self._history, num_guesses)
+        self.planner = StepPlanner(
+            capacity, options, cache, self.counters, clock, seed, self._lifetimes, self._history, num_guesses, guesser
+        )
         self._states: dict[str, RequestState] = {}  # all that have not ended
         self._waiting_grammar: dict[str, RequestState] = {}
         self._flights: deque[tuple[BatchPlan, StepBuilder]] = deque()
@@ -281,6 +285,8 @@ class Scheduler:
         if self._states:
             return False
         self.cache.flush()
+        if self.planner.guesser is not None:
+            self.planner.guesser.flush()
         self._lifetimes.forget()
         self.planner.ratio.reset()
         return True
@@ -291,6 +297,8 @@ class Scheduler:
             self._tier.close()
         if self._grammars is not None:
             self._grammars.close()
+        if self.planner.guesser is not None:
+            self.planner.guesser.close()
 
     # ── arriving ──
 
@@ -308,7 +316,7 @@ class Scheduler:
         phase = Phase.WAITING if request.grammar is None else Phase.WAITING_GRAMMAR
         state = RequestState(request, self._num_arrivals, max_outputs, phase)
         if self._guesses and may_guess(state):
-            state.lookup = PromptLookup()
+            state.is_guessed = True
         return state
 
     def _enqueue(self, state: RequestState) -> None:
@@ -367,6 +375,7 @@ class Scheduler:
             if not is_right(state, row):
                 return None
             state.num_planned = end
+            state.num_right += 1
             self.counters.right_guesses += 1
         finish = self._take_tokens(state, row, result)
         if epoch == state.epoch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,9 +15,10 @@ from ramet.runtime.plan import Capacity
 from ramet.runtime.scheduler.admission import NewTokenRatio, PrefillBudget
 from ramet.runtime.scheduler.cache_history import CacheHistory
 from ramet.runtime.scheduler.fair_shares import FairShares
+from ramet.runtime.scheduler.guessing import Guesser, verifiable
 from ramet.runtime.scheduler.kv_lifetimes import KvLifetimes
 from ramet.runtime.scheduler.policy import POLICIES, PolicyContext
-from ramet.runtime.scheduler.prompt_lookup import PromptLookup, guesses
+from ramet.runtime.scheduler.prompt_lookup import PromptLookups
 from ramet.runtime.scheduler.request_state import Phase, RequestState
 from ramet.runtime.scheduler.sharing import PrefixesInFlight
 from ramet.runtime.scheduler.step_builder import StepBuilder
@@ -60,6 +61,7 @@ class StepPlanner:
         lifetimes: KvLifetimes,
         history: CacheHistory,
         num_guesses: int = 0,
+        guesser: Guesser | None = None,
     ) -> None:
         self._by_priority = options.schedule_policy == "priority"
         self.waiting = WaitingQueue(
@@ -79,6 +81,7 @@ class StepPlanner:
         self._counters = counters
         self._clock = clock
         self._num_guesses = num_guesses
+        self.guesser = PromptLookups() if num_guesses and guesser is None else guesser
         self._lifetimes = lifetimes
         self._history = history
         self._shares = FairShares()
@@ -145,14 +148,14 @@ class StepPlanner:
         while (pages := self._cache.allocate(sum([missing for _, _, missing in rows]))) is None:
             self.retract_one()
             rows = self._decoding(budget.left)
-        num_forced = 0
+        num_forced, guessed = 0, self._guess(rows) if self.guesser is not None else {}
         for state, num_tokens, missing in rows:
             if missing:
                 self._take_pages(state, missing, pages)
             builder.decode(state, num_tokens)
             num_forced += num_tokens - 1
-            if state.lookup is not None and state.rows_in_flight == 1 and builder.rows[-1].samples:
-                self._add_guesses(state, state.lookup, builder)
+            if state.request_id in guessed:
+                self._add_guesses(state, guessed[state.request_id], builder)
         budget.spend_forced(num_forced)
 
     def _take_pages(self, state: RequestState, count: int, pages: list[int]) -> None:
@@ -160,9 +163,19 @@ class StepPlanner:
         state.lease.pages += pages[-count:]
         del pages[-count:]
 
-    def _add_guesses(self, state: RequestState, lookup: PromptLookup, builder: StepBuilder) -> None:
+    def _guess(self, rows: Sequence[tuple[RequestState, int, int]]) -> dict[str, list[int]]:
+        """What may follow the requests that are about to sample, all of whose tokens are known."""
+        assert self.guesser is not None
+        wanted = []
+        for state, num_tokens, _ in rows:
+            most = min(self._num_guesses, state.max_outputs - state.num_outputs - 1)
+            if state.is_guessed and most > 0 and not state.rows_in_flight and state.num_planned + num_tokens == state.num_known:
+                wanted.append((state, most))
+        found = self.guesser.guess(wanted) if wanted else []
+        return {state.request_id: verifiable(state, tokens) for (state, _), tokens in zip(wanted, found, strict=True)}
+
+    def _add_guesses(self, state: RequestState, guessed: list[int], builder: StepBuilder) -> None:
         """Guesses run where pages are free without evicting anything."""
-        guessed = guesses(state, lookup, self._num_guesses)
         missing = self._missing_pages(state, state.num_planned + len(guessed))
         if guessed and missing * self._page_size <= self._cache.available_tokens:
             pages = self._cache.allocate(missing)
@@ -170,6 +183,8 @@ class StepPlanner:
             if missing:
                 self._take_pages(state, missing, pages)
             builder.guess(state, guessed)
+            state.num_verified += 1
+            state.num_guessed += len(guessed)
             self._counters.guessed_tokens += len(guessed)
 
     def _decoding(self, room: int) -> list[tuple[RequestState, int, int]]:
@@ -394,5 +409,7 @@ class StepPlanner:
             self._save_early(state)
         self._cache.release(state.lease)
         self._free_slots.append(state.slot)
+        if self.guesser is not None:
+            self.guesser.forget(state.request_id)
         del self.running[state.request_id]
         state.stop_running(phase)
