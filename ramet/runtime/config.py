@@ -94,6 +94,19 @@ class MemoryConfig:
     kv_pin_share: float = option(
         0.5, "largest share of the KV cache that paused programs may claim; 0: none (the slow twin)", low=0.0, high=1.0
     )
+    enable_hierarchical_cache: bool = option(
+        False, "keep evicted KV in host memory, and in files with hicache_storage_backend; off: it is computed again (the slow twin)"
+    )
+    hicache_ratio: float = option(2.0, "host memory for evicted KV as a multiple of the KV cache on the GPU", low=0.01)
+    hicache_size: int = option(0, "host memory for evicted KV in GB; overrides hicache_ratio", low=0)
+    hicache_write_policy: str = option(
+        "auto",
+        "when KV is copied out; write_back: when it is evicted; write_through: as soon as a request ends; auto: write_through with files",
+        choices=("auto", "write_through", "write_back"),
+    )
+    hicache_storage_backend: str | None = option(None, "where evicted KV outlives the server; file: in a directory", choices=("file",))
+    hicache_storage_dir: str | None = option(None, "that directory; default: ~/.cache/ramet/kv")
+    hicache_storage_size: int = option(8, "most GB that the directory may take, of all models together; the oldest files go", low=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ def check(config: EngineConfig) -> None:
     if memory.disable_radix_cache and schedule.schedule_policy == "dfs-weight":
         message = "schedule_policy=dfs-weight orders by the prefix cache, which disable_radix_cache turns off; choose fcfs"
         raise ConfigError(message, param="schedule_policy")
+    _check_tiers(config)
     if schedule.chunked_prefill_size == 0:
         message = "chunked_prefill_size=0 would never run a prompt; give a number of tokens, or -1 for no limit"
         raise ConfigError(message, param="chunked_prefill_size")
@@ -68,6 +69,19 @@ def _check_against(config: EngineConfig, model: ModelInfo, capacity: Capacity) -
         raise ConfigError(
             f"the executor made pages of {capacity.page_size} tokens where page_size={config.memory.page_size} was asked", param="page_size"
         )
+
+
+def _check_tiers(config: EngineConfig) -> None:
+    memory = config.memory
+    if memory.hicache_storage_backend is not None and not memory.enable_hierarchical_cache:
+        message = "hicache_storage_backend is a part of the hierarchical cache: add enable_hierarchical_cache"
+        raise ConfigError(message, param="hicache_storage_backend")
+    if memory.hicache_storage_backend is not None and config.parallel.tp_size > 1:
+        message = "hicache_storage_backend keeps the KV of one rank; with tp_size > 1 leave it out, and evicted KV stays in host memory"
+        raise ConfigError(message, param="hicache_storage_backend")
+    if memory.enable_hierarchical_cache and memory.disable_radix_cache:
+        message = "enable_hierarchical_cache extends the prefix cache, which disable_radix_cache turns off; leave one of them out"
+        raise ConfigError(message, param="enable_hierarchical_cache")
 
 
 def _check_overrides(text: str) -> None:

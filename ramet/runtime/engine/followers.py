@@ -23,6 +23,7 @@ from ramet.runtime.engine.faults import error_of, fault_of
 from ramet.runtime.engine.messages import Fault, RunForward, RunSampling, Shutdown
 from ramet.runtime.engine.processes import ProcessWorker
 from ramet.runtime.executor.executor import Executor, PendingResult, Rank
+from ramet.runtime.host_memory import HostMemory
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, StepResult, TokenMasks
 
 _log = get_logger(__name__)
@@ -114,6 +115,7 @@ class ParallelExecutor:
     def __init__(self, own: Executor, followers: Followers) -> None:
         self._own, self._followers = own, followers
         self.on_gpu: bool = getattr(own, "on_gpu", False)
+        self.host_memory: HostMemory | None = getattr(own, "host_memory", None)
 
     @property
     def model(self) -> ModelInfo:

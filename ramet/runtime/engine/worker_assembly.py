@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from ramet.grammar.late_compiler import LateCompiler
 from ramet.grammar.matcher import GrammarCompiler, Vocabulary
+from ramet.runtime.cache.disk_blocks import DiskBlocks
 from ramet.runtime.cache.lease import Cache
 from ramet.runtime.cache.no_cache import NoCache
 from ramet.runtime.cache.prefix_cache import PrefixCache
-from ramet.runtime.config import EngineConfig, SpeculativeConfig
+from ramet.runtime.cache.second_tier import SecondTier
+from ramet.runtime.config import EngineConfig, MemoryConfig, SpeculativeConfig
 from ramet.runtime.engine.channel import Channel
 from ramet.runtime.engine.follower import Follower
 from ramet.runtime.engine.followers import Followers, ParallelExecutor, end_with_them
@@ -20,6 +25,7 @@ from ramet.runtime.engine.processes import ProcessWorker
 from ramet.runtime.engine.worker import Worker
 from ramet.runtime.engine.worker_parts import TextParts, WorkerSpec, resolved
 from ramet.runtime.executor.executor import Executor
+from ramet.runtime.host_memory import HostMemory
 from ramet.runtime.plan import ModelInfo
 from ramet.runtime.resolve import resolve
 from ramet.runtime.scheduler.scheduler import Scheduler
@@ -83,7 +89,8 @@ def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompil
     if config.memory.disable_radix_cache:
         cache = NoCache(capacity.num_pages, capacity.page_size)
     else:
-        cache = PrefixCache(capacity.num_pages, capacity.page_size, config.memory.radix_eviction_policy)
+        tier = _second_tier(config.memory, executor)
+        cache = PrefixCache(capacity.num_pages, capacity.page_size, config.memory.radix_eviction_policy, tier)
     return Scheduler(
         capacity,
         model.context_len,
@@ -95,6 +102,20 @@ def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompil
         num_guesses=_num_guesses(config.speculative),
         memory=config.memory,
     )
+
+
+def _second_tier(options: MemoryConfig, executor: Executor) -> SecondTier | None:
+    """Where the executor has made memory for it."""
+    memory: HostMemory | None = getattr(executor, "host_memory", None)
+    if memory is None:
+        return None
+    disk = None
+    if options.hicache_storage_backend == "file":
+        directory = options.hicache_storage_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramet" / "kv"
+        disk = DiskBlocks(Path(directory).expanduser(), memory.fingerprint, options.hicache_storage_size * 10**9)
+    policy = options.hicache_write_policy
+    saves_early = policy == "write_through" or (policy == "auto" and disk is not None)
+    return SecondTier(memory, executor.capacity.page_size, time.monotonic, disk, saves_early=saves_early)
 
 
 def _num_guesses(config: SpeculativeConfig) -> int:

@@ -1,0 +1,115 @@
+"""Copies between the KV pool and blocks of host memory, in the order of the plan and on the device's own stream.
+
+A block holds the keys of all layers, then the values, of `block_pages` pages: [2 · layers, tokens, bytes of one token in one layer]. The
+bytes are those of the pool, whatever their type. On a GPU the memory is pinned, and nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from ramet.errors import OutOfMemory
+from ramet.log import get_logger
+from ramet.runtime.attention.attention_backend import KVPool
+from ramet.runtime.executor.memory import available_ram
+from ramet.runtime.plan import PageMove
+
+_LOG = get_logger(__name__)
+_MOST_AT_ONCE = 8
+"""Blocks that are gathered on a GPU before they are copied; they take memory there."""
+_MOST_OF_RAM = 0.9
+
+
+class PageMover:
+    """Implements `HostMemory`."""
+
+    def __init__(self, pool: KVPool, num_blocks: int, block_pages: int, fingerprint: str = "") -> None:
+        """Raises `OutOfMemory`."""
+        self._layers = [_as_bytes(layer) for layer in (*pool.keys, *pool.values)]
+        self._page_size, self._device = pool.page_size, self._layers[0].device
+        shape = (len(self._layers), block_pages * pool.page_size, self._layers[0].shape[1])
+        self.num_blocks, self.block_pages, self.fingerprint = num_blocks, block_pages, fingerprint
+        self.block_bytes = shape[0] * shape[1] * shape[2]
+        self.is_beside_pool = self._device.type == "cpu"
+        self._blocks = _allocate((num_blocks, *shape), pinned=not self.is_beside_pool)
+        self.bytes_per_second = self._measured()
+        _LOG.info(
+            "Second tier: %.2f GiB of host memory, %d blocks of %d tokens, %.1f GB/s to the pool",
+            *(num_blocks * self.block_bytes / 2**30, num_blocks, shape[1], self.bytes_per_second / 1e9),
+        )
+
+    def view(self, block: int) -> memoryview:
+        return memoryview(self._blocks[block].reshape(-1).numpy())  # type: ignore[arg-type]
+
+    def run(self, moves: Sequence[PageMove]) -> None:
+        """Do them in order; those in a row that go the same way go together, as far as they touch different pages and blocks."""
+        for saves, group in groupby(moves, key=lambda move: move.saves):
+            run = self._save if saves else self._load
+            waiting = list(group)
+            for start in range(0, len(waiting), _MOST_AT_ONCE):
+                run(waiting[start : start + _MOST_AT_ONCE])
+
+    def _save(self, moves: Sequence[PageMove]) -> None:
+        places = self._places([page for move in moves for page in move.pages])
+        gathered = self._gather(places, len(moves))
+        for move, block in zip(moves, gathered, strict=True):
+            self._blocks[move.block].copy_(block, non_blocking=True)
+
+    def _gather(self, places: torch.Tensor, num_blocks: int) -> torch.Tensor:
+        gathered = self._blocks.new_empty((num_blocks, *self._blocks.shape[1:]), device=self._device)
+        for index, layer in enumerate(self._layers):
+            gathered[:, index] = layer[places].view(num_blocks, -1, layer.shape[1])
+        return gathered
+
+    def _load(self, moves: Sequence[PageMove]) -> None:
+        places = self._places([page for move in moves for page in move.pages])
+        parts = [self._blocks[move.block].to(self._device, non_blocking=True)[:, self._inside(move)] for move in moves]
+        tokens = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        for layer, source in zip(self._layers, tokens, strict=True):
+            layer.index_copy_(0, places, source)
+
+    def _inside(self, move: PageMove) -> slice:
+        return slice(move.first * self._page_size, (move.first + len(move.pages)) * self._page_size)
+
+    def _places(self, pages: Sequence[int]) -> torch.Tensor:
+        places = np.array(pages, dtype=np.int64)[:, None] * self._page_size + np.arange(self._page_size)
+        return torch.from_numpy(places.reshape(-1)).to(self._device, non_blocking=True)
+
+    def _measured(self) -> float:
+        """Bytes per second of a load. Nobody uses the pool yet."""
+        count = min(self.num_blocks, _MOST_AT_ONCE, self._layers[0].shape[0] // (self.block_pages * self._page_size))
+        if not count:
+            return 1e9
+        size = self.block_pages
+        moves = [PageMove(False, block, 0, tuple(range(block * size, (block + 1) * size))) for block in range(count)]
+        self.run(moves)  # the first time memory is mapped
+        self._wait()
+        began = time.perf_counter()
+        self.run(moves)
+        self._wait()
+        return count * self.block_bytes / max(time.perf_counter() - began, 1e-9)
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _as_bytes(layer: torch.Tensor) -> torch.Tensor:
+    """[slots, bytes] over the same memory."""
+    return layer.view(layer.shape[0], -1).view(torch.uint8)
+
+
+def _allocate(shape: tuple[int, ...], *, pinned: bool) -> torch.Tensor:
+    size, room = int(np.prod(shape, dtype=np.int64)), available_ram()
+    try:
+        if size > _MOST_OF_RAM * room:
+            raise RuntimeError(f"{room / 2**30:.2f} GiB are available")
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+    except RuntimeError as error:
+        message = f"no {size / 2**30:.2f} GiB of host memory for the second tier ({error}); lower --hicache-size or --hicache-ratio"
+        raise OutOfMemory(message) from error
