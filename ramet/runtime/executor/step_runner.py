@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-
 from ramet.runtime.attention.attention_backend import ForwardBatch, SharedPrefix
 from ramet.runtime.executor.inputs import SlotTables, device_tensor
 from ramet.runtime.executor.logprobs import PromptPiece, compute_logprobs, split_output, split_prompt
+from ramet.runtime.executor.page_mover import PageMover
 from ramet.runtime.executor.sampler import Sampler
 from ramet.runtime.executor.step_readback import RowLogprobs, StepClock, StepReadback
 from ramet.runtime.layers.rank_group import RankGroup
@@ -71,8 +71,10 @@ class StepRunner:
         device: torch.device,
         fast_path: Callable[[SlotTables], FastPath] | None = None,
         ranks: RankGroup | None = None,
+        mover: PageMover | None = None,
     ) -> None:
-        """`ranks`: the others that run the same plans; rank 0 chooses the tokens and tells them."""
+        """`ranks`: the others that run the same plans; rank 0 chooses the tokens and tells them. `mover`: to and from host memory."""
+        self._mover = mover
         self._forward, self._device, self._ranks = forward, device, ranks
         self._chooses = ranks is None or ranks.rank == 0
         self._tables = SlotTables(capacity, model.context_len, device)
@@ -87,6 +89,8 @@ class StepRunner:
         """Compute all rows. A row that wants prompt logprobs runs in pieces where its logits would take too much memory; output that was
         forced runs in one pass with what is before it, but in short rows of its own, which attend as decode rows do."""
         self._clock, self._prompt, self._logits, self._fast = StepClock(self._device), [], None, None
+        if plan.moves and self._mover is not None:
+            self._mover.run(plan.moves)
         if not plan.rows:
             return
         self._clock.start()

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
-
 from ramet.errors import ConfigError, InternalError, OutOfMemory
 from ramet.log import get_logger
+from ramet.runtime.attention.attention_backend import KVPool
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.executor.computation import Computation, load_computation
 from ramet.runtime.executor.executor import PendingResult, Rank
@@ -23,13 +23,19 @@ from ramet.runtime.executor.gpu_warm_up import warm_up
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
 from ramet.runtime.executor.memory import DeviceMemory, log_plan, measure_memory, plan_memory
+from ramet.runtime.executor.page_mover import PageMover
 from ramet.runtime.executor.step_readback import StepReadback
-from ramet.runtime.executor.step_runner import FastPath, Forward, StepRunner
+from ramet.runtime.host_memory import HostMemory, block_pages
 from ramet.runtime.layers.rank_group import RankGroup
-from ramet.runtime.model_files import locate_model
+from ramet.runtime.model_files import ModelFiles, locate_model
+from ramet.runtime.model_fingerprint import model_fingerprint
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, StepResult, TokenMasks
 
+from ramet.runtime.executor.step_runner import FastPath, Forward, StepRunner
+
 _LOG = get_logger(__name__)
+STAGING_BYTES = 256 << 20
+"""Host memory of the second tier on a CPU."""
 
 
 class TorchExecutor:
@@ -45,9 +51,11 @@ class TorchExecutor:
         num_threads: int | None = None,
         fast_path: Callable[[SlotTables], FastPath] | None = None,
         ranks: RankGroup | None = None,
+        mover: PageMover | None = None,
     ) -> None:
         self._model, self._capacity = model, capacity
-        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, fast_path, ranks)
+        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, fast_path, ranks, mover)
+        self.host_memory: HostMemory | None = mover
         self._device_context = _device_context(device)
         self.on_gpu = device.type == "cuda"
         self._forward: Future[None] | None = None
@@ -117,8 +125,9 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
     fast_path, threads = computation.bind_fast(pool), computation.torch_threads
     if ranks is not None and device.type == "cpu":
         threads = torch.get_num_threads()
+    mover = _page_mover(config, computation, pool, files) if config.memory.enable_hierarchical_cache else None
     executor = TorchExecutor(
-        computation.bind(pool), computation.info, capacity, device, num_threads=threads, fast_path=fast_path, ranks=ranks
+        computation.bind(pool), computation.info, capacity, device, num_threads=threads, fast_path=fast_path, ranks=ranks, mover=mover
     )
     if device.type == "cuda":
         warm_up(executor)
@@ -129,6 +138,24 @@ def _join(rank: Rank, device: torch.device) -> RankGroup:
     from ramet.runtime.executor.process_group import join_ranks  # one rank starts faster without
 
     return join_ranks(rank, device)
+
+
+def _page_mover(config: EngineConfig, computation: Computation, pool: KVPool, files: ModelFiles) -> PageMover:
+    """Host memory for evicted KV. On a CPU it would only be a second pool: there it is where files come and go."""
+    on_cpu, options = pool.keys[0].device.type == "cpu", config.memory
+    if on_cpu and options.hicache_storage_backend is None:
+        raise ConfigError(
+            "enable_hierarchical_cache on a CPU needs files to put KV into: add --hicache-storage-backend file. "
+            "For more KV in memory raise --max-total-tokens",
+            param="enable_hierarchical_cache",
+        )
+    pages = block_pages(pool.page_size)
+    block_bytes = kv_bytes_per_token(computation.local, computation.kv_dtype) * pages * pool.page_size
+    pool_bytes = block_bytes * len(pool.keys[0]) // (pages * pool.page_size)
+    auto_bytes = STAGING_BYTES if on_cpu else int(options.hicache_ratio * pool_bytes)
+    num_blocks = max((options.hicache_size * 10**9 or auto_bytes) // block_bytes, 1)
+    layout = f"{len(pool.keys)} {tuple(pool.keys[0].shape[1:])} {computation.kv_dtype} {pages}x{pool.page_size}"
+    return PageMover(pool, num_blocks, pages, model_fingerprint(config, files, computation.info, layout))
 
 
 def _plan_pool(config: EngineConfig, computation: Computation, device: torch.device, ranks: RankGroup | None) -> Capacity:
