@@ -38,9 +38,9 @@ async def measure(
     workload: Workload, variants: Sequence[Variant], endpoint: sgl.RuntimeEndpoint, direct: sgl.RuntimeEndpoint, effort: Effort
 ) -> list[dict[str, Any]]:
     """One cell per variant. Everyone runs once before, unmeasured: registration, connections, the program's constant beginning."""
-    for place, variant in enumerate(variants):
-        await variant.program.arun(**arguments(workload, place, 0), **_options(variant, endpoint))
     await direct.flush_cache()
+    for place, variant in enumerate(variants):
+        await variant.program.arun(**arguments(workload, place, 99), **_options(variant, endpoint))
 
     async def alone(place: int, index: int) -> None:
         await variants[place].program.arun(**arguments(workload, place, index), **_options(variants[place], endpoint))
@@ -58,11 +58,10 @@ async def measure(
 async def _alternating(
     places: Sequence[int], run: Callable[[int, int], Awaitable[None]], runs: int, short_runs: int
 ) -> dict[int, list[float]]:
-    """Rounds in which every variant has its turn, each round beginning with another one; more of them where a round is short. The
-    first round is not counted: it fills the cache."""
+    """Rounds in which every variant has its turn, each round beginning with another one; more of them where the first one was short."""
     times: dict[int, list[float]] = {place: [] for place in places}
     index = 0
-    while index <= runs:
+    while index < runs:
         for place in [*places[index % len(places) :], *places[: index % len(places)]]:
             began = time.perf_counter()
             await run(place, index)
@@ -70,7 +69,7 @@ async def _alternating(
         if index == 0 and statistics.median(own[0] for own in times.values()) < SHORT_SECONDS:
             runs = max(runs, short_runs)
         index += 1
-    return {place: own[1:] for place, own in times.items()}
+    return times
 
 
 def arguments(workload: Workload, place: int, index: int) -> Any:

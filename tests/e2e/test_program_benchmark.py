@@ -15,7 +15,22 @@ from ramet.compiler.default_order import PASS_NAMES
 
 
 def test_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--fake", "--runs", "1", "--together", "2", "--rtt", "0", "5", "--workloads", "judge", "react", "--output", str(tmp_path)]
+    words = [
+        "--fake",
+        "--runs",
+        "1",
+        "--short-runs",
+        "1",
+        "--together",
+        "2",
+        "--rtt",
+        "5",
+        "--workloads",
+        "judge",
+        "react",
+        "--output",
+        str(tmp_path),
+    ]
     monkeypatch.setattr(sys, "argv", ["programs", *words])
     main()
     report = json.loads((tmp_path / "programs_fake.json").read_text())
