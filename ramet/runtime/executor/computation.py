@@ -17,10 +17,12 @@ from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardB
 from ramet.runtime.attention.flashinfer_prefill import FlashInferPrefill, PrefillShape, covers, is_compiled
 from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import EngineConfig, ModelConfig
+from ramet.runtime.executor.cpu_choice import CpuChoice
 from ramet.runtime.executor.cpu_decode import CpuDecode
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.quantized_weights import load_quantized, why_not
 from ramet.runtime.executor.step_runner import FastPath, Forward
+from ramet.runtime.executor.token_choice import TokenChoice
 from ramet.runtime.executor.weight_storage import check_quantization
 from ramet.runtime.executor.weights import LoadedModel, load_model
 from ramet.runtime.kernels import cpu_library
@@ -52,7 +54,8 @@ CPU_ONLY = ("q4_1", "q8_0")
 class Computation:
     """`info` describes the whole model, `local` the part that this rank keeps keys and values of.
     `bind` makes the forward pass over a pool, `bind_fast` the faster way through decode steps, where there is one.
-    `activation_bytes`: of one prompt token at the widest point of a layer. `torch_threads`: None leaves torch's choice, one per core."""
+    `choice`: how tokens are chosen, where torch is not the fastest way. `activation_bytes`: of one prompt token at the widest point of a
+    layer. `torch_threads`: None leaves torch's choice, one per core."""
 
     info: ModelInfo
     local: ModelInfo
@@ -61,6 +64,7 @@ class Computation:
     bind: Callable[[KVPool], Forward]
     bind_fast: Callable[[KVPool], Callable[[SlotTables], FastPath] | None] = lambda pool: None
     torch_threads: int | None = None
+    choice: TokenChoice | None = None
 
 
 def load_computation(config: EngineConfig, device: torch.device, files: ModelFiles, ranks: RankGroup | None = None) -> Computation:
@@ -216,6 +220,7 @@ def _quantized(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> Comp
         dtype="float32",
         kv_dtype=str(kv_dtype).removeprefix("torch."),
     )
+    choice = CpuChoice(loaded.step.context)
     _LOG.info("Quantised CPU kernels on %d of %d cores; --quantization none computes in float32", threads, os.cpu_count() or threads)
     return Computation(
         info,
@@ -223,8 +228,9 @@ def _quantized(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> Comp
         kv_dtype,
         activation_bytes(spec, torch.float32),
         lambda pool: lambda batch: loaded.step.forward(batch, pool),
-        lambda pool: lambda tables: CpuDecode(loaded.step, pool, tables),
+        lambda pool: lambda tables: CpuDecode(loaded.step, pool, tables, choice),
         torch_threads=1,  # others would spin on the cores that the kernels' own threads need
+        choice=choice,
     )
 
 

@@ -14,6 +14,7 @@ import torch
 
 from ramet.runtime.attention.attention_backend import KVPool, SharedPrefix
 from ramet.runtime.executor.inputs import SlotTables
+from ramet.runtime.executor.token_choice import TokenChoice
 from ramet.runtime.models.decoder_step import DecodeRows, DecoderStep
 from ramet.runtime.plan import PENDING_TOKEN, PlanRow
 
@@ -24,17 +25,18 @@ class CpuResult:
 
     logits: torch.Tensor
     slots: torch.Tensor
+    choice: TokenChoice
 
     @property
     def tokens(self) -> torch.Tensor:
-        return self.logits.argmax(-1)
+        return self.choice.likeliest(self.logits, range(len(self.logits)))
 
 
 class CpuDecode:
     """Implements `FastPath` for steps whose rows all have one token."""
 
-    def __init__(self, step: DecoderStep, pool: KVPool, tables: SlotTables) -> None:
-        self._step, self._pool, self._page_size = step, pool, tables.page_size
+    def __init__(self, step: DecoderStep, pool: KVPool, tables: SlotTables, choice: TokenChoice) -> None:
+        self._step, self._pool, self._page_size, self._choice = step, pool, tables.page_size, choice
         self._pages, self._last_token = tables.pages.numpy(), tables.last_token.numpy()
         self._logits = torch.empty(0, step.vocab_size)
 
@@ -51,4 +53,4 @@ class CpuDecode:
             self._logits = torch.empty(len(rows), self._step.vocab_size)
         logits = self._logits[: len(rows)]
         self._step.decode(DecodeRows(given, positions, places, slots, self._pages), self._pool, logits)
-        return CpuResult(logits, torch.from_numpy(slots))
+        return CpuResult(logits, torch.from_numpy(slots), self._choice)

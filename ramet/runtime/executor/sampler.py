@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from ramet.runtime.executor.inputs import device_tensor, to_device
+from ramet.runtime.executor.inputs import device_tensor
 from ramet.runtime.executor.penalties import PenaltyCounts, is_penalised
-from ramet.runtime.executor.random_choice import Draw, draw_tokens, uniforms
+from ramet.runtime.executor.random_choice import Draw, uniforms
+from ramet.runtime.executor.token_choice import TokenChoice, TorchChoice
 from ramet.runtime.plan import PlanRow, RowStart, TokenMasks
 
 _FORBIDDEN = torch.finfo(torch.float32).min
@@ -45,9 +45,10 @@ class SlotSampling:
 class Sampler:
     """State per slot and the sampling of a step. Used by one thread; `begin` and `sample` alternate in the order of the steps."""
 
-    def __init__(self, vocab_size: int, device: torch.device, *, chooses: bool = True) -> None:
+    def __init__(self, vocab_size: int, device: torch.device, *, chooses: bool = True, choice: TokenChoice | None = None) -> None:
         """Without `chooses` it only remembers what each slot's request is: somebody else samples."""
         self._vocab_size, self._device, self._chooses = vocab_size, device, chooses
+        self._choice = choice or TorchChoice(device)
         self._slots: dict[int, SlotSampling] = {}
         self._penalties = PenaltyCounts(vocab_size, device)
 
@@ -108,12 +109,8 @@ class Sampler:
 
     def _apply_masks(self, rows: Sequence[PlanRow], logits: torch.Tensor, masks: TokenMasks) -> None:
         constrained = [(i, row.mask_row) for i, row in enumerate(rows) if row.mask_row is not None]
-        if constrained and self._device.type == "cuda":
-            _mask_on_gpu(logits, constrained, masks.bits)
-        elif constrained:
-            index = device_tensor([i for i, _ in constrained], np.int64, self._device)
-            allowed = unpack_masks(masks.bits[[mask_row for _, mask_row in constrained]], self._vocab_size, self._device)
-            logits[index] = logits[index].masked_fill_(~allowed, float("-inf"))
+        if constrained:
+            self._choice.forbid(logits, [i for i, _ in constrained], [mask_row for _, mask_row in constrained], masks.bits)
 
     def _add_biases(self, states: Sequence[SlotSampling], logits: torch.Tensor) -> None:
         biased = [
@@ -129,18 +126,18 @@ class Sampler:
 
     def _choose(self, rows: Sequence[PlanRow], states: Sequence[SlotSampling], logits: torch.Tensor) -> torch.Tensor:
         drawing = [i for i, state in enumerate(states) if not state.start.sampling.greedy]
+        greedy = [i for i, state in enumerate(states) if state.start.sampling.greedy]
         if not drawing:
-            return logits.argmax(-1)
+            return self._choice.likeliest(logits, greedy)
         seeds = [states[i].start.seed for i in drawing]
         numbers = uniforms(seeds, [states[i].output_position(rows[i]) for i in drawing])
         draws = [Draw(states[i].start.sampling, float(number)) for i, number in zip(drawing, numbers, strict=True)]
-        if len(drawing) == len(rows):
-            return draw_tokens(logits, draws)
-        greedy = [i for i, state in enumerate(states) if state.start.sampling.greedy]
+        if not greedy:
+            return self._choice.draw(logits, drawing, draws)
         tokens = torch.empty(len(rows), dtype=torch.int64, device=self._device)
         at_greedy, at_drawing = (device_tensor(part, np.int64, self._device) for part in (greedy, drawing))
-        tokens[at_greedy] = logits[at_greedy].argmax(-1)
-        tokens[at_drawing] = draw_tokens(logits[at_drawing], draws)
+        tokens[at_greedy] = self._choice.likeliest(logits, greedy)
+        tokens[at_drawing] = self._choice.draw(logits, drawing, draws)
         return tokens
 
 
@@ -150,20 +147,3 @@ def _is_plain(state: SlotSampling, row: PlanRow) -> bool:
     if state.penalised or start.logprobs is not None or params.logit_bias or not params.greedy:
         return False
     return params.min_new_tokens <= state.output_position(row) or not start.stop_token_ids
-
-
-def _mask_on_gpu(logits: torch.Tensor, constrained: Sequence[tuple[int, int]], bits: npt.NDArray[np.uint32]) -> None:
-    """One copy and one kernel. Imported here, since only a GPU has Triton."""
-    from ramet.runtime.kernels.gpu.token_masks import mask_logits
-
-    count = len(constrained)
-    which = np.array(constrained, dtype=np.int32).T
-    packed = to_device(np.concatenate((which[0], bits[which[1]].reshape(-1).view(np.int32))), logits.device)
-    mask_logits(logits, packed[:count], packed[count:].view(count, -1))
-
-
-def unpack_masks(bits: npt.NDArray[np.uint32], vocab_size: int, device: torch.device) -> torch.Tensor:
-    """`TokenMasks.bits` [n, words] as booleans [n, vocab_size] on the device. Packed, they are small to copy."""
-    packed = to_device(np.ascontiguousarray(bits.astype("<u4", copy=False)).view(np.uint8), device)
-    single = (packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
-    return single.view(packed.shape[0], -1)[:, :vocab_size].bool()

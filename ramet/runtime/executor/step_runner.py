@@ -8,12 +8,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
+
 from ramet.runtime.attention.attention_backend import ForwardBatch, SharedPrefix
 from ramet.runtime.executor.inputs import SlotTables, device_tensor
 from ramet.runtime.executor.logprobs import PromptPiece, compute_logprobs, split_output, split_prompt
 from ramet.runtime.executor.page_mover import PageMover
 from ramet.runtime.executor.sampler import Sampler
 from ramet.runtime.executor.step_readback import RowLogprobs, StepClock, StepReadback
+from ramet.runtime.executor.token_choice import TokenChoice
 from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, PlanRow, TokenMasks
 from ramet.runtime.request import LogprobParams
@@ -72,15 +74,17 @@ class StepRunner:
         fast_path: Callable[[SlotTables], FastPath] | None = None,
         ranks: RankGroup | None = None,
         mover: PageMover | None = None,
+        choice: TokenChoice | None = None,
     ) -> None:
-        """`ranks`: the others that run the same plans; rank 0 chooses the tokens and tells them. `mover`: to and from host memory."""
+        """`ranks`: the others that run the same plans; rank 0 chooses the tokens and tells them. `mover`: to and from host memory.
+        `choice`: how tokens are chosen; torch's where there is no faster way."""
         self._mover = mover
         self._forward, self._device, self._ranks = forward, device, ranks
         self._chooses = ranks is None or ranks.rank == 0
         self._tables = SlotTables(capacity, model.context_len, device)
         self._fast_path = fast_path(self._tables) if fast_path is not None else None
         self._fast: FastResult | None = None
-        self._sampler = Sampler(model.vocab_size, device, chooses=self._chooses)
+        self._sampler = Sampler(model.vocab_size, device, chooses=self._chooses, choice=choice)
         self._clock = StepClock(device)
         self._logits: torch.Tensor | None = None  # of the sampling rows, between forward and sample
         self._prompt: list[RowLogprobs] = []

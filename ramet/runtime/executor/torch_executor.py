@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
+
 from ramet.errors import ConfigError, InternalError, OutOfMemory
 from ramet.log import get_logger
 from ramet.runtime.attention.attention_backend import KVPool
@@ -25,13 +26,13 @@ from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
 from ramet.runtime.executor.memory import DeviceMemory, log_plan, measure_memory, plan_memory
 from ramet.runtime.executor.page_mover import PageMover
 from ramet.runtime.executor.step_readback import StepReadback
+from ramet.runtime.executor.step_runner import FastPath, Forward, StepRunner
+from ramet.runtime.executor.token_choice import TokenChoice
 from ramet.runtime.host_memory import HostMemory, block_pages
 from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.model_files import ModelFiles, locate_model
 from ramet.runtime.model_fingerprint import model_fingerprint
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, StepResult, TokenMasks
-
-from ramet.runtime.executor.step_runner import FastPath, Forward, StepRunner
 
 _LOG = get_logger(__name__)
 STAGING_BYTES = 256 << 20
@@ -52,9 +53,10 @@ class TorchExecutor:
         fast_path: Callable[[SlotTables], FastPath] | None = None,
         ranks: RankGroup | None = None,
         mover: PageMover | None = None,
+        choice: TokenChoice | None = None,
     ) -> None:
         self._model, self._capacity = model, capacity
-        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, fast_path, ranks, mover)
+        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, fast_path, ranks, mover, choice)
         self.host_memory: HostMemory | None = mover
         self._device_context = _device_context(device)
         self.on_gpu = device.type == "cuda"
@@ -127,7 +129,15 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
         threads = torch.get_num_threads()
     mover = _page_mover(config, computation, pool, files) if config.memory.enable_hierarchical_cache else None
     executor = TorchExecutor(
-        computation.bind(pool), computation.info, capacity, device, num_threads=threads, fast_path=fast_path, ranks=ranks, mover=mover
+        computation.bind(pool),
+        computation.info,
+        capacity,
+        device,
+        num_threads=threads,
+        fast_path=fast_path,
+        ranks=ranks,
+        mover=mover,
+        choice=computation.choice,
     )
     if device.type == "cuda":
         warm_up(executor)

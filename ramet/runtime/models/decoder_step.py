@@ -90,7 +90,7 @@ class DecoderStep:
         self, context: CpuContext, shape: StepShape, weights: StepWeights, kv_dtype: torch.dtype, *, deterministic: bool = False
     ) -> None:
         self._one_by_one = int(deterministic)
-        self._context, self._shape, self._weights, self._kv_dtype = context, shape, weights, kv_dtype
+        self.context, self._shape, self._weights, self._kv_dtype = context, shape, weights, kv_dtype
         self._layers = (cpu_library.Layer * len(weights.layers))(*(_layer(layer) for layer in weights.layers))
         self._model = self._describe()
         self._pools: tuple[KVPool, ctypes.Array[ctypes.c_void_p], ctypes.Array[ctypes.c_void_p]] | None = None
@@ -143,8 +143,8 @@ class DecoderStep:
 
     def _run(self, batch: cpu_library.Batch, pool: KVPool, logits: torch.Tensor) -> None:
         keys, values = self._pool_pointers(pool)
-        self._context.library.ramet_step(
-            self._context.handle, ctypes.byref(self._model), ctypes.byref(batch), keys, values, logits.data_ptr()
+        self.context.library.ramet_step(
+            self.context.handle, ctypes.byref(self._model), ctypes.byref(batch), keys, values, logits.data_ptr()
         )
 
     @property

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ramet.runtime.attention.attention_backend import KVPool
+from ramet.runtime.executor.cpu_choice import CpuChoice
 from ramet.runtime.executor.cpu_decode import CpuDecode
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.quantized_weights import load_quantized
@@ -41,7 +42,7 @@ def test_equals_the_step_over_built_inputs(tmp_path: Path, page_size: int) -> No
     shape = (NUM_TOKENS, spec.num_kv_heads, spec.head_dim)
     pools = [KVPool(empty(shape, spec.num_layers), empty(shape, spec.num_layers), page_size) for _ in range(2)]
     tables = [SlotTables(capacity, 2048, torch.device("cpu")) for _ in range(2)]
-    short = CpuDecode(step, pools[1], tables[1])
+    short = CpuDecode(step, pools[1], tables[1], CpuChoice(step.context))
     prompts = [row(slot, tuple(int(t) for t in random.integers(0, 200, n)), 0) for slot, n in zip((6, 0, 3, 2), PROMPT, strict=True)]
     for table, pool in zip(tables, pools, strict=True):
         step.forward(table.build(prompts).batch, pool)
@@ -67,7 +68,7 @@ def test_rows_of_several_tokens_take_the_long_way(tmp_path: Path) -> None:
     step = load_quantized(files, model_spec(files), bits=8, threads=1, kv_dtype=torch.float16).step
     tables = SlotTables(Capacity(64, 1, 2), 64, torch.device("cpu"))
     pool = KVPool((), (), 1)
-    assert not CpuDecode(step, pool, tables).covers([PlanRow("r", 0, (1, 2), 0, 0, (0, 1), True)])
+    assert not CpuDecode(step, pool, tables, CpuChoice(step.context)).covers([PlanRow("r", 0, (1, 2), 0, 0, (0, 1), True)])
 
 
 @pytest.mark.parametrize("shared", [0, 100, 128, 400])
@@ -86,7 +87,7 @@ def test_rows_that_share_pages_get_what_each_gets_alone(tmp_path: Path, shared: 
         own = 400 + 300 * slot + torch.arange(length - shared)
         tables.pages[slot, :length] = torch.cat([torch.arange(shared), own]).int()
     rows = [PlanRow(f"r{slot}", slot, (slot + 1,), length - 1, 0, (), True) for slot, length in enumerate(lengths)]
-    decode = CpuDecode(step, pool, tables)
+    decode = CpuDecode(step, pool, tables, CpuChoice(step.context))
     alone = torch.cat([decode.run([row], ()).logits.clone() for row in rows])
     assert torch.equal(decode.run(rows, ()).logits, alone)
 

@@ -12,13 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramet.runtime.executor.random_choice import Draw, draw_tokens, uniforms
-from ramet.runtime.executor.sampler import Sampler, unpack_masks
+from ramet.runtime.executor.cpu_choice import CpuChoice
+from ramet.runtime.executor.random_choice import Draw, uniforms
+from ramet.runtime.executor.sampler import Sampler
+from ramet.runtime.executor.token_choice import TokenChoice, TorchChoice, unpack_masks
+from ramet.runtime.kernels import cpu_library
+from ramet.runtime.kernels.packed_weight import CpuContext
 from ramet.runtime.plan import PENDING_TOKEN, PlanRow, RowStart, TokenMasks
 from ramet.runtime.request import SamplingParams
 
 CPU = torch.device("cpu")
 VOCAB = 71
+TORCH = TorchChoice(CPU)
+CHOICES: list[TokenChoice] = [TORCH]
+if cpu_library.processor_features() >= cpu_library.REQUIRED_FEATURES:
+    CHOICES.append(CpuChoice(CpuContext(2)))
+by_every_choice = pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: type(choice).__name__)
 Floats = npt.NDArray[np.float64]
 
 
@@ -39,8 +48,8 @@ class Asked:
         return PlanRow(f"r{slot}", slot, tokens, 0, 0, (), True, start, None, mask_row)
 
 
-def sample(asked: Sequence[Asked], logits: torch.Tensor, sampler: Sampler | None = None) -> list[int]:
-    sampler = sampler or Sampler(logits.shape[1], CPU)
+def sample(asked: Sequence[Asked], logits: torch.Tensor, choice: TokenChoice = TORCH, sampler: Sampler | None = None) -> list[int]:
+    sampler = sampler or Sampler(logits.shape[1], CPU, choice=choice)
     masked = [a for a in asked if a.allowed is not None]
     rows = [a.row(slot, None if a.allowed is None else masked.index(a)) for slot, a in enumerate(asked)]
     sampler.begin(rows)
@@ -119,12 +128,13 @@ asked_strategy = st.builds(
 )
 
 
+@by_every_choice
 @given(asked=st.lists(asked_strategy, min_size=1, max_size=5), seed=st.integers(0, 99))
 @settings(max_examples=80, deadline=None)
-def test_greedy_tokens_after_every_change_of_the_logits_equal_the_twin(asked: list[Asked], seed: int) -> None:
+def test_greedy_tokens_after_every_change_of_the_logits_equal_the_twin(choice: TokenChoice, asked: list[Asked], seed: int) -> None:
     logits = torch.randn(len(asked), VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
     expected = [int(changed_logits(a, logits[i].numpy().astype(np.float64)).argmax()) for i, a in enumerate(asked)]
-    assert sample(asked, logits) == expected
+    assert sample(asked, logits, choice) == expected
 
 
 FILTERS = {
@@ -139,13 +149,14 @@ FILTERS = {
 }
 
 
+@by_every_choice
 @pytest.mark.parametrize(("name", "vocab"), [*((name, VOCAB) for name in FILTERS), ("plain", 700), ("top_p", 700), ("min_p", 700)])
-def test_draws_follow_the_exact_distribution(name: str, vocab: int) -> None:
+def test_draws_follow_the_exact_distribution(choice: TokenChoice, name: str, vocab: int) -> None:
     """700 tokens: more than the first width of sorted candidates, so that flat distributions draw again from wider ones."""
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(3)) * (2.0 if vocab == VOCAB else 0.6)
     num = 1500
     numbers = uniforms([11] * num, range(num))
-    drawn = draw_tokens(logits.repeat(num, 1), [Draw(FILTERS[name], float(u)) for u in numbers])
+    drawn = choice.draw(logits.repeat(num, 1), range(num), [Draw(FILTERS[name], float(u)) for u in numbers])
     observed = np.bincount(drawn.numpy(), minlength=vocab).astype(np.float64)
     assert chi_square_is_plausible(observed, distribution(FILTERS[name], logits.double().numpy()) * num)
 
@@ -156,13 +167,14 @@ def test_chi_square_check_can_fail() -> None:
     assert not chi_square_is_plausible(np.array([400.0, 400.0, 200.0]), expected)
 
 
+@by_every_choice
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_draw_equals_the_inverse_cdf_of_the_twin(name: str) -> None:
+def test_a_draw_equals_the_inverse_cdf_of_the_twin(choice: TokenChoice, name: str) -> None:
     """Unfiltered rows run through the vocabulary, filtered ones through the tokens by descending probability."""
     params, vocab = FILTERS[name], 700
     logits = torch.randn(40, vocab, generator=torch.Generator().manual_seed(5))
     numbers = uniforms(range(40), [3] * 40)
-    drawn = draw_tokens(logits.clone(), [Draw(params, float(u)) for u in numbers]).tolist()
+    drawn = choice.draw(logits.clone(), range(40), [Draw(params, float(u)) for u in numbers]).tolist()
     for row, (token, u) in enumerate(zip(drawn, numbers, strict=True)):
         p = distribution(params, logits[row].double().numpy())
         order = np.arange(vocab) if name in ("plain", "hot", "cold") else np.argsort(-p, kind="stable")
@@ -183,13 +195,14 @@ mixed = [
 ]
 
 
+@by_every_choice
 @given(order=st.permutations(range(len(mixed))), size=st.integers(1, len(mixed)), seed=st.integers(0, 50))
 @settings(max_examples=25, deadline=None)
-def test_a_row_draws_the_same_in_every_company(order: list[int], size: int, seed: int) -> None:
+def test_a_row_draws_the_same_in_every_company(choice: TokenChoice, order: list[int], size: int, seed: int) -> None:
     logits = torch.randn(len(mixed), 3000, generator=torch.Generator().manual_seed(seed))
-    alone = [sample([asked], logits[i : i + 1])[0] for i, asked in enumerate(mixed)]
+    alone = [sample([asked], logits[i : i + 1], choice)[0] for i, asked in enumerate(mixed)]
     some = order[:size]
-    assert sample([mixed[i] for i in some], logits[some]) == [alone[i] for i in some]
+    assert sample([mixed[i] for i in some], logits[some], choice) == [alone[i] for i in some]
 
 
 def test_seed_and_position_decide() -> None:
@@ -219,7 +232,7 @@ def test_penalties_count_tokens_as_they_come() -> None:
     asked = Asked(SamplingParams(temperature=0.0, frequency_penalty=1.0), prompt=(1, 2))
     logits = torch.zeros(1, VOCAB)
     logits[0, [10, 20]] = torch.tensor([2.5, 1.0])
-    assert sample([asked], logits, sampler) == [10]
+    assert sample([asked], logits, sampler=sampler) == [10]
 
     def step(tokens: tuple[int, ...], start: int) -> list[int]:
         row = PlanRow("r0", 0, tokens, start, 0, (), True)
@@ -229,7 +242,7 @@ def test_penalties_count_tokens_as_they_come() -> None:
     assert step((PENDING_TOKEN,), 2) == [10]  # 2.5 - 1 against 1
     assert step((10,), 3) == [20]  # 2.5 - 2 against 1
     assert step((20, 10, 10), 4) == [0]  # two forced tokens: 10 has 2.5 - 4, 20 has 1 - 1, no better than the first of all
-    assert sample([asked], logits, sampler) == [10]  # a new request starts from nothing
+    assert sample([asked], logits, sampler=sampler) == [10]  # a new request starts from nothing
 
 
 def test_state_of_many_penalised_slots_stays_apart() -> None:
@@ -242,20 +255,23 @@ def test_state_of_many_penalised_slots_stays_apart() -> None:
     assert sample(asked, logits) == expected
 
 
-def test_stop_ids_come_back_where_the_grammar_allows_nothing_else() -> None:
+@by_every_choice
+def test_stop_ids_come_back_where_the_grammar_allows_nothing_else(choice: TokenChoice) -> None:
     params = SamplingParams(temperature=1.0, min_new_tokens=5)
-    assert sample([Asked(params, stops=(3,), allowed=(3,))], torch.zeros(1, VOCAB)) == [3]
-    assert sample([Asked(params, stops=(3,), allowed=(3, 4))], torch.zeros(1, VOCAB)) == [4]
+    assert sample([Asked(params, stops=(3,), allowed=(3,))], torch.zeros(1, VOCAB), choice) == [3]
+    assert sample([Asked(params, stops=(3,), allowed=(3, 4))], torch.zeros(1, VOCAB), choice) == [4]
 
 
-def test_a_bias_cannot_revive_a_forbidden_token() -> None:
+@by_every_choice
+def test_a_bias_cannot_revive_a_forbidden_token(choice: TokenChoice) -> None:
     params = SamplingParams(temperature=1.0, logit_bias={5: 100.0})
-    assert sample([Asked(params, allowed=(6,))], torch.zeros(1, VOCAB)) == [6]
+    assert sample([Asked(params, allowed=(6,))], torch.zeros(1, VOCAB), choice) == [6]
 
 
-def test_ids_beyond_the_vocabulary_are_harmless() -> None:
+@by_every_choice
+def test_ids_beyond_the_vocabulary_are_harmless(choice: TokenChoice) -> None:
     params = SamplingParams(temperature=0.0, min_new_tokens=5, logit_bias={VOCAB + 4: 100.0})
-    assert sample([Asked(params, stops=(VOCAB + 9,))], torch.zeros(1, VOCAB)) == [0]
+    assert sample([Asked(params, stops=(VOCAB + 9,))], torch.zeros(1, VOCAB), choice) == [0]
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=VOCAB, max_size=VOCAB), min_size=1, max_size=3))
@@ -263,3 +279,26 @@ def test_ids_beyond_the_vocabulary_are_harmless() -> None:
 def test_mask_bits_are_little_endian(wanted: list[list[bool]]) -> None:
     masks = masks_of([[i for i, allowed in enumerate(row) if allowed] for row in wanted], VOCAB)
     assert unpack_masks(masks.bits, VOCAB, CPU).tolist() == wanted
+
+
+@by_every_choice
+@pytest.mark.parametrize("vocab", [64, 71, 300])
+def test_masks_and_the_first_of_equals(choice: TokenChoice, vocab: int) -> None:
+    allowed = [[vocab - 1, 3, 40], [], list(range(vocab))]
+    logits = torch.zeros(4, vocab)
+    logits[2, [9, vocab - 1]] = 1.0
+    choice.forbid(logits, [0, 3, 2], [0, 1, 2], masks_of(allowed, vocab).bits)
+    assert logits[0].isfinite().nonzero()[:, 0].tolist() == [3, 40, vocab - 1]
+    assert not logits[3].isfinite().any() and logits[1:3].isfinite().all()
+    assert choice.likeliest(logits, [0, 2, 1]).tolist() == [3, 9, 0]
+
+
+@pytest.mark.parametrize("params", [*FILTERS.values(), SamplingParams(temperature=0.6, top_k=300), SamplingParams(top_p=0.9999)], ids=str)
+def test_both_choices_draw_the_same_from_logits_like_a_models(params: SamplingParams) -> None:
+    """Sharp and flat rows over a large vocabulary; two of two hundred may lie at a border of the sum."""
+    generator = torch.Generator().manual_seed(8)
+    logits = torch.randn(200, 5000, generator=generator) * torch.linspace(0.3, 4, 200)[:, None]
+    logits[::7, 100:] = float("-inf")
+    draws = [Draw(params, float(u)) for u in uniforms(range(200), [5] * 200)]
+    drawn = [choice.draw(logits.clone(), range(200), draws) for choice in CHOICES]
+    assert (drawn[0] != drawn[-1]).sum() <= 2

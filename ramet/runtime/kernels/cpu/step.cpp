@@ -11,6 +11,7 @@
 #include "batched_linear.h"
 #include "pool.h"
 #include "prefill_attention.h"
+#include "sampling.h"
 
 using namespace ramet;
 
@@ -309,6 +310,20 @@ void ramet_step(void* context, const RametModel* model, const Batch* batch, void
   if (model->kv_type == 0) step.run<Float32>(logits);
   else if (model->kv_type == 1) step.run<Float16>(logits);
   else step.run<BFloat16>(logits);
+}
+
+// For the `count` rows that `rows` names, of logits [·, vocab] → out [count].
+void ramet_likeliest(void* context, const float* logits, const int64_t* rows, int count, int vocab, int64_t* out) {
+  static_cast<Context*>(context)->pool.run(count, [&](int i, int) { out[i] = likeliest(logits + rows[i] * vocab, vocab); });
+}
+
+void ramet_draw(void* context, const float* logits, const int64_t* rows, int count, int vocab, const DrawParams* params, int64_t* out) {
+  static_cast<Context*>(context)->pool.run(count, [&](int i, int) { out[i] = TokenDraw(logits + rows[i] * vocab, vocab, params[i]).token(); });
+}
+
+// allowed: 32 tokens a word, `words` words a line; line masks[i] belongs to row rows[i].
+void ramet_forbid(void* context, float* logits, const int64_t* rows, const int64_t* masks, int count, int vocab, const uint32_t* allowed, int words) {
+  static_cast<Context*>(context)->pool.run(count, [&](int i, int) { forbid(logits + rows[i] * vocab, vocab, allowed + masks[i] * words); });
 }
 
 }  // extern "C"

@@ -1,0 +1,65 @@
+"""What is done to whole rows of logits: forbidding, taking the likeliest token, drawing one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ramet.runtime.executor.inputs import device_tensor, to_device
+from ramet.runtime.executor.random_choice import Draw, draw_tokens
+
+
+class TokenChoice(Protocol):
+    """`logits` are [n, vocab] float32, contiguous; `rows` name some of them. A row's token depends on nothing but the row."""
+
+    def forbid(self, logits: torch.Tensor, rows: Sequence[int], masks: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:
+        """-inf in row i wherever `bits[masks[i]]` (bit t of a line: token t) is not set."""
+
+    def likeliest(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """Token ids [len(rows)]."""
+
+    def draw(self, logits: torch.Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> torch.Tensor:
+        """Token ids [len(rows)], by the distribution that `random_choice` describes. May overwrite the rows."""
+
+
+class TorchChoice:
+    """Implements `TokenChoice` on every device; the twin of the CPU's kernels."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def forbid(self, logits: torch.Tensor, rows: Sequence[int], masks: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:
+        if self._device.type == "cuda":
+            _forbid_on_gpu(logits, rows, bits[list(masks)])
+            return
+        index = device_tensor(rows, np.int64, self._device)
+        allowed = unpack_masks(bits[list(masks)], logits.shape[1], self._device)
+        logits[index] = logits[index].masked_fill_(~allowed, float("-inf"))
+
+    def likeliest(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        return self._some(logits, rows).argmax(-1)
+
+    def draw(self, logits: torch.Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> torch.Tensor:
+        return draw_tokens(self._some(logits, rows), draws)
+
+    def _some(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        return logits if len(rows) == len(logits) else logits[device_tensor(rows, np.int64, self._device)]
+
+
+def _forbid_on_gpu(logits: torch.Tensor, rows: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:
+    """One copy and one kernel. Imported here, since only a GPU has Triton."""
+    from ramet.runtime.kernels.gpu.token_masks import mask_logits
+
+    packed = to_device(np.concatenate((np.array(rows, dtype=np.int32), bits.reshape(-1).view(np.int32))), logits.device)
+    mask_logits(logits, packed[: len(rows)], packed[len(rows) :].view(len(rows), -1))
+
+
+def unpack_masks(bits: npt.NDArray[np.uint32], vocab_size: int, device: torch.device) -> torch.Tensor:
+    """`TokenMasks.bits` [n, words] as booleans [n, vocab_size] on the device. Packed, they are small to copy."""
+    packed = to_device(np.ascontiguousarray(bits.astype("<u4", copy=False)).view(np.uint8), device)
+    single = (packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
+    return single.view(packed.shape[0], -1)[:, :vocab_size].bool()
