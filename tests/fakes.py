@@ -41,8 +41,8 @@ class ByteTokenizer:
         shown = {} if skip_special_tokens else {token: name.encode() for token, name in SPECIALS.items()}
         return b"".join(bytes([token]) if token < 256 else shown.get(token, b"") for token in token_ids).decode("utf-8", "replace")
 
-    def token_bytes(self) -> tuple[bytes, ...]:
-        return (*(bytes([value]) for value in range(256)), *(b"" for _ in SPECIALS))
+    def token_bytes(self, *, special: bool = False) -> tuple[bytes, ...]:
+        return (*(bytes([value]) for value in range(256)), *(name.encode() if special else b"" for name in SPECIALS.values()))
 
 
 class PlainChatTemplate:

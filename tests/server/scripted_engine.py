@@ -37,8 +37,8 @@ class Bytes:
         names = {BOS: b"<bos>", EOS: b"<eos>"}
         return b"".join(names.get(i, bytes([i % 256])) for i in token_ids).decode(errors="replace")
 
-    def token_bytes(self) -> tuple[bytes, ...]:
-        return (*(bytes([i]) for i in range(256)), b"", b"")
+    def token_bytes(self, *, special: bool = False) -> tuple[bytes, ...]:
+        return (*(bytes([i]) for i in range(256)), *((b"<bos>", b"<eos>") if special else (b"", b"")))
 
 
 class Brackets:

@@ -15,6 +15,7 @@ import pytest
 
 import ramet as sgl
 from ramet.errors import DeadlineExceeded, QuotaExceeded
+from ramet.grammar.llguidance_compiler import LlguidanceCompiler
 from ramet.program.budget import BudgetExceeded
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.wire.codec import digest
@@ -126,6 +127,26 @@ async def test_register_prepares_and_is_idempotent(client: httpx.AsyncClient) ->
     assert started["event"] == "started" and done["event"] == "done"
     assert done["value"] == done["variables"]["reply"] and 3 <= len(done["value"]) <= 6
     assert done["meta"]["reply"]["cached_tokens"] > len("Be brief."), "the prefix was warm before the first run"
+
+
+async def test_no_grammar_is_compiled_on_the_way_of_a_run(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    plain = LlguidanceCompiler.compile
+
+    def seen(compiler: LlguidanceCompiler, kind: str, source: str) -> Any:
+        compiled.append(source)
+        return plain(compiler, kind, source)
+
+    @sgl.function
+    def code(s: Any) -> Any:
+        s += "Code: " + sgl.gen("x", regex="[A-F]{2}[0-9]{3}", max_tokens=8)
+        return s["x"]
+
+    monkeypatch.setattr(LlguidanceCompiler, "compile", seen)
+    name = await register(client, code)
+    assert compiled == ["[A-F]{2}[0-9]{3}"]
+    await run(client, name, arguments={}, sampling={"temperature": 0})
+    assert len(compiled) == 1
 
 
 async def test_streamed_events_and_trace(client: httpx.AsyncClient) -> None:

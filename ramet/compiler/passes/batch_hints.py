@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ramet.compiler.analysis.answer_length import longest_answer, longest_choice
 from ramet.compiler.analysis.dependence import depths, heights
 from ramet.compiler.pipeline import Notes
 from ramet.compiler.rewrite import each_function, map_ops
 from ramet.ir.module import Function, Module
 from ramet.ir.ops import Const, Gen, Op, Select
-
-_DTYPE_LENGTHS = {"bool": 5}
 
 
 def batch_hints(module: Module, notes: Notes) -> Module:
@@ -39,10 +38,6 @@ def _hint(function: Function, notes: Notes) -> Function:
 
 
 def _longest(op: Gen | Select, known: dict[int, object]) -> int | None:
-    """A static bound. A token is at least one character, so a choice's length in characters bounds its tokens."""
     if isinstance(op, Select):
-        choices = known.get(op.choices.id)
-        return max((len(str(choice)) for choice in choices), default=None) if isinstance(choices, list | tuple) else None
-    given = dict(zip(op.keys, (known.get(arg.id) for arg in op.args), strict=True))
-    bounds = [given.get("max_tokens"), _DTYPE_LENGTHS.get(str(given.get("dtype")))]
-    return min((bound for bound in bounds if isinstance(bound, int)), default=None)
+        return longest_choice(known.get(op.choices.id))
+    return longest_answer(dict(zip(op.keys, (known.get(arg.id) for arg in op.args), strict=True)))

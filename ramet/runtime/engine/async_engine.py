@@ -57,7 +57,7 @@ class AsyncEngine:
         self._supervisor.start()
         try:  # while the worker loads the weights
             self._text = load_text()
-            self._token_bytes = {True: self._text.token_bytes(), False: self._text.token_bytes_with_special()}  # by skip_special_tokens
+            self._token_bytes = {skip: self._text.tokenizer.token_bytes(special=not skip) for skip in (True, False)}  # skip_special_tokens
             self._ready = self._supervisor.wait_ready()
         except BaseException:
             self._supervisor.close()
@@ -196,9 +196,9 @@ class AsyncEngine:
 
     async def _submit(self, generation: Generation, interval: int | None) -> tuple[Entry, Request]:
         if len(generation.text or "") > _LONG_TEXT:
-            request = await asyncio.to_thread(self._builder.build, generation)
+            request = await asyncio.to_thread(self._builder.build, generation, interval)
         else:
-            request = self._builder.build(generation)
+            request = self._builder.build(generation, interval)
         token_bytes = self._token_bytes[request.sampling.skip_special_tokens]
         assembler = DeltaAssembler(request, generation.request_id, token_bytes, interval)
         entry = Entry(request.request_id, generation.request_id, assembler, Stream(asyncio.get_running_loop()))

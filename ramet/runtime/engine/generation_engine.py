@@ -31,8 +31,8 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
-    def token_bytes(self) -> tuple[bytes, ...]:
-        """For every id the bytes it adds to a text (b"" for special tokens)."""
+    def token_bytes(self, *, special: bool = False) -> tuple[bytes, ...]:
+        """For every id the bytes it adds to a text. Special tokens add b"", or with `special` their own text."""
         ...
 
 

@@ -26,16 +26,6 @@ class TextParts:
     chat_template: ChatTemplate | None
     generation_defaults: Mapping[str, Any]
 
-    def token_bytes(self) -> tuple[bytes, ...]:
-        return self.tokenizer.token_bytes()
-
-    def token_bytes_with_special(self) -> tuple[bytes, ...]:
-        """As `token_bytes`, with special tokens written out."""
-        table = list(self.tokenizer.token_bytes())
-        for token_id in self.tokenizer.special_ids:
-            table[token_id] = self.tokenizer.decode([token_id], skip_special_tokens=False).encode()
-        return tuple(table)
-
 
 TextFactory = Callable[[EngineConfig], TextParts]
 
