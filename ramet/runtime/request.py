@@ -86,6 +86,7 @@ class Request:
     group: str = ""  # requests of one program run carry its id
     path: int = 0  # generations on the longest chain of the program that begins here, itself included; 0: unknown
     length_bound: int | None = None  # most output tokens that the program can get, where that is less than max_new_tokens
+    news_interval: int = 1  # output tokens that go to the front together; the first goes at once, with logprobs each does
     arrival_time: float = 0.0
     deadline: float | None = None
 
@@ -214,6 +215,12 @@ class EngineStats:
     evicted_tokens_total: int = 0
     num_retractions_total: int = 0
     num_steps_total: int = 0
+    host_tokens: int = 0  # in the second tier's memory
+    host_total_tokens: int = 0
+    disk_tokens: int = 0  # in its files
+    loaded_tokens_total: int = 0  # brought back from there
+    disk_loaded_tokens_total: int = 0  # of these, from files
+    saved_tokens_total: int = 0
     guessed_tokens_total: int = 0  # verified as speculation
     right_guesses_total: int = 0
     gen_throughput: float = 0.0  # tokens/s over the last log interval

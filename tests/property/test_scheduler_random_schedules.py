@@ -29,6 +29,7 @@ class Arrival:
     deadline: float | None
     group: str
     path: int
+    news_interval: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def arrivals() -> st.SearchStrategy[list[Arrival]]:
         deadline=seldom.map(lambda d: None if d is None else 4.0 * d),
         group=st.sampled_from(["", "a", "b"]),
         path=st.integers(0, 3),
+        news_interval=st.sampled_from([1, 3, 32]),
     )
     return st.lists(one, min_size=1, max_size=14)
 
@@ -163,6 +165,7 @@ def _request(request_id: str, arrival: Arrival) -> Request:
         cache_namespace=arrival.namespace,
         group=arrival.group,
         path=arrival.path,
+        news_interval=arrival.news_interval,
         deadline=None if arrival.deadline is None else arrival.step + arrival.deadline,
     )
 

@@ -16,6 +16,8 @@ from ramet.runtime.engine.messages import Ready
 from ramet.runtime.request import Generation, GrammarSpec, Request, SamplingParams
 
 _SEED_BITS = 63
+_WHOLE_INTERVAL = 32
+"""Tokens that go to the front together where nobody waits for single ones: telling costs both processes time in every step."""
 
 
 class RequestBuilder:
@@ -31,8 +33,9 @@ class RequestBuilder:
         self._lock = threading.Lock()
         self._eos_ids = tuple(dict.fromkeys([*ready.model.eos_token_ids, *tokenizer.eos_token_ids]))
 
-    def build(self, generation: Generation) -> Request:
-        """Raises `UserError`. The request carries a wire id of its own (see `messages.py`)."""
+    def build(self, generation: Generation, interval: int | None = 1) -> Request:
+        """Raises `UserError`. The request carries a wire id of its own (see `messages.py`). `interval`: tokens that its user wants to get
+        together; None: all."""
         arrival = time.monotonic()
         sampling = generation.sampling
         prompt_ids = self._prompt_ids(generation)
@@ -54,6 +57,7 @@ class RequestBuilder:
             group=generation.group,
             path=generation.path,
             length_bound=generation.length_bound,
+            news_interval=1 if sampling.stop or sampling.stop_regex else interval or _WHOLE_INTERVAL,
             arrival_time=arrival,
             deadline=None if sampling.timeout_s is None else arrival + sampling.timeout_s,
         )

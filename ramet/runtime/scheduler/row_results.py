@@ -30,10 +30,11 @@ def take_tokens(state: RequestState, row: PlanRow, result: RowResult) -> Finish 
 
 
 def news(state: RequestState, row: PlanRow, result: RowResult, finish: Finish | None) -> RequestOutput | None:
-    """What has come since the last news; None when nothing has. A token waits for its logprob, if that is wanted."""
+    """What has come since the last news; None when that is not yet to be told. A token waits for its logprob, if that is wanted."""
     num_new = len(state.output_ids) - state.num_sent
     if state.request.logprobs is None:
-        return output(state, num_new, finish) if num_new or finish else None
+        is_due = num_new >= state.request.news_interval or (num_new and not state.num_sent)
+        return output(state, num_new, finish) if is_due or finish else None
     fed = result.prompt_logprobs
     num_prompt = 0 if row.prompt_logprobs_from is None else min(max(state.prompt_len - row.prompt_logprobs_from, 0), len(fed))
     logprobs = fed[num_prompt:] + result.logprobs

@@ -15,13 +15,14 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from ramet.errors import InvalidRequest, RametError
 from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler
 from ramet.runtime.cache.lease import Cache
 from ramet.runtime.cache.page_audit import check_idle
 from ramet.runtime.cache.tree_view import largest_nodes
-from ramet.runtime.cache_view import CacheView, Lookup
+from ramet.runtime.cache_view import CacheView, Lookup, TierView
 from ramet.runtime.config import MemoryConfig, ScheduleConfig
 from ramet.runtime.plan import BatchPlan, Capacity, PlanRow, RowResult, StepResult, TokenMasks
 from ramet.runtime.request import EngineStats, Finish, FinishKind, KvHint, Request, RequestOutput
@@ -216,7 +217,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         counters = self.counters
-        return EngineStats(
+        stats = EngineStats(
             num_running=len(self.planner.running),
             num_waiting=self.planner.num_waiting,
             num_waiting_grammar=len(self._waiting_grammar),
@@ -238,6 +239,7 @@ class Scheduler:
             right_guesses_total=counters.right_guesses,
             gen_throughput=self._throughput.last,
         )
+        return stats if self._tier is None else _with_tier(stats, self._tier.view())
 
     def explain(self, request_id: str) -> Lookup | None:
         """Why the prompt of this request was, or was not, found in the cache; None when it is unknown or too long ago."""
@@ -259,6 +261,7 @@ class Scheduler:
             duplicate=cache.counters.duplicate,
             pins_revoked=self._lifetimes.num_revoked,
             num_nodes=sum(1 for _ in cache.tree.nodes()),
+            tier=None if self._tier is None else self._tier.view(),
             nodes=largest_nodes(cache.tree, max_nodes, self._history.seconds_since),
             divergences=self._history.divergences(16),
         )
@@ -422,7 +425,8 @@ class Scheduler:
     def _end(self, state: RequestState, finish: Finish) -> None:
         """End a request outside `commit`."""
         self._close(state)
-        num_new = 0 if finish.kind in (FinishKind.ABORT, FinishKind.ERROR) else state.num_outputs
+        has_all = state.request.logprobs is None or finish.kind not in (FinishKind.ABORT, FinishKind.ERROR)
+        num_new = len(state.output_ids) - state.num_sent if has_all else 0
         self._ended.append(output(state, num_new, finish))
 
     def _close(self, state: RequestState) -> None:
@@ -435,3 +439,15 @@ class Scheduler:
         if not self._is_checked:
             check_idle(self.cache)
             self._is_checked = True
+
+
+def _with_tier(stats: EngineStats, tier: TierView) -> EngineStats:
+    return replace(
+        stats,
+        host_tokens=tier.host_tokens,
+        host_total_tokens=tier.host_total_tokens,
+        disk_tokens=tier.disk_tokens,
+        loaded_tokens_total=tier.loaded,
+        disk_loaded_tokens_total=tier.loaded_from_disk,
+        saved_tokens_total=tier.saved,
+    )

@@ -291,3 +291,26 @@ def test_log_lines_say_what_a_step_did() -> None:
     drive.now = 0.5
     decode = drive.scheduler.batch_report(plan, 1)
     assert decode is not None and "gen throughput (token/s): 2.00" in decode.line()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_news_come_together_but_for_the_first_and_the_last(overlap: bool) -> None:
+    drive = Drive(overlap=overlap)
+    heard: list[int] = []
+    take = drive._take
+    drive._take = lambda outputs: (heard.extend(len(output.token_ids) for output in outputs), take(outputs))[1]
+    drive.add(request("a", range(3), new=12, news_interval=5))
+    drive.run()
+    drive.assert_outputs()
+    assert heard == [1, 5, 5, 1]
+
+
+def test_an_aborted_request_tells_what_it_held_back() -> None:
+    drive = Drive()
+    drive.add(request("a", range(3), new=30, news_interval=20))
+    for _ in range(8):
+        drive.step()
+    drive.scheduler.abort("a")
+    drive.run()
+    assert len(drive.tokens["a"]) >= 6
+    assert tuple(drive.tokens["a"]) == drive.expected("a")[: len(drive.tokens["a"])]
