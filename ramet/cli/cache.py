@@ -54,6 +54,8 @@ def _overview(report: Mapping[str, Any]) -> Iterator[str]:
         f"pool      {pool['total_tokens']} tokens: {pool['used_tokens']} in use, {pool['cached_tokens']} in the tree, "
         f"{pool['pinned_tokens']} pinned; evicted so far {pool['evicted']} ({pool['evicted_pinned']} of them pinned)"
     )
+    if report["tier"] is not None:
+        yield from _tier(report["tier"])
     found, possible = _percent(best["hit_rate"]), _percent(best["best_hit_rate"])
     yield f"prompts   {best['prompt_tokens']} tokens, {found} found; the best possible is {possible}"
     ratio, edges = best["computed_over_edges"] or 0.0, best["edge_tokens"]
@@ -68,6 +70,18 @@ def _overview(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"      …{place['before'][-40:]!r} then {place['yours'][:32]!r} or {place['nearest'][:32]!r}"
     if not places:
         yield "  nowhere: no template of yours wastes the cache"
+
+
+def _tier(tier: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"tier      {tier['host_tokens']} of {tier['host_total_tokens']} tokens in host memory, {tier['disk_tokens']} in files "
+        f"({tier['disk_bytes'] / 1e9:.2f} GB); saved {tier['saved']}, brought back {tier['loaded']} ({tier['loaded_from_disk']} from files)"
+    )
+    yield (
+        f"          lost {tier['host_evicted']} from memory, {tier['disk_evicted']} from files; {tier['bad_files']} bad files; "
+        f"{tier['cheaper_computed']} were cheaper to compute: {tier['prompt_tokens_per_second']:.0f} prompt tokens/s against "
+        f"{tier['host_bytes_per_second'] / 1e9:.2f} GB/s of memory and {tier['disk_bytes_per_second'] / 1e9:.2f} of files"
+    )
 
 
 def _tree(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -87,7 +101,7 @@ def _tree(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _explained(found: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        f"{found['prompt_tokens']} prompt tokens: {found['cached_tokens']} cached, {found['computed_tokens']} computed "
+        f"{found['prompt_tokens']} prompt tokens: {found['cached_tokens']} cached{_loaded(found)}, {found['computed_tokens']} computed "
         f"({found['possible_tokens']} could have been cached)"
     )
     if "yours" in found:
@@ -95,6 +109,10 @@ def _explained(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  yours    {found['yours']!r}"
         yield f"  nearest  {found['nearest']!r}"
     yield found["advice"]
+
+
+def _loaded(found: Mapping[str, Any]) -> str:
+    return f" ({found['loaded_tokens']} of them brought back by the second tier)" if found["loaded_tokens"] else ""
 
 
 def _percent(share: float | None) -> str:

@@ -26,6 +26,7 @@ class Lookup:
     prompt_tokens: int
     cached_tokens: int
     possible_tokens: int
+    loaded_tokens: int = 0  # of the cached ones, those that the second tier brought
     reason: MissReason
     position: int
     prompt_ids: tuple[int, ...] = ()
@@ -60,6 +61,28 @@ class CacheNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierView:
+    """What evicted KV went to. Tokens, cumulative but for the first three; rates as measured, 0.0 until they were."""
+
+    host_tokens: int
+    host_total_tokens: int
+    disk_tokens: int
+    disk_bytes: int  # of all models that share the directory
+    loaded: int
+    loaded_from_disk: int
+    saved: int
+    not_saved: int
+    not_written: int
+    cheaper_computed: int
+    host_evicted: int
+    disk_evicted: int
+    bad_files: int
+    host_bytes_per_second: float
+    disk_bytes_per_second: float
+    prompt_tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheView:
     """`nodes` are the largest subtrees, parents first; `num_nodes` counts all. The counters are cumulative tokens: `computed` were
     prefilled, of which `least` had to be, by whoever remembers every prompt and output (Σ of the edges of their tree)."""
@@ -77,5 +100,6 @@ class CacheView:
     duplicate: int
     pins_revoked: int
     num_nodes: int
+    tier: TierView | None = None
     nodes: tuple[CacheNode, ...] = ()
     divergences: tuple[Divergence, ...] = ()

@@ -19,6 +19,7 @@ from ramet.runtime.cache.disk_blocks import DiskBlocks
 from ramet.runtime.cache.host_blocks import HostBlock, HostBlocks
 from ramet.runtime.cache.radix_tree import TokenArray
 from ramet.runtime.cache.transfer_rates import TransferRates
+from ramet.runtime.cache_view import TierView
 from ramet.runtime.host_memory import HostMemory
 from ramet.runtime.plan import PageMove
 
@@ -200,6 +201,28 @@ class SecondTier:
                 block.is_ready = block.from_disk = True
             else:
                 self.host.drop(block)
+
+    def view(self) -> TierView:
+        """For people and for counters."""
+        counters, disk, size = self.counters, self.disk, self.block_tokens
+        return TierView(
+            host_tokens=len(self.host) * size,
+            host_total_tokens=self.host.num_blocks * size,
+            disk_tokens=0 if disk is None else len(disk) * size,
+            disk_bytes=0 if disk is None else disk.num_bytes,
+            loaded=counters.loaded,
+            loaded_from_disk=counters.loaded_from_disk,
+            saved=counters.saved,
+            not_saved=counters.not_saved,
+            not_written=counters.not_written,
+            cheaper_computed=counters.cheaper_computed,
+            host_evicted=self.host.num_evicted * size,
+            disk_evicted=0 if disk is None else disk.num_evicted * size,
+            bad_files=0 if disk is None else disk.num_failed,
+            host_bytes_per_second=self._memory.bytes_per_second,
+            disk_bytes_per_second=self.rates.disk_bytes_per_second,
+            prompt_tokens_per_second=self.rates.prompt_tokens_per_second,
+        )
 
     def flush(self) -> None:
         """Forget what host memory holds, as far as nothing copies it just now. Files stay."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ramet.runtime.cache_view import CacheNode, CacheView, Divergence, Lookup, MissReason
@@ -27,6 +28,7 @@ def explain(lookup: Lookup, decode: Decode) -> dict[str, Any]:
         "rid": lookup.request_id,
         "prompt_tokens": lookup.prompt_tokens,
         "cached_tokens": lookup.cached_tokens,
+        "loaded_tokens": lookup.loaded_tokens,
         "computed_tokens": lookup.prompt_tokens - lookup.cached_tokens,
         "possible_tokens": lookup.possible_tokens,
         "reason": str(lookup.reason),
@@ -43,6 +45,7 @@ def report(view: CacheView, decode: Decode) -> dict[str, Any]:
     names = ("total_tokens", "used_tokens", "pinned_tokens", "cached_tokens", "evicted", "evicted_pinned", "duplicate", "pins_revoked")
     return {
         "pool": {name: getattr(view, name) for name in names},
+        "tier": None if view.tier is None else asdict(view.tier),
         "optimality": optimality(view),
         "num_nodes": view.num_nodes,
         "nodes": [_node(node, decode) for node in view.nodes],
@@ -98,7 +101,8 @@ def _advice(lookup: Lookup, what: str, line: int) -> str:
             return "another cache namespace (extra_key, cache_salt) has this prompt; requests of one namespace share KV"
         case MissReason.EVICTED:
             lost = lookup.possible_tokens - lookup.cached_tokens
-            return f"{lost} more tokens were cached once and were evicted; more room: --mem-fraction-static or --max-total-tokens"
+            room = "--mem-fraction-static, --max-total-tokens or a second tier, --enable-hierarchical-cache"
+            return f"{lost} more tokens were cached once and were evicted; more room: {room}"
         case MissReason.DIFFERS:
             return _advice_on_difference(lookup, what, line)
 

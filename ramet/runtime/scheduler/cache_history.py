@@ -46,6 +46,7 @@ class CacheHistory:
             prompt_tokens=len(prompt),
             cached_tokens=num_cached,
             possible_tokens=possible,
+            loaded_tokens=state.loaded_tokens,
             reason=self._reason(namespace, prompt, num_cached, possible, matched, seen),
             position=matched,
             seen=tuple(seen.tolist()),
