@@ -23,12 +23,21 @@ HEAD = """# JSON Schema
 Made by `make docs` from the cases that `tests/grammar/test_json_schema.py` judges with the `jsonschema` package.
 
 Every keyword of draft 2020-12 is enforced, or the request is refused with status 400 and the JSON pointer of the place. None is accepted
-and ignored. What is *written* is one of the ways to write a valid value:
+and ignored. Schemas at random, every keyword inside of every other, are judged the same way (`tests/grammar/random_schemas.py`).
 
-- properties in the order of their declaration, undeclared ones after them;
+A grammar writes one form of each valid value, and by what it writes it also accepts. Of a valid value this is the form:
+
+- properties in the order of their declaration (`properties`, then `required`, in allOf and anyOf one after the other), undeclared ones
+  after them; a property that only `not` or `oneOf` asks for comes last;
 - compact, unless `--constrained-json-whitespace-pattern` says what may stand between tokens;
-- integers without fraction and exponent; numbers with bounds or multipleOf without exponent;
-- `pattern`: `\\\\d`, `\\\\w`, `\\\\s` hold what ECMA 262 and Python agree on; `format` is enforced, not an annotation.
+- strings and undeclared names in every spelling (as they are, short escapes, `\\uXXXX`); declared names as they are, or in ASCII;
+- integers without fraction and exponent; numbers with bounds, with multipleOf, or that must be no multiple, without exponent, and the two
+  last with at most 15 digits if they have a fraction; multiples of whole numbers above 100 without fraction;
+- values of `enum` and `const` as the schema writes them.
+
+Where validators disagree about a value, it is not written: `pattern` holds what ECMA 262 and Python agree on (`\\d`, `\\w`, `\\s`, `$`
+before a last newline), also under `not`. `format` is enforced, not an annotation, each as a subset of its standard that all take.
+Of two undeclared properties with one name the last one counts, as it does for readers.
 """
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
+from math import comb, prod
 
 from ramet.grammar.arena import EPSILON, NONE, UNBOUNDED, Arena
 from ramet.grammar.json_layout import Layout
 from ramet.grammar.json_values import values_expression
-from ramet.grammar.schema_branches import Arrays, Goal, Values
+from ramet.grammar.schema_branches import Arrays, Contains, Goal, opposite
 from ramet.grammar.schema_document import refuse
 from ramet.grammar.schema_expansion import Expansion
 
-MAX_UNIQUE = 8
+MAX_UNIQUE = 12_000
+"""Ways on from all sets of values that may have been taken."""
 MAX_PREFIX = 1000
 MAX_STATES = 4000
 Ref = Callable[[Goal], int]
+Counts = tuple[int, ...]
 
 
 def array_expression(arena: Arena, layout: Layout, branch: Arrays, expansion: Expansion, ref: Ref) -> int:
@@ -40,7 +44,7 @@ def _possible_length(branch: Arrays, expansion: Expansion) -> int | None:
         refuse(f"has more than {MAX_PREFIX} entries", _where(branch))
     for index in range(len(branch.prefix) + 1):
         if (branch.high is None or index < branch.high) and expansion.is_impossible(branch.item(index)):
-            return index
+            return index  # nothing can stand there
     return branch.high
 
 
@@ -62,20 +66,24 @@ def _plain(arena: Arena, layout: Layout, branch: Arrays, high: int | None, ref: 
 
 
 def _unique(arena: Arena, layout: Layout, branch: Arrays, high: int | None, expansion: Expansion) -> int:
-    """Every order of every choice of the values that are left."""
-    found = expansion.branches(branch.rest)
-    if branch.prefix or any(not isinstance(option, Values) for option in found):
-        refuse("can only be enforced where items are an enum of few values, or where maxItems is 1", branch.unique)
-    texts = [text for option in found if isinstance(option, Values) for text in option.texts]
-    if len(texts) > MAX_UNIQUE:
-        refuse(f"over {len(texts)} values is too much; the limit is {MAX_UNIQUE}", branch.unique)
+    """Every order of every choice of the values that are left, at each place among those that are allowed there."""
+    num_places = len(branch.prefix) + 1 if high is None else min(len(branch.prefix) + 1, high)
+    places = [expansion.finite(branch.item(index)) for index in range(num_places)]
+    known = [texts for texts in places if texts is not None]
+    if len(known) < len(places):
+        refuse("can only be enforced where items are few given values (enum, const, small ranges), or where maxItems is 1", branch.unique)
+    num_values = len({text for texts in known for text in texts})
+    most = num_values if high is None else min(high, num_values)
+    if sum(comb(num_values, size) * (num_values - size) for size in range(most)) > MAX_UNIQUE:
+        refuse(f"over {num_values} values is too much; the limit is 10 of them, or more with a small maxItems", branch.unique)
     rules: dict[frozenset[str], int] = {}
 
     def after(used: frozenset[str]) -> int:
         if used not in rules:
             comma = layout.comma(arena) if used else EPSILON
             rules[used] = arena.new_rule()
-            left = [text for text in texts if text not in used] if high is None or len(used) < high else []
+            allowed = known[min(len(used), len(known) - 1)] if len(used) < most else ()
+            left = [text for text in allowed if text not in used]
             options = [arena.seq(comma, values_expression(arena, layout, [text]), after(used | {text})) for text in left]
             arena.define(rules[used], arena.alt([*options, EPSILON if len(used) >= branch.low else NONE]))
         return rules[used]
@@ -84,23 +92,23 @@ def _unique(arena: Arena, layout: Layout, branch: Arrays, high: int | None, expa
 
 
 class _Containing:
-    """A rule for each (items so far, of these meant to be contained)."""
+    """A rule for each (items so far, of these claimed to meet each `contains`). Where there may only be so many, the others must not."""
 
     def __init__(self, arena: Arena, layout: Layout, branch: Arrays, high: int | None, expansion: Expansion, ref: Ref) -> None:
         if branch.unique:
             refuse("beside contains cannot be enforced", branch.unique)
-        if len(branch.contains) > 1:
-            refuse("more than one contains cannot be enforced together", _where(branch))
         self._arena, self._comma, self._branch, self._high = arena, layout.comma(arena), branch, high
-        self._wanted, self._least = branch.contains[0]
-        self._cap = max(branch.low, len(branch.prefix), 1) if high is None else max(high, 1)
-        if self._cap * self._least > MAX_STATES:
-            refuse(f"counting up to {self._cap} items with {self._least} contained is too much", _where(branch))
+        least = max(branch.low, len(branch.prefix), *(wanted.start for wanted in branch.contains), 1)
+        self._cap = least if high is None else max(high, 1)
+        self._goals = [_goals_of(wanted) for wanted in branch.contains]
+        counts = [1 + (wanted.least if wanted.most is None else wanted.most) for wanted in branch.contains]
+        if self._cap * prod(counts) > MAX_STATES:
+            refuse(f"counting up to {self._cap} items with {counts[0] - 1} contained is too much", branch.contains[0].pointer)
         self._ref, self._expansion = ref, expansion
-        self._rules: dict[tuple[int, int], int] = {}
+        self._rules: dict[tuple[int, Counts], int] = {}
 
     def expression(self) -> int:
-        start = (0, 0)
+        start = (0, (0,) * len(self._branch.contains))
         self._rules[start] = self._arena.new_rule()
         queue = [start]
         while queue:
@@ -108,18 +116,37 @@ class _Containing:
             self._arena.define(self._rules[state], self._arena.alt(self._choices(*state, queue)))
         return self._rules[start]
 
-    def _choices(self, count: int, good: int, queue: list[tuple[int, int]]) -> list[int]:
-        found = [EPSILON if count >= self._branch.low and good >= self._least else NONE]
-        if self._high is None or count < self._high:
-            goal, comma = self._branch.item(count), self._comma if count else EPSILON
-            following = min(count + 1, self._cap)
-            found.append(self._arena.seq(comma, self._ref(goal), self._after((following, good), queue)))
-            if good < self._least and not self._expansion.is_impossible(goal | self._wanted):
-                found.append(self._arena.seq(comma, self._ref(goal | self._wanted), self._after((following, good + 1), queue)))
-        return found
+    def _choices(self, count: int, counts: Counts, queue: list[tuple[int, Counts]]) -> Iterator[int]:
+        enough = all(found >= wanted.least for found, wanted in zip(counts, self._branch.contains, strict=True))
+        if count >= self._branch.low and enough:
+            yield EPSILON
+        if self._high is not None and count >= self._high:
+            return
+        comma, following = self._comma if count else EPSILON, min(count + 1, self._cap)
+        for claims in product((False, True), repeat=len(counts)):
+            goal = self._claimed(count, counts, claims)
+            if goal is not None and not self._expansion.is_impossible(goal):
+                after = tuple(found + claim for found, claim in zip(counts, claims, strict=True))
+                yield self._arena.seq(comma, self._ref(goal), self._after((following, after), queue))
 
-    def _after(self, state: tuple[int, int], queue: list[tuple[int, int]]) -> int:
+    def _claimed(self, count: int, counts: Counts, claims: tuple[bool, ...]) -> Goal | None:
+        """What the item must satisfy; None where there is no such claim to make."""
+        goal = self._branch.item(count)
+        for wanted, found, is_claimed, (met, unmet) in zip(self._branch.contains, counts, claims, self._goals, strict=True):
+            limit = wanted.least if wanted.most is None else wanted.most
+            if is_claimed and (count < wanted.start or found >= limit):
+                return None
+            if is_claimed or (wanted.most is not None and count >= wanted.start):
+                goal |= met if is_claimed else unmet
+        return goal
+
+    def _after(self, state: tuple[int, Counts], queue: list[tuple[int, Counts]]) -> int:
         if state not in self._rules:
             self._rules[state] = self._arena.new_rule()
             queue.append(state)
         return self._rules[state]
+
+
+def _goals_of(wanted: Contains) -> tuple[Goal, Goal]:
+    """Of an item that meets it, and of one that does not."""
+    return frozenset({wanted.pointer}), frozenset({opposite(wanted.pointer)})

@@ -23,6 +23,7 @@ def string_body(arena: Arena, strings: Strings) -> int:
     parts += [search(arena, f"^(?:{FORMATS[name]})$", quoted=True) for name in sorted(strings.formats)]
     if strings.low or high is not None or not parts:
         parts.append(arena.rep(arena.chars(ALL, True), strings.low, UNBOUNDED if high is None else high))
+    parts += [arena.negate(search(arena, pattern, quoted=True, wide=True)) for pattern in sorted(strings.unmatched)]
     return conjunction(arena, [*parts, *([] if not strings.excluded else [none_of(arena, sorted(strings.excluded))])])
 
 

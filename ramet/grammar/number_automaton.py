@@ -10,22 +10,32 @@ from typing import NamedTuple
 from ramet.errors import GrammarError
 from ramet.grammar.arena import EPSILON, Arena
 
-MAX_STATES = 5000
+MAX_STATES = 20_000
+EXACT_DIGITS = 15
+"""Fractions of so many digits are what floats can tell apart: more could make a multiple of what is none."""
+
+
+LARGE_STEP = 100
+"""Multiples of larger whole numbers are written without fraction, which is fewer states."""
 
 
 class NumberSet(NamedTuple):
-    """Numbers from `low` to `high` (both in it) that `step`, if given, divides. Written without exponent if there is a bound or a step."""
+    """Numbers from `low` to `high` (both in it) that `step`, if given, divides, and none of `avoided`. Written without exponent if there is
+    a bound or a step."""
 
     integer: bool
     low: Decimal | None = None
     high: Decimal | None = None
     step: Fraction | None = None
+    avoided: frozenset[Fraction] = frozenset()
 
 
 def number_expression(arena: Arena, numbers: NumberSet) -> int:
     """Each character is a lexeme of its own: were whole numbers lexemes, the longest match of one alternative would hide another's."""
     low, high = numbers.low, numbers.high
-    if high is None and numbers.step is None and low in (None, 0):
+    if numbers.step is not None and numbers.step.denominator == 1 and numbers.step > LARGE_STEP:
+        numbers = numbers._replace(integer=True)
+    if high is None and numbers.step is None and not numbers.avoided and low in (None, 0):
         return _unbounded(arena, numbers.integer, signed=low is None)
     zero, parts = Decimal(0), []
     if high is None or high >= 0:
@@ -57,15 +67,28 @@ def _unbounded(arena: Arena, integer: bool, signed: bool) -> int:
     return arena.seq(arena.optional(sign), whole, fraction, exponent)
 
 
+class _Divisor(NamedTuple):
+    """The number times 10^places must be a multiple of `of`, or must be none."""
+
+    of: int
+    places: int
+    divides: bool
+
+
+NEVER = -1
+"""The remainder of a number that has digits behind the last place where multiples have any."""
+
+
 class _State(NamedTuple):
-    """After `seen` digits of the integer part (or the fraction): how they compare with the bounds' digits, and the remainder."""
+    """After `seen` digits of the integer part (or the fraction): how they compare with the bounds' digits, and the remainders."""
 
     fraction: bool
     seen: int
     low: int
     high: int
-    rest: int
+    rests: tuple[int, ...]
     zero: bool = False  # the integer part is 0: no digit may follow
+    room: int = EXACT_DIGITS  # of a fraction that must, or must not, be a multiple: digits that may still come
 
 
 class _Magnitudes:
@@ -76,14 +99,18 @@ class _Magnitudes:
         self._integer = numbers.integer
         self._low = _digits(low)
         self._high = None if high is None else _digits(high)
-        self._step, self._places = _scaled(numbers.step)
+        self._divisors = [_scaled(step, True) for step in (numbers.step,) if step is not None]
+        self._divisors += [_scaled(step, False) for step in sorted(numbers.avoided)]
         bounds = [self._low] if self._high is None else [self._low, self._high]
-        self._most = max(len(whole) for whole, _ in bounds) + 1
-        self._most_places = max(max(len(part) for _, part in bounds), self._places) + 1
+        self._is_exact = bool(self._divisors) and not numbers.integer
+        least = EXACT_DIGITS if self._is_exact else 0
+        self._most = max(least, *(len(whole) for whole, _ in bounds)) + 1
+        places = [divisor.places for divisor in self._divisors]
+        self._most_places = max([len(part) for _, part in bounds] + places) + 1
         self._rules: dict[_State, int] = {}
 
     def expression(self) -> int:
-        start = _State(False, 0, 0, 0, 0)
+        start = _State(False, 0, 0, 0, (0,) * len(self._divisors))
         self._rules[start] = self._arena.new_rule()
         queue = [start]
         while queue:
@@ -123,7 +150,8 @@ class _Magnitudes:
         seen = min(at + 1, self._most)
         if seen == self._most:
             low = high = 0  # longer than the bounds: digits say nothing any more
-        return _State(False, seen, low, high, (state.rest * 10 + digit) % self._step, at == 0 and digit == 0)
+        rests = tuple((rest * 10 + digit) % divisor.of for rest, divisor in zip(state.rests, self._divisors, strict=True))
+        return _State(False, seen, low, high, rests, at == 0 and digit == 0)
 
     def _whole(self, state: _State) -> tuple[int, int] | None:
         """How an integer part that ends here compares with those of the bounds; None when the number is out of them."""
@@ -137,20 +165,20 @@ class _Magnitudes:
 
     def _point(self, state: _State) -> _State | None:
         sides = self._whole(state)
-        return None if sides is None else _State(True, 0, *sides, state.rest)
+        hopeless = any(rest and divisor.divides and not divisor.places for rest, divisor in zip(state.rests, self._divisors, strict=True))
+        room = EXACT_DIGITS - (0 if state.zero else state.seen) if self._is_exact else EXACT_DIGITS
+        return None if sides is None or room <= 0 or hopeless else _State(True, 0, *sides, state.rests, room=room)
 
     def _fraction_digit(self, state: _State, digit: int) -> _State | None:
         at = state.seen
         low = state.low or _compare(digit, _place(self._low[1], at))
         high = state.high or (_compare(digit, _place(self._high[1], at)) if self._high is not None else -1)
-        if low < 0 or high > 0:
+        if low < 0 or high > 0 or state.room == 0:
             return None
-        rest = state.rest
-        if self._step > 1 or self._places:
-            if at >= self._places and digit:
-                return None
-            rest = (rest * 10 + digit) % self._step if at < self._places else rest
-        return _State(True, min(at + 1, self._most_places), low, high, rest)
+        rests = tuple(_after_point(rest, divisor, digit, at) for rest, divisor in zip(state.rests, self._divisors, strict=True))
+        if any(rest == NEVER and divisor.divides for rest, divisor in zip(rests, self._divisors, strict=True)):
+            return None
+        return _State(True, min(at + 1, self._most_places), low, high, rests, room=state.room - self._is_exact)
 
     def _accepts(self, state: _State) -> bool:
         sides: tuple[int, int] | None = (state.low, state.high)
@@ -161,9 +189,18 @@ class _Magnitudes:
             return False
         if sides is None or (sides[0] == 0 and any(self._low[1][seen:])):
             return False
-        left = max(self._places - seen, 0)
-        rest: int = state.rest * 10**left % self._step
-        return rest == 0
+        return all(_divides(rest, divisor, seen) == divisor.divides for rest, divisor in zip(state.rests, self._divisors, strict=True))
+
+
+def _after_point(rest: int, divisor: _Divisor, digit: int, at: int) -> int:
+    if rest == NEVER or at >= divisor.places:
+        return NEVER if digit else rest
+    return (rest * 10 + digit) % divisor.of
+
+
+def _divides(rest: int, divisor: _Divisor, seen: int) -> bool:
+    remainder: int = rest * 10 ** max(divisor.places - seen, 0) % divisor.of
+    return rest != NEVER and remainder == 0
 
 
 def _digits(value: Decimal) -> tuple[list[int], list[int]]:
@@ -173,14 +210,11 @@ def _digits(value: Decimal) -> tuple[list[int], list[int]]:
     return [int(char) for char in whole.lstrip("0") or "0"], [int(char) for char in part.rstrip("0")]
 
 
-def _scaled(step: Fraction | None) -> tuple[int, int]:
-    """(m, k) with step = m / 10^k: the number times 10^k must be a multiple of m."""
-    if step is None:
-        return 1, 0
+def _scaled(step: Fraction, divides: bool) -> _Divisor:
     places = 0
     while (step * 10**places).denominator != 1:
         places += 1
-    return int(step * 10**places), places
+    return _Divisor(int(step * 10**places), places, divides)
 
 
 def _compare(one: int, other: int) -> int:

@@ -14,21 +14,27 @@ MAX_COUNTED = 4000
 MAX_COUNTED_NAMES = 120
 
 
-class Extra(NamedTuple):
-    """Undeclared properties: (expression of names, expression of values)."""
+Cells = tuple[tuple[int, int], ...]
+"""Undeclared properties: (expression of names, expression of values)."""
 
-    cells: tuple[tuple[int, int], ...]
+
+class Extra(NamedTuple):
+    """Undeclared properties that may be there, and those of which one must be."""
+
+    cells: Cells | None
+    last: Cells | None = None
 
 
 Pair = tuple[str, int, bool]
 """Name, expression of the value, required."""
 
 
-def members(arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None, branch: Objects) -> int:
+def members(arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra, branch: Objects) -> int:
     """An object with `branch.low` to `branch.high` members."""
     low, high = branch.low, branch.high
-    num_required = sum(required for _, _, required in pairs)
-    is_free = low <= num_required and (high is None or (extra is None and high >= len(pairs)))
+    num_last = extra.last is not None
+    num_required = sum(required for _, _, required in pairs) + num_last
+    is_free = low <= num_required and (high is None or (extra.cells is None and high >= len(pairs) + num_last))
     body = _Spans(arena, layout, pairs, extra).expression() if is_free else _Counted(arena, layout, pairs, extra, branch).expression()
     return layout.enclosed(arena, "{", body, "}")
 
@@ -36,7 +42,7 @@ def members(arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | 
 class _Written:
     """Members as expressions: first in the object, or after another."""
 
-    def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None) -> None:
+    def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra) -> None:
         self.arena = arena
         self.layout = layout
         self.pairs = pairs
@@ -47,10 +53,14 @@ class _Written:
         return self.arena.seq(self.layout.key(self.arena, name, after), value)
 
     def free(self, after: bool) -> int:
-        if self.extra is None:
-            return NONE
-        cells = self.extra.cells
-        return self.arena.alt(self.arena.seq(self.layout.free_key(self.arena, names, after), value) for names, value in cells)
+        return self._undeclared(self.extra.cells, after)
+
+    def last(self, after: bool) -> int:
+        return self._undeclared(self.extra.last, after)
+
+    def _undeclared(self, cells: Cells | None, after: bool) -> int:
+        layout, arena = self.layout, self.arena
+        return arena.alt(arena.seq(layout.free_key(arena, names, after), value) for names, value in cells or ())
 
 
 class _Spans(_Written):
@@ -61,13 +71,15 @@ class _Spans(_Written):
         return self.arena.alt((self._first(0, size + 1), EPSILON if self._skippable(0, size + 1) else NONE))
 
     def _skippable(self, start: int, stop: int) -> bool:
-        return not any(required for _, _, required in self.pairs[start:stop])
+        is_last_required = stop > len(self.pairs) and self.extra.last is not None
+        return not is_last_required and not any(required for _, _, required in self.pairs[start:stop])
 
     def _first(self, start: int, stop: int) -> int:
         """At least one member, the first of the object among them. The place after the last pair is that of the undeclared."""
         if stop - start == 1:
             if start == len(self.pairs):
-                return self.arena.seq(self.free(False), self._after(start, stop))
+                found = self.arena.seq(self.free(False), self._after(start, stop))
+                return self.arena.alt((found, self.last(False)))
             return self.pair(start, False)
         middle = (start + stop) // 2
         found = self.arena.seq(self._first(start, middle), self._after(middle, stop))
@@ -87,10 +99,11 @@ class _Spans(_Written):
             both = self.arena.seq(self._after(start, middle), self._after(middle, stop))
             return self.arena.define(self.arena.new_rule(), both)
         if start == len(self.pairs):
-            return self.arena.rep(self.free(True))
+            free = self.arena.rep(self.free(True))
+            return free if self.extra.last is None else self.arena.seq(free, self.last(True))
         return self.pair(start, True) if self.pairs[start][2] else self.arena.optional(self.pair(start, True))
 
-    def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None) -> None:
+    def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra) -> None:
         super().__init__(arena, layout, pairs, extra)
         self._known: dict[tuple[int, int], int] = {}
 
@@ -98,7 +111,7 @@ class _Spans(_Written):
 class _Counted(_Written):
     """A rule for each (next pair, members so far)."""
 
-    def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra | None, branch: Objects) -> None:
+    def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra, branch: Objects) -> None:
         super().__init__(arena, layout, pairs, extra)
         self._low, self._high = branch.low, branch.high
         self._cap = max(branch.low, 1) if branch.high is None else branch.high
@@ -121,8 +134,9 @@ class _Counted(_Written):
         full = self._high is not None and count >= self._high
         following = min(count + 1, self._cap)
         if index == len(self.pairs):
-            end = EPSILON if count >= self._low else NONE
-            more = NONE if full or self.extra is None else self.arena.seq(self.free(count > 0), self._from(index, following))
-            return [end, more]
+            end = EPSILON if count >= self._low and self.extra.last is None else NONE
+            last = NONE if full or count + 1 < self._low else self.last(count > 0)
+            more = NONE if full or self.extra.cells is None else self.arena.seq(self.free(count > 0), self._from(index, following))
+            return [end, last, more]
         taken = NONE if full else self.arena.seq(self.pair(index, count > 0), self._from(index + 1, following))
         return [taken, NONE if self.pairs[index][2] else self._from(index + 1, count)]

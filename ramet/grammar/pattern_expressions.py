@@ -41,9 +41,10 @@ def whole(arena: Arena, source: str, dialect: Dialect, quoted: bool = False) -> 
     return reader.edges(list(_parse(source)), False, False)
 
 
-def search(arena: Arena, source: str, quoted: bool) -> int:
-    """Texts in which the regex matches somewhere, as `pattern` has it; `quoted`: as they stand inside a JSON string."""
-    reader = _Reader(arena, "shared", quoted)
+def search(arena: Arena, source: str, quoted: bool, wide: bool = False) -> int:
+    """Texts in which the regex matches somewhere, as `pattern` has it; `quoted`: as they stand inside a JSON string. Where engines disagree
+    these are the texts in which all of them find it, or (`wide`) some of them."""
+    reader = _Reader(arena, "shared", quoted, wide)
     return reader.edges(list(_parse(re.sub(r"\(\?<(?=[A-Za-z_])", "(?P<", source))), True, True)
 
 
@@ -71,11 +72,13 @@ def _refuse(what: str) -> NoReturn:
 
 
 class _Reader:
-    def __init__(self, arena: Arena, dialect: Dialect, quoted: bool) -> None:
+    def __init__(self, arena: Arena, dialect: Dialect, quoted: bool, wide: bool = False) -> None:
         self._arena = arena
         self._dialect = dialect
         self._quoted = quoted
+        self._wide = wide
         self._any = anything(arena, quoted)
+        self._end = arena.optional(arena.chars(((10, 10),), quoted)) if wide else EPSILON  # Python's $ overlooks a last newline
         self._num_distributed = 0
 
     def edges(self, items: list[Any], open_left: bool, open_right: bool) -> int:
@@ -91,7 +94,7 @@ class _Reader:
                 branches = self._branches(core[at])
                 return self._arena.alt(self.edges([*core[:at], *branch, *core[at + 1 :]], open_left, open_right) for branch in branches)
         body = self._sequence(core)
-        return self._arena.seq(self._any if open_left else EPSILON, body, self._any if open_right else EPSILON)
+        return self._arena.seq(self._any if open_left else EPSILON, body, self._any if open_right else self._end)
 
     def _branches(self, item: Any) -> list[list[Any]]:
         self._num_distributed += 1
@@ -133,7 +136,7 @@ class _Reader:
         if op is code.NOT_LITERAL:
             return complement(((of, of),))
         if op is code.ANY:
-            ends = ((10, 10),) if self._dialect == "python" else ((10, 10), (13, 13), (0x2028, 0x2029))
+            ends = ((10, 10),) if self._dialect == "python" or self._wide else ((10, 10), (13, 13), (0x2028, 0x2029))
             return complement(ends)
         if op is code.IN:
             return self._set(of)
@@ -145,9 +148,8 @@ class _Reader:
     def _set(self, items: Sequence[Any]) -> Ranges:
         negated = items[0][0] is code.NEGATE
         parts = [self._member(op, of) for op, of in (items[1:] if negated else items)]
-        if negated:
-            return complement(union(pair for part in parts for pair in part.wide))
-        return intersect(union(pair for part in parts for pair in part.narrow), ALL)
+        found = union(pair for part in parts for pair in (part.wide if negated != self._wide else part.narrow))
+        return complement(found) if negated else intersect(found, ALL)
 
     def _member(self, op: Any, of: Any) -> _Class:
         if op is code.LITERAL:

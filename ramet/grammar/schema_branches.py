@@ -14,8 +14,9 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 Goal = frozenset[str]
-"""Pointers of subschemas."""
+"""Pointers of subschemas; with ! before it, what is not valid against that subschema."""
 ANYTHING: Goal = frozenset()
+NOT = "!"
 
 
 class Bound(NamedTuple):
@@ -36,6 +37,7 @@ class Numbers:
     low: Bound | None = None
     high: Bound | None = None
     step: Fraction | None = None
+    avoided: frozenset[Fraction] = frozenset()  # of which it is no multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +47,31 @@ class Strings:
     patterns: frozenset[str] = frozenset()
     formats: frozenset[str] = frozenset()
     excluded: frozenset[str] = frozenset()
+    unmatched: frozenset[str] = frozenset()  # patterns that match nowhere in it
+
+
+class Contains(NamedTuple):
+    """So many of the items from `start` on meet the subschema at `pointer`."""
+
+    pointer: str
+    least: int
+    most: int | None = None
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """Item i is `prefix[i]`, further ones `rest`. `contains`: (goal, how many at least)."""
+    """Item i is `prefix[i]`, further ones `rest`. Seen by unevaluatedItems: the first `num_seen` items (None: all), and those that meet a
+    subschema of `seen`."""
 
     prefix: tuple[Goal, ...] = ()
     rest: Goal = ANYTHING
     low: int = 0
     high: int | None = None
     unique: str = ""  # pointer of the uniqueItems that asks for it
-    contains: tuple[tuple[Goal, int], ...] = ()
+    contains: tuple[Contains, ...] = ()
+    num_seen: int | None = 0
+    seen: frozenset[str] = frozenset()
 
     def item(self, index: int) -> Goal:
         return self.prefix[index] if index < len(self.prefix) else self.rest
@@ -64,11 +79,24 @@ class Arrays:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What one schema says of properties by name: those it names, those whose names match, and the rest."""
+    """What one schema says of properties by name: those it names, those whose names match, and the rest. `is_seen`: unevaluatedProperties
+    has nothing to say about those of which it says something."""
 
     named: tuple[tuple[str, Goal], ...] = ()
     patterns: tuple[tuple[str, Goal], ...] = ()
     rest: Goal = ANYTHING
+    is_seen: bool = True
+
+
+class Some(NamedTuple):
+    """One of the properties whose names are none of `names`, match `matched` if given and none of `unmatched`, and satisfy `keys`, has a
+    value that satisfies `value`."""
+
+    value: Goal
+    names: frozenset[str] = frozenset()
+    unmatched: frozenset[str] = frozenset()
+    matched: str | None = None
+    keys: Goal = ANYTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +110,17 @@ class Objects:
     scopes: tuple[Scope, ...] = ()
     keys: Goal = ANYTHING
     counted_at: str = ""  # pointer of the schema that counts them
+    some: frozenset[Some] = frozenset()
 
 
 Branch = Values | Numbers | Strings | Arrays | Objects
 NULL_AND_BOOLEANS = Values(("null", "true", "false"))
 EVERYTHING: tuple[Branch, ...] = (NULL_AND_BOOLEANS, Numbers(), Strings(), Arrays(), Objects())
+
+
+def opposite(pointer: str) -> str:
+    """Of a goal's member: what is not valid where that is."""
+    return pointer.removeprefix(NOT) if pointer.startswith(NOT) else NOT + pointer
 
 
 def conjoin(one: Branch, other: Branch) -> Branch | None:
@@ -96,17 +130,19 @@ def conjoin(one: Branch, other: Branch) -> Branch | None:
             return _numbers(one, other)
         case Strings(), Strings():
             low, high = max(one.low, other.low), least(one.high, other.high)
-            joined = Strings(low, high, one.patterns | other.patterns, one.formats | other.formats, one.excluded | other.excluded)
-            return None if high is not None and low > high else joined
+            unmatched = one.unmatched | other.unmatched
+            patterns = one.patterns | other.patterns
+            joined = Strings(low, high, patterns, one.formats | other.formats, one.excluded | other.excluded, unmatched)
+            return None if (high is not None and low > high) or patterns & unmatched else joined
         case Arrays(), Arrays():
             return _arrays(one, other)
         case Objects(), Objects():
             names = tuple(dict.fromkeys((*one.names, *other.names)))
             low, high = max(one.low, other.low), least(one.high, other.high)
             scopes = tuple(dict.fromkeys((*one.scopes, *other.scopes)))
-            return Objects(
-                names, one.required | other.required, low, high, scopes, one.keys | other.keys, one.counted_at or other.counted_at
-            )
+            counted_at = one.counted_at or other.counted_at
+            required, keys, some = one.required | other.required, one.keys | other.keys, one.some | other.some
+            return None if high is not None and low > high else Objects(names, required, low, high, scopes, keys, counted_at, some)
     return None
 
 
@@ -159,9 +195,17 @@ def _numbers(one: Numbers, other: Numbers) -> Numbers | None:
         max(lows, default=None),
         min(highs, key=lambda bound: (bound.value, not bound.is_open), default=None),
         steps[0] if len(steps) == 1 else _common_multiple(*steps) if steps else None,
+        one.avoided | other.avoided,
     )
     low, high = whole_bounds(joined)
-    return None if low is not None and high is not None and low > high else joined
+    is_empty = low is not None and high is not None and low > high
+    return None if is_empty or _only_avoided(joined) else joined
+
+
+def _only_avoided(numbers: Numbers) -> bool:
+    """All multiples of its step are multiples of one that it avoids."""
+    step = numbers.step or (Fraction(1) if numbers.integer else None)
+    return step is not None and any((step / avoided).denominator == 1 for avoided in numbers.avoided)
 
 
 def _arrays(one: Arrays, other: Arrays) -> Arrays | None:
@@ -177,6 +221,8 @@ def _arrays(one: Arrays, other: Arrays) -> Arrays | None:
         high=high,
         unique=one.unique or other.unique,
         contains=tuple(dict.fromkeys((*one.contains, *other.contains))),
+        num_seen=None if None in (one.num_seen, other.num_seen) else max(one.num_seen or 0, other.num_seen or 0),
+        seen=one.seen | other.seen,
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
-from urllib.parse import unquote
 
 from ramet.errors import GrammarError
+from ramet.grammar.schema_resources import Resources, escape
 
 ANNOTATIONS = frozenset(
     (
@@ -17,15 +17,28 @@ ANNOTATIONS = frozenset(
     )
 )
 """They say nothing about which values are valid."""
-SUBSCHEMAS = ("not", "if", "then", "else", "items", "contains", "additionalProperties", "propertyNames", "additionalItems")
+UNEVALUATED = ("unevaluatedProperties", "unevaluatedItems")
+SUBSCHEMAS = ("not", "if", "then", "else", "items", "contains", "additionalProperties", "propertyNames", "additionalItems", *UNEVALUATED)
 SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 SUBSCHEMA_MAPS = ("properties", "patternProperties", "dependentSchemas")
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
 NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-PLAIN = ("type", "enum", "const", "nullable", "$ref", "required", "dependentRequired", "dependencies", "uniqueItems", "pattern", "format")
-LATER = ("unevaluatedProperties", "unevaluatedItems")
-ENFORCED = frozenset({*SUBSCHEMAS, *SUBSCHEMA_LISTS, *SUBSCHEMA_MAPS, *COUNTS, *NUMBERS, *PLAIN, *LATER})
-REFUSED = {"$dynamicRef": "dynamic references are not supported; use $ref", "$recursiveRef": "use $ref"}
+PLAIN = (
+    "type",
+    "enum",
+    "const",
+    "nullable",
+    "$ref",
+    "$dynamicRef",
+    "required",
+    "dependentRequired",
+    "dependencies",
+    "uniqueItems",
+    "pattern",
+    "format",
+)
+ENFORCED = frozenset({*SUBSCHEMAS, *SUBSCHEMA_LISTS, *SUBSCHEMA_MAPS, *COUNTS, *NUMBERS, *PLAIN})
+REFUSED = {"$recursiveRef": "use $ref", "$recursiveAnchor": "use $anchor"}
 TYPES = ("null", "boolean", "number", "integer", "string", "array", "object")
 
 
@@ -33,10 +46,11 @@ class Document:
     """Subschemas are named by their pointers ("" is the root). `add` takes in subschemas made up along the way."""
 
     def __init__(self, root: Any) -> None:
-        self.schemas: dict[str, Any] = {}
+        self.never = "never'"
+        self.schemas: dict[str, Any] = {self.never: False}
         self._root = root
         self._checked: set[str] = set()
-        self._anchors: dict[str, str] | None = None
+        self._resources = Resources(root)
 
     def add(self, pointer: str, schema: Any) -> str:
         if self.schemas.setdefault(pointer, schema) != schema:
@@ -59,33 +73,35 @@ class Document:
             _check(schema, pointer)
         return schema
 
-    def resolve(self, reference: str, pointer: str) -> str:
-        """The pointer that `$ref` at `pointer` leads to."""
-        where = pointer + "/$ref"
-        own = self._root.get("$id") if isinstance(self._root, Mapping) else None
-        base, _, fragment = reference.partition("#")
-        if base and base != str(own).partition("#")[0]:
-            refuse(f"{reference!r} leads out of the schema; only references into it (#/…) are followed", where)
-        fragment = unquote(fragment)
+    def resolve(self, keyword: str, pointer: str) -> str:
+        """The pointer that the `$ref` or `$dynamicRef` of the subschema at `pointer` leads to."""
+        where, reference = f"{pointer}/{keyword}", self.schemas[pointer][keyword]
+        found = self._resources.find(reference, pointer.replace("'", ""))
+        if found is None:
+            refuse(f"{reference!r} leads out of the schema; only references into it are followed", where)
+        resource, fragment = found
         if fragment and not fragment.startswith("/"):
-            return self._anchor(fragment, where)
-        steps = [step.replace("~1", "/").replace("~0", "~") for step in fragment.split("/")[1:]]
+            return self.add(*self._at(self._anchor(resource, fragment, keyword, where), reference, where))
+        return self.add(*self._at(resource + fragment, reference, where))
+
+    def _at(self, pointer: str, reference: str, where: str) -> tuple[str, Any]:
+        steps = [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
         target: Any = self._root
         for step in steps:
             target = _descend(target, step, reference, where)
-        return self.add("".join(f"/{escape(step)}" for step in steps), target)
+        return "".join(f"/{escape(step)}" for step in steps), target
 
-    def _anchor(self, name: str, where: str) -> str:
-        if self._anchors is None:
-            self._anchors = dict(_anchors(self._root, ""))
-        if name not in self._anchors:
+    def _anchor(self, resource: str, name: str, keyword: str, where: str) -> str:
+        places = self._resources.anchors.get((resource, name), [])
+        if not places:
             refuse(f"no $anchor is named {name!r}", where)
-        pointer = self._anchors[name]
-        return self.resolve("#" + pointer, where) if pointer else self.add("", self._root)
+        if keyword == "$dynamicRef" and len(self._resources.dynamic.get(name, ())) > 1 and places[0] in self._resources.dynamic[name]:
+            refuse(f"{name!r} is a $dynamicAnchor of several schemas, and which one is meant depends on the way there; use $ref", where)
+        return places[0]
 
 
 def refuse(what: str, pointer: str) -> NoReturn:
-    raise GrammarError(f"json_schema: {what}", where=pointer.replace("'", "") or "#", param="json_schema")
+    raise GrammarError(f"json_schema: {what}", where=pointer.replace("'", "").removeprefix("!") or "#", param="json_schema")
 
 
 def _descend(target: Any, step: str, reference: str, where: str) -> Any:
@@ -94,24 +110,6 @@ def _descend(target: Any, step: str, reference: str, where: str) -> Any:
     if isinstance(target, list) and step.isdecimal() and int(step) < len(target):
         return target[int(step)]
     refuse(f"nothing is at {reference!r}", where)
-
-
-def _anchors(schema: Any, pointer: str) -> Iterator[tuple[str, str]]:
-    if isinstance(schema, Mapping):
-        for key in ("$anchor", "$dynamicAnchor"):
-            if isinstance(schema.get(key), str):
-                yield schema[key], pointer
-        for key, value in schema.items():
-            if key not in ("enum", "const", "default", "examples"):
-                yield from _anchors(value, f"{pointer}/{escape(key)}")
-    elif isinstance(schema, list):
-        for index, value in enumerate(schema):
-            yield from _anchors(value, f"{pointer}/{index}")
-
-
-def escape(step: str) -> str:
-    """One step of a JSON pointer."""
-    return step.replace("~", "~0").replace("/", "~1")
 
 
 # ── what stands where ──
@@ -130,8 +128,6 @@ def _check(schema: Any, pointer: str) -> None:
             near = get_close_matches(key, [*ENFORCED, *ANNOTATIONS], n=1)
             refuse(f"the keyword {key!r} is not known" + (f"; did you mean {near[0]!r}?" if near else ""), where)
         _check_value(key, value, where)
-    if "$id" in schema and pointer:
-        refuse("a subschema with an $id of its own is not supported", pointer + "/$id")
 
 
 def _check_value(key: str, value: Any, where: str) -> None:
@@ -145,7 +141,7 @@ def _check_value(key: str, value: Any, where: str) -> None:
         refuse("must be a list of schemas, not empty", where)
     if key in (*SUBSCHEMA_MAPS, "dependentRequired", "dependencies") and not isinstance(value, Mapping):
         refuse("must be an object", where)
-    if key in ("pattern", "format", "$ref") and not isinstance(value, str):
+    if key in ("pattern", "format", "$ref", "$dynamicRef", "$id", "$anchor", "$dynamicAnchor") and not isinstance(value, str):
         refuse("must be a string", where)
     if key in ("uniqueItems", "nullable") and not isinstance(value, bool):
         refuse("must be true or false", where)

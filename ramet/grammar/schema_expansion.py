@@ -1,4 +1,5 @@
-"""A JSON schema → its normal form: references followed, allOf intersected, anyOf united, oneOf shown to be disjoint, not and if rewritten.
+"""A JSON schema → its normal form: references followed, allOf intersected, anyOf united, oneOf split where its alternatives overlap; not
+and if are worked in by what a schema rules out (`schema_complement`).
 
 What cannot be brought into that form is refused with its JSON pointer; nothing is left out.
 """
@@ -6,30 +7,18 @@ What cannot be brought into that form is refused with its JSON pointer; nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
-from fractions import Fraction
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from ramet.errors import GrammarError
 from ramet.grammar.json_strings import StringFacts
-from ramet.grammar.schema_branches import (
-    EVERYTHING,
-    Arrays,
-    Bound,
-    Branch,
-    Goal,
-    Numbers,
-    Objects,
-    Strings,
-    Values,
-    conjoin,
-    same,
-    text_of,
-    whole_bounds,
-)
-from ramet.grammar.schema_document import Document, refuse
+from ramet.grammar.schema_branches import EVERYTHING, NOT, Arrays, Branch, Goal, Numbers, Objects, Some, Strings, Values, conjoin, text_of
+from ramet.grammar.schema_complement import absent, present, violations
+from ramet.grammar.schema_document import UNEVALUATED, Document, refuse
+from ramet.grammar.schema_evaluation import close_arrays, close_objects, unseen
 from ramet.grammar.schema_keywords import typed_branches
-from ramet.grammar.schema_rewriting import alternatives_of_condition, complement, dependency_alternatives
+from ramet.grammar.schema_values import finite_values, is_one_of_some, meets, satisfies
 
 MAX_BRANCHES = 2000
 MAX_NESTING = 60
@@ -42,10 +31,10 @@ class Expansion:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.strings = StringFacts()
-        self._expanded: dict[str, Branches] = {}
+        self._expanded: dict[tuple[str, bool], Branches] = {}
         self._of_goals: dict[Goal, Branches] = {}
         self._empty: dict[Goal, bool] = {}
-        self._under_way: list[str] = []
+        self._under_way: list[tuple[str, bool]] = []
         self._asked: set[Goal] = set()
 
     # ── the normal form ──
@@ -54,84 +43,140 @@ class Expansion:
         """What is valid against all subschemas of `goal`."""
         found = self._of_goals.get(goal)
         if found is None:
-            found = EVERYTHING
-            for pointer in sorted(goal):
-                found = self._intersect(found, self.expand(pointer), pointer)
-            self._of_goals[goal] = found
+            found = self._of_goals[goal] = self.all_of(sorted(goal), min(goal, default=""))
         return found
 
-    def expand(self, pointer: str) -> Branches:
-        if pointer in self._expanded:
-            return self._expanded[pointer]
-        if pointer in self._under_way:
+    def expand(self, pointer: str, tracked: bool = False) -> Branches:
+        """`tracked`: an unevaluated… further out asks which properties and items the subschema has seen."""
+        tracked = tracked and not pointer.startswith(NOT)
+        key = pointer, tracked
+        if key in self._expanded:
+            return self._expanded[key]
+        if key in self._under_way:
             refuse("it refers to itself without anything in between", pointer)
         if len(self._under_way) > MAX_NESTING:
             refuse(f"more than {MAX_NESTING} levels of $ref, allOf, anyOf and oneOf inside of each other", pointer)
-        self._under_way.append(pointer)
-        schema = self.document.checked(pointer)
-        found = (EVERYTHING if schema else ()) if isinstance(schema, bool) else self._expand_keywords(schema, pointer)
+        self._under_way.append(key)
+        found = self._expand_checked(pointer, tracked)
         self._under_way.pop()
-        self._expanded[pointer] = found
+        self._expanded[key] = found
         return found
 
-    def _expand_keywords(self, schema: Mapping[str, Any], pointer: str) -> Branches:
-        found = self._intersect(self._enumerated(schema, pointer), typed_branches(schema, pointer, self), pointer)
-        if "$ref" in schema:
-            found = self._intersect(found, self.expand(self.document.resolve(schema["$ref"], pointer)), pointer)
-        for index in range(len(schema.get("allOf", ()))):
-            found = self._intersect(found, self.expand(self.document.child(pointer, "allOf", index)), pointer)
-        for group in self._rewritten(schema, pointer):
-            found = self._intersect(found, self._union(group), pointer)
-        if "anyOf" in schema:
-            found = self._intersect(found, self._union(self._listed(schema, pointer, "anyOf")), pointer)
-        if "oneOf" in schema:
-            found = self._exclusive(found, self._listed(schema, pointer, "oneOf"), pointer)
-        return found
+    def _expand_checked(self, pointer: str, tracked: bool) -> Branches:
+        is_opposite, pointer = pointer.startswith(NOT), pointer.removeprefix(NOT)
+        schema = self.document.checked(pointer)
+        if isinstance(schema, bool):
+            return EVERYTHING if schema != is_opposite else ()
+        if is_opposite:
+            return self._counted(_united(map(unseen, violations(schema, pointer, self))), pointer)
+        is_asking = any(schema.get(keyword, True) is not True for keyword in UNEVALUATED)
+        found = self._expand_keywords(schema, pointer, tracked or is_asking)
+        return self._closed(found, schema, pointer)
 
-    def _rewritten(self, schema: Mapping[str, Any], pointer: str) -> list[list[str]]:
-        """Keywords that say the same as an anyOf: of each, its alternatives."""
-        groups: list[tuple[str, list[Any]]] = []
+    def _expand_keywords(self, schema: Mapping[str, Any], pointer: str, tracked: bool) -> Branches:
+        found = self.intersect(self._enumerated(schema, pointer), typed_branches(schema, pointer, self), pointer)
+        for keyword in ("$ref", "$dynamicRef"):
+            if keyword in schema:
+                found = self.intersect(found, self.expand(self.document.resolve(keyword, pointer), tracked), pointer)
+        for option in self._listed(schema, pointer, "allOf"):
+            found = self.intersect(found, self.expand(option, tracked), pointer)
         if "not" in schema:
-            groups.append(("not", complement(schema["not"], pointer + "/not", self.document)))
-        if "if" in schema and ("then" in schema or "else" in schema):
-            groups.append(("if", alternatives_of_condition(schema)))
+            found = self.intersect(found, self.expand(NOT + self.document.child(pointer, "not")), pointer)
+        if "if" in schema:
+            found = self.intersect(found, self._conditional(schema, pointer, tracked), pointer)
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
-            groups += [(keyword, dependency_alternatives(name, needs)) for name, needs in schema.get(keyword, {}).items()]
-        return [[self.document.add(f"{pointer}/{keyword}", alternative) for alternative in group] for keyword, group in groups]
+            for name in schema.get(keyword, {}):
+                found = self.intersect(found, self._dependent(pointer, keyword, name, tracked), pointer)
+        if "anyOf" in schema:
+            found = self.intersect(found, self._any_of(self._listed(schema, pointer, "anyOf"), pointer, tracked), pointer)
+        if "oneOf" in schema:
+            found = self._exclusive(found, self._listed(schema, pointer, "oneOf"), pointer, tracked)
+        return found
+
+    def _closed(self, found: Branches, schema: Mapping[str, Any], pointer: str) -> Branches:
+        """What no keyword has seen, the unevaluated… have."""
+        for keyword, close in (("unevaluatedProperties", close_objects), ("unevaluatedItems", close_arrays)):
+            if keyword in schema:
+                found = close(found, self.document, pointer)
+        return found
+
+    def _conditional(self, schema: Mapping[str, Any], pointer: str, tracked: bool) -> Branches:
+        condition = self.document.child(pointer, "if")
+        cases: list[Branch] = []
+        for keyword, case in (("then", condition), ("else", NOT + condition)):
+            found = self.expand(case, tracked)
+            if keyword in schema:
+                found = self.intersect(found, self.expand(self.document.child(pointer, keyword), tracked), pointer)
+            cases += found
+        return _united(cases) if tracked or schema.keys() & {"then", "else"} else EVERYTHING
+
+    def _dependent(self, pointer: str, keyword: str, name: str, tracked: bool) -> Branches:
+        """Without the property, or with what it asks for."""
+        needs = self.document.schemas[pointer][keyword][name]
+        if isinstance(needs, list):
+            asked: Branches = (Objects(tuple(dict.fromkeys((name, *needs))), frozenset((name, *needs))),)
+        else:
+            child = self.expand(self.document.child(pointer, keyword, name), tracked)
+            asked = self.intersect((present(name),), child, pointer)
+        others = tuple(branch for branch in EVERYTHING if not isinstance(branch, Objects))
+        return (*others, absent(self.document, name), *asked)
 
     def _enumerated(self, schema: Mapping[str, Any], pointer: str) -> Branches:
         found = EVERYTHING
         for values in [schema["enum"]] if "enum" in schema else []:
             found = (Values(tuple(dict.fromkeys(map(text_of, values)))),)
         if "const" in schema:
-            found = self._intersect(found, (Values((text_of(schema["const"]),)),), pointer)
+            found = self.intersect(found, (Values((text_of(schema["const"]),)),), pointer)
         return found
 
     def _listed(self, schema: Mapping[str, Any], pointer: str, keyword: str) -> list[str]:
-        return [self.document.child(pointer, keyword, index) for index in range(len(schema[keyword]))]
+        return [self.document.child(pointer, keyword, index) for index in range(len(schema.get(keyword, ())))]
 
-    def _union(self, pointers: Iterable[str]) -> Branches:
-        return _united(branch for pointer in pointers for branch in self.expand(pointer))
+    def _any_of(self, options: Sequence[str], pointer: str, tracked: bool) -> Branches:
+        """Where it matters which of them hold, also every number of them together."""
+        found: Branches = ()
+        for option in options:
+            branches = self.expand(option, tracked)
+            both = self.intersect(found, branches, pointer) if tracked else ()
+            found = self._counted(_united((*found, *branches, *both)), pointer)
+        return found
 
-    def _exclusive(self, base: Branches, pointers: Sequence[str], pointer: str) -> Branches:
-        options = [self._intersect(base, self.expand(option), option) for option in pointers]
+    def _exclusive(self, base: Branches, pointers: Sequence[str], pointer: str, tracked: bool) -> Branches:
+        """Of alternatives that might overlap, each without the others."""
+        options = [self.intersect(base, self.expand(option, tracked), option) for option in pointers]
+        found: list[Branch] = []
         for index, option in enumerate(options):
-            for other in range(index):
-                if not self._disjoint(options[other], option):
-                    refuse(
-                        f"alternatives {other} and {index} cannot be told apart for sure: give them a const, or use anyOf",
-                        pointer + "/oneOf",
-                    )
-        return _united(branch for option in options for branch in option)
+            for other, rival in enumerate(pointers):
+                if other != index and not self._disjoint(options[other], options[index]):
+                    option = self._without(option, rival, pointer, (index, other))
+            found += option
+        return _united(found)
+
+    def _without(self, option: Branches, rival: str, pointer: str, which: tuple[int, int]) -> Branches:
+        try:
+            return self.intersect(option, self.expand(NOT + rival), pointer)
+        except GrammarError as error:
+            reason = error.message.removeprefix("json_schema: ")
+            what = f"alternatives {which[0]} and {which[1]} cannot be told apart for sure ({reason}): give them a const, or use anyOf"
+            refuse(what, pointer + "/oneOf")
 
     # ── intersections ──
 
-    def _intersect(self, one: Branches, other: Branches, pointer: str) -> Branches:
+    def all_of(self, goals: Iterable[str], pointer: str) -> Branches:
+        found = EVERYTHING
+        for goal in goals:
+            found = self.intersect(found, self.expand(goal), pointer)
+        return found
+
+    def intersect(self, one: Branches, other: Branches, pointer: str) -> Branches:
         if one is EVERYTHING or other is EVERYTHING:
             return other if one is EVERYTHING else one
         if len(one) * len(other) > MAX_BRANCHES * 10:
             refuse(f"intersecting {len(one)} and {len(other)} alternatives is too much; the limit is {MAX_BRANCHES * 10} pairs", pointer)
         found = _united(both for a in one for b in other if (both := self.conjoin(a, b)) is not None)
+        return self._counted(found, pointer)
+
+    def _counted(self, found: Branches, pointer: str) -> Branches:
         if len(found) > MAX_BRANCHES:
             refuse(f"it has {len(found)} alternatives after allOf, anyOf and oneOf are worked out; the limit is {MAX_BRANCHES}", pointer)
         return found
@@ -140,7 +185,7 @@ class Expansion:
         if isinstance(one, Values) or isinstance(other, Values):
             values, condition = (one, other) if isinstance(one, Values) else (other, one)
             assert isinstance(values, Values)
-            kept = tuple(text for text in values.texts if self.satisfies(json.loads(text), condition))
+            kept = tuple(text for text in values.texts if satisfies(json.loads(text), condition, self))
             return Values(kept) if kept else None
         return conjoin(one, other)
 
@@ -167,8 +212,7 @@ class Expansion:
             case Values():
                 return not branch.texts
             case Numbers():
-                low, high = whole_bounds(branch)
-                return low is not None and high is not None and low > high
+                return conjoin(branch, branch) is None
             case Strings():
                 return self.strings.is_empty(branch)
             case Arrays():
@@ -176,7 +220,9 @@ class Expansion:
                 return any(self.is_impossible(branch.item(index)) for index in needed)
             case Objects():
                 crowded = branch.high is not None and len(branch.required) > branch.high
-                return crowded or any(self.is_forbidden(branch, name) for name in branch.required)
+                if crowded or any(self.is_forbidden(branch, name) for name in branch.required):
+                    return True
+                return bool(branch.some) and all(some is None and self.is_empty(one) for one, some in self.settled(branch))
 
     def is_forbidden(self, objects: Objects, name: str) -> bool:
         return not self.may_be_named(objects, name) or self.is_impossible(self.goal_of(objects, name))
@@ -198,33 +244,42 @@ class Expansion:
     # ── values ──
 
     def meets(self, value: Any, goal: Goal) -> bool:
-        return any(self.satisfies(value, branch) for branch in self.branches(goal))
+        return meets(value, goal, self)
 
-    def satisfies(self, value: Any, branch: Branch) -> bool:
-        match branch:
-            case Values():
-                return any(same(text_of(value), text) for text in branch.texts)
-            case Numbers():
-                return _is_number(value) and conjoin(branch, _exactly(value)) is not None and _divides(branch, value)
-            case Strings():
-                return isinstance(value, str) and self.strings.accepts(branch, value)
-            case Arrays():
-                return isinstance(value, list) and self._fits(value, branch)
-            case Objects():
-                return isinstance(value, dict) and self._has(value, branch)
+    def finite(self, goal: Goal) -> tuple[str, ...] | None:
+        """The texts of all values that meet it; None where they are not few."""
+        return finite_values(self.branches(goal))
 
-    def _fits(self, value: list[Any], branch: Arrays) -> bool:
-        if len(value) < branch.low or (branch.high is not None and len(value) > branch.high):
-            return False
-        if branch.unique and len({json.dumps(item, sort_keys=True) for item in value}) < len(value):
-            return False
-        enough = all(sum(self.meets(item, goal) for item in value) >= least for goal, least in branch.contains)
-        return enough and all(self.meets(item, branch.item(index)) for index, item in enumerate(value))
+    # ── properties of which one must be there ──
 
-    def _has(self, value: dict[str, Any], branch: Objects) -> bool:
-        if len(value) < branch.low or (branch.high is not None and len(value) > branch.high) or not branch.required <= value.keys():
-            return False
-        return all(self.may_be_named(branch, name) and self.meets(item, self.goal_of(branch, name)) for name, item in value.items())
+    def settled(self, branch: Objects) -> Iterator[tuple[Objects, Some | None]]:
+        """Branches without `some`, whose union it is: a declared property is the one that is asked for, or an undeclared one that is told
+        apart."""
+        names = tuple(dict.fromkeys((*branch.names, *self._few_names(branch))))
+        found: list[tuple[Objects, Some | None]] = [(replace(branch, names=names, some=frozenset()), None)]
+        for some in sorted(branch.some, key=repr):
+            found = [settled for one in found for settled in self._settle(*one, some)]
+        yield from found
+
+    def _settle(self, branch: Objects, undeclared: Some | None, some: Some) -> Iterator[tuple[Objects, Some | None]]:
+        for name in branch.names:
+            named = conjoin(branch, present(name, some.value)) if is_one_of_some(name, some, self) else None
+            if isinstance(named, Objects):
+                yield named, undeclared
+        if self._has_room(branch):
+            if undeclared is not None:
+                refuse("two undeclared properties that must be there cannot be enforced", branch.counted_at)
+            yield branch, some
+
+    def _few_names(self, branch: Objects) -> list[str]:
+        """Names, if propertyNames leaves but a few."""
+        texts = self.finite(branch.keys) if branch.keys else None
+        return [json.loads(text) for text in texts or () if text.startswith('"')]
+
+    def _has_room(self, branch: Objects) -> bool:
+        """Undeclared properties may be possible."""
+        rest: Goal = frozenset().union(*(scope.rest for scope in branch.scopes))
+        return any(scope.patterns for scope in branch.scopes) or not self.is_impossible(rest)
 
 
 def _united(branches: Iterable[Branch]) -> Branches:
@@ -233,17 +288,3 @@ def _united(branches: Iterable[Branch]) -> Branches:
     texts = dict.fromkeys(text for branch in found if isinstance(branch, Values) for text in branch.texts)
     others = [branch for branch in found if not isinstance(branch, Values)]
     return (Values(tuple(texts)), *others) if texts else tuple(others)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _exactly(value: float) -> Numbers:
-    bound = Bound(Decimal(repr(value)), False)
-    return Numbers(low=bound, high=bound)
-
-
-def _divides(branch: Numbers, value: float) -> bool:
-    whole = not branch.integer or value == int(value)
-    return whole and (branch.step is None or (Fraction(repr(value)) / branch.step).denominator == 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from ramet.grammar.schema_branches import (
     Arrays,
     Bound,
     Branch,
+    Contains,
     Goal,
     Numbers,
     Objects,
@@ -23,22 +24,24 @@ from ramet.grammar.schema_branches import (
     Values,
     conjoin,
 )
-from ramet.grammar.schema_document import TYPES, Document, escape, refuse
-from ramet.grammar.schema_rewriting import EXCLUDED_STRINGS
+from ramet.grammar.schema_document import TYPES, Document, refuse
+from ramet.grammar.schema_resources import escape
 from ramet.grammar.string_formats import ANNOTATIONS, FORMATS, INTEGER_FORMATS
 
-IN_PLACE = ("$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies")
-"""Applicators that may evaluate properties and items of the same value."""
+FRACTIONS = frozenset({Fraction(1)})
+"""To be avoided by what is no integer."""
 MAX_STEP = 1000
 
 
 class Context(Protocol):
+    """What is known of the document that a schema is part of."""
+
     document: Document
     strings: StringFacts
 
 
 def typed_branches(schema: Mapping[str, Any], pointer: str, context: Context) -> tuple[Branch, ...]:
-    types = _types(schema)
+    types = types_of(schema)
     found: list[Branch] = []
     wanted = set(TYPES if types is None else types)
     literals = tuple(text for name, texts in (("null", ("null",)), ("boolean", ("true", "false"))) if name in wanted for text in texts)
@@ -52,7 +55,7 @@ def typed_branches(schema: Mapping[str, Any], pointer: str, context: Context) ->
     return EVERYTHING if tuple(found) == EVERYTHING else tuple(found)
 
 
-def _types(schema: Mapping[str, Any]) -> list[str] | None:
+def types_of(schema: Mapping[str, Any]) -> list[str] | None:
     if "type" not in schema:
         return None
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
@@ -60,7 +63,7 @@ def _types(schema: Mapping[str, Any]) -> list[str] | None:
 
 
 def _numbers(schema: Mapping[str, Any], pointer: str, integer: bool) -> Branch | None:
-    found: Branch | None = Numbers(integer, step=_step(schema, pointer))
+    found: Branch | None = Numbers(integer, step=whole_step(schema, pointer) if "multipleOf" in schema else None)
     for key, is_low, is_open in (
         ("minimum", True, False),
         ("exclusiveMinimum", True, True),
@@ -76,9 +79,8 @@ def _numbers(schema: Mapping[str, Any], pointer: str, integer: bool) -> Branch |
     return found
 
 
-def _step(schema: Mapping[str, Any], pointer: str) -> Fraction | None:
-    if "multipleOf" not in schema:
-        return None
+def whole_step(schema: Mapping[str, Any], pointer: str) -> Fraction:
+    """Its multipleOf."""
     step, where = Fraction(repr(schema["multipleOf"])), pointer + "/multipleOf"
     if step != Fraction(schema["multipleOf"]):
         refuse("validators compute with binary floats and disagree about multiples of this; use a whole number, 0.5, 0.25 …", where)
@@ -90,8 +92,8 @@ def _step(schema: Mapping[str, Any], pointer: str) -> Fraction | None:
 def _strings(schema: Mapping[str, Any], pointer: str, context: Context) -> Strings:
     found = Strings(int(schema.get("minLength", 0)), None if "maxLength" not in schema else int(schema["maxLength"]))
     patterns = frozenset({schema["pattern"]}) if "pattern" in schema else frozenset()
-    found = Strings(found.low, found.high, patterns, _formats(schema, pointer), frozenset(schema.get(EXCLUDED_STRINGS, ())))
-    _readable(patterns, pointer + "/pattern", context)
+    found = Strings(found.low, found.high, patterns, _formats(schema, pointer))
+    readable(patterns, pointer + "/pattern", context)
     return found
 
 
@@ -104,7 +106,8 @@ def _formats(schema: Mapping[str, Any], pointer: str) -> frozenset[str]:
     return frozenset({name})
 
 
-def _readable(patterns: frozenset[str] | list[str], where: str, context: Context) -> None:
+def readable(patterns: Iterable[str], where: str, context: Context) -> None:
+    """Refuses a regex that is none of ours."""
     for pattern in patterns:
         try:
             context.strings.body(Strings(patterns=frozenset({pattern})))
@@ -114,39 +117,34 @@ def _readable(patterns: frozenset[str] | list[str], where: str, context: Context
 
 def _arrays(schema: Mapping[str, Any], pointer: str, context: Context) -> Arrays:
     document = context.document
-    _refuse_unevaluated(schema, pointer, "unevaluatedItems")
     tuple_key = "items" if isinstance(schema.get("items"), list) else "prefixItems"
     rest_key = "additionalItems" if tuple_key == "items" else "items"
     prefix = tuple(frozenset({document.child(pointer, tuple_key, index)}) for index in range(len(schema.get(tuple_key, ()))))
-    if rest_key not in schema and "unevaluatedItems" in schema:
-        rest_key = "unevaluatedItems"
     rest: Goal = frozenset({document.child(pointer, rest_key)}) if rest_key in schema else ANYTHING
     if schema.get(rest_key) is False:
         high: int | None = min(len(prefix), int(schema.get("maxItems", len(prefix))))
     else:
         high = int(schema["maxItems"]) if "maxItems" in schema else None
     low, unique = int(schema.get("minItems", 0)), pointer + "/uniqueItems" if schema.get("uniqueItems") else ""
-    return Arrays(prefix, rest, low, high, unique, _contains(schema, pointer, document))
+    contained = [document.child(pointer, "contains")] if "contains" in schema else []
+    contains = tuple(_contains(schema, wanted) for wanted in contained)
+    num_seen = None if rest_key in schema else len(prefix)
+    return Arrays(prefix, rest, low, high, unique, tuple(filter(None, contains)), num_seen, frozenset(contained))
 
 
-def _contains(schema: Mapping[str, Any], pointer: str, document: Document) -> tuple[tuple[Goal, int], ...]:
-    if "contains" not in schema:
-        return ()
-    if "maxContains" in schema:
-        refuse("cannot be enforced", pointer + "/maxContains")
-    least = int(schema.get("minContains", 1))
-    return ((frozenset({document.child(pointer, "contains")}), least),) if least else ()
+def _contains(schema: Mapping[str, Any], wanted: str) -> Contains | None:
+    least, most = int(schema.get("minContains", 1)), int(schema["maxContains"]) if "maxContains" in schema else None
+    return Contains(wanted, least, most) if least or most is not None else None
 
 
 def _objects(schema: Mapping[str, Any], pointer: str, context: Context) -> Objects:
     document = context.document
-    _refuse_unevaluated(schema, pointer, "unevaluatedProperties")
     named = tuple((name, frozenset({document.child(pointer, "properties", name)})) for name in schema.get("properties", {}))
     patterns = [*schema.get("patternProperties", {})]
     for pattern in patterns:
-        _readable([pattern], f"{pointer}/patternProperties/{escape(pattern)}", context)
+        readable([pattern], f"{pointer}/patternProperties/{escape(pattern)}", context)
     matching = tuple((pattern, frozenset({document.child(pointer, "patternProperties", pattern)})) for pattern in patterns)
-    rest_key = "additionalProperties" if "additionalProperties" in schema else "unevaluatedProperties"
+    rest_key = "additionalProperties"
     rest: Goal = frozenset({document.child(pointer, rest_key)}) if rest_key in schema else ANYTHING
     required = schema.get("required", [])
     return Objects(
@@ -158,9 +156,3 @@ def _objects(schema: Mapping[str, Any], pointer: str, context: Context) -> Objec
         keys=frozenset({document.child(pointer, "propertyNames")}) if "propertyNames" in schema else ANYTHING,
         counted_at=pointer if schema.keys() & {"minProperties", "maxProperties", "patternProperties"} else "",
     )
-
-
-def _refuse_unevaluated(schema: Mapping[str, Any], pointer: str, keyword: str) -> None:
-    beside = [key for key in (*IN_PLACE, *(("contains",) if keyword == "unevaluatedItems" else ())) if key in schema]
-    if beside and schema.get(keyword, True) is not True:
-        refuse(f"cannot be enforced beside {beside[0]!r}; use additionalProperties or items in each alternative", f"{pointer}/{keyword}")

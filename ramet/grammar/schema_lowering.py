@@ -11,9 +11,9 @@ from ramet.grammar.json_layout import Layout
 from ramet.grammar.json_strings import conjunction, literal, none_of, string_body
 from ramet.grammar.json_values import values_expression
 from ramet.grammar.number_automaton import NumberSet, number_expression
-from ramet.grammar.object_rules import Extra, members
+from ramet.grammar.object_rules import Cells, Extra, members
 from ramet.grammar.pattern_expressions import anything, search
-from ramet.grammar.schema_branches import ANYTHING, Arrays, Branch, Goal, Numbers, Objects, Scope, Strings, Values, whole_bounds
+from ramet.grammar.schema_branches import ANYTHING, Arrays, Branch, Goal, Numbers, Objects, Scope, Some, Strings, Values, whole_bounds
 from ramet.grammar.schema_document import Document, refuse
 from ramet.grammar.schema_expansion import Expansion
 
@@ -57,48 +57,57 @@ class _Lowering:
             case Values():
                 return values_expression(arena, self._layout, branch.texts)
             case Numbers():
-                return number_expression(arena, NumberSet(branch.integer, *whole_bounds(branch), branch.step))
+                return number_expression(arena, NumberSet(branch.integer, *whole_bounds(branch), branch.step, branch.avoided))
             case Strings():
                 return self._layout.quoted(arena, string_body(arena, branch))
             case Arrays():
                 return array_expression(arena, self._layout, branch, self._expansion, self._ref)
             case Objects():
-                return self._objects(branch)
+                return arena.alt(self._objects(*one) for one in self._expansion.settled(branch))
 
-    def _objects(self, branch: Objects) -> int:
+    def _objects(self, branch: Objects, some: Some | None) -> int:
+        """`some`: an undeclared property that must be there. It comes last, since of two with the same name readers take the last."""
         allowed = [name for name in branch.names if not self._expansion.is_forbidden(branch, name)]
-        if not branch.required <= set(allowed):
+        extra, last = self._extra(branch, None), None if some is None else self._extra(branch, some)
+        if not branch.required <= set(allowed) or (some is not None and last is None):
             return NONE
-        extra = self._extra(branch)
         if extra is not None and branch.low > len(branch.required) + 1:
             what = "cannot be enforced over names that are not declared: the same name could come twice"
             refuse(what, branch.counted_at + "/minProperties")
         pairs = [(name, self._ref(self._expansion.goal_of(branch, name)), name in branch.required) for name in allowed]
-        return members(self._arena, self._layout, pairs, extra, branch)
+        return members(self._arena, self._layout, pairs, Extra(extra, last), branch)
 
-    def _extra(self, branch: Objects) -> Extra | None:
-        """Undeclared properties: for each set of patterns that a name may match, the names and their value."""
-        patterns = sorted({pattern for scope in branch.scopes for pattern, _ in scope.patterns})
+    def _extra(self, branch: Objects, some: Some | None) -> Cells | None:
+        """Undeclared properties: for each set of patterns that a name may match, the names and their value. With `some`, only those that
+        are what it asks for."""
+        asked = frozenset[str]() if some is None else some.unmatched | ({some.matched} if some.matched is not None else set())
+        patterns = sorted({pattern for scope in branch.scopes for pattern, _ in scope.patterns} | asked)
         if len(patterns) > MAX_PATTERNS:
             refuse(f"more than {MAX_PATTERNS} patternProperties over the same names", branch.counted_at + "/patternProperties")
         cells = []
         for matching in product((True, False), repeat=len(patterns)):
             matched = {pattern for pattern, is_in in zip(patterns, matching, strict=True) if is_in}
             goal = frozenset[str]().union(*(_goal(scope, matched) for scope in branch.scopes))
+            if some is not None:
+                if some.matched not in (None, *matched) or some.unmatched & matched:
+                    continue
+                goal |= some.value
             if self._expansion.is_impossible(goal):
                 continue
-            scratch = self._cell(self._expansion.strings.arena, branch, patterns, matched)
+            scratch = self._cell(self._expansion.strings.arena, branch, patterns, matched, some)
             if self._expansion.strings.is_possible(scratch):
-                cells.append((self._cell(self._arena, branch, patterns, matched), self._ref(goal)))
-        return Extra(tuple(cells)) if cells else None
+                cells.append((self._cell(self._arena, branch, patterns, matched, some), self._ref(goal)))
+        return tuple(cells) or None
 
-    def _cell(self, arena: Arena, branch: Objects, patterns: list[str], matched: set[str]) -> int:
+    def _cell(self, arena: Arena, branch: Objects, patterns: list[str], matched: set[str], some: Some | None) -> int:
         parts = [search(arena, pattern, quoted=True) for pattern in sorted(matched)]
-        parts += [arena.negate(search(arena, pattern, quoted=True)) for pattern in patterns if pattern not in matched]
-        if branch.names:
-            parts.append(none_of(arena, branch.names))
-        if branch.keys != ANYTHING:
-            parts.append(arena.alt(_key_language(arena, key) for key in self._expansion.branches(branch.keys)))
+        parts += [arena.negate(search(arena, pattern, quoted=True, wide=True)) for pattern in patterns if pattern not in matched]
+        names = sorted({*branch.names, *(some.names if some is not None else ())})
+        if names:
+            parts.append(none_of(arena, names))
+        for keys in (branch.keys, some.keys if some is not None else ANYTHING):
+            if keys != ANYTHING:
+                parts.append(arena.alt(_key_language(arena, key) for key in self._expansion.branches(keys)))
         return conjunction(arena, [anything(arena, True), *parts])
 
 

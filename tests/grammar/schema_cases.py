@@ -129,18 +129,157 @@ CASES = (
     ),
     Case("$ref recursive anyOf", {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"$ref": "#"}}]}, ([[1], [[2]]], [["a"]])),
     Case("unevaluatedProperties", {"type": "object", "properties": {"a": {}}, "unevaluatedProperties": False}),
+    # alternatives that overlap
+    Case("oneOf overlapping types", {"oneOf": [{"type": "integer"}, {"minimum": 2}]}, (1, 1.5, 2.5, 3, 0.5)),
+    Case("oneOf overlapping lengths", {"type": "string", "oneOf": [{"maxLength": 2}, {"minLength": 2}]}, ("ab", "abc", "a")),
+    Case("oneOf of three", {"oneOf": [{"multipleOf": 2}, {"multipleOf": 3}, {"type": "string"}]}, (6, 2, 3, 12, 9, 1.5)),
+    Case("oneOf overlapping patterns", {"type": "string", "oneOf": [{"pattern": "^a"}, {"pattern": "b$"}]}, ("ab", "aab", "a", "b", "cb")),
+    Case("oneOf required", {"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]}, ({"b": None}, {"c": 1})),
+    Case(
+        "oneOf closed objects",
+        {
+            "oneOf": [
+                {"type": "object", "properties": {"a": {"type": "integer"}, "b": {}}, "required": ["a"], "additionalProperties": False},
+                {"type": "object", "properties": {"a": {}, "c": {}}, "required": ["a"], "additionalProperties": False},
+            ]
+        },
+        ({"a": 1, "c": 2}, {"a": "x", "b": 1}, {"a": "x"}),
+    ),
+    Case(
+        "oneOf open objects", {"oneOf": [_OPEN, {"additionalProperties": {"type": "string"}}]}, ({"a": 1, "z": 1}, {"z": "s"}, {"a": "s"})
+    ),
+    Case("oneOf of itself", {"oneOf": [{"type": "null"}, True]}),
+    Case("oneOf nested", {"oneOf": [{"oneOf": [{"type": "integer"}, {"minimum": 1}]}, {"maximum": 2}]}, (0.5, 1.5, 2.5)),
+    # what is not
+    Case("not integer", {"not": {"type": "integer"}}, (1.5, 0.0625, -3)),
+    Case("not multipleOf", {"type": "number", "not": {"multipleOf": 1.5}}, (1.5, 3, 4.5, 1.25, 4, 0)),
+    Case("not pattern", {"not": {"pattern": "^a+$"}}, ("a", "aa", "b", "ab")),
+    Case("not const of a container", {"not": {"enum": [[1, "a"], {"a": 1}, 2, "x"]}}, ([1, "a", 2], {"a": 1, "z": 2}, {"z": 1})),
+    Case("not items", {"type": "array", "not": {"items": {"type": "integer"}}}, ([1.5], [1, "a"])),
+    Case("not prefixItems", {"type": "array", "not": {"prefixItems": [{"type": "integer"}, {"const": 2}], "items": False}}, ([1, 3],)),
+    Case("not contains", {"type": "array", "not": {"contains": {"const": "a"}}}),
+    Case("not properties", {"not": {"properties": {"a": {"type": "integer"}}}}, ({"a": 1.5}, {"a": None, "b": 1})),
+    Case("not additionalProperties", {"type": "object", "not": {**_OPEN, "additionalProperties": False}}, ({"z": 1}, {"a": 1, "z": 1})),
+    Case(
+        "not patternProperties",
+        {"type": "object", "not": {"patternProperties": {"^x": {"type": "integer"}}}},
+        ({"x": "a"}, {"x": 1, "xx": None}),
+    ),
+    Case("not propertyNames", {"type": "object", "not": {"propertyNames": {"maxLength": 1}}}, ({"ab": 1}, {"kind": 1, "a": 1})),
+    Case("not anyOf", {"not": {"anyOf": [{"type": "string"}, {"type": "number", "minimum": 2}, {"type": "object", "required": ["a"]}]}}),
+    Case("not oneOf", {"not": {"oneOf": [{"minimum": 2}, {"maximum": 3}, {"type": "null"}]}}, (2.5,)),
+    Case("not not", {"not": {"not": {"type": "string", "minLength": 1}}}),
+    Case("not if", {"not": {"if": {"type": "integer"}, "then": {"minimum": 2}, "else": {"type": "string"}}}),
+    Case("not a reference", {"$defs": {"s": {"type": "object", "required": ["a"]}}, "not": {"$ref": "#/$defs/s"}}),
+    Case(
+        "not recursive",
+        {"$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}, "type": "array", "not": {"$ref": "#/$defs/t"}},
+        ([[]], [[], [1]], [[[]], ["x"]]),
+    ),
+    Case("if without type", {"if": {"multipleOf": 2}, "then": {"minimum": 4}, "else": {"maxLength": 1}}, (4, 6, 7)),
+    Case("if pattern", {"type": "string", "if": {"pattern": "^a"}, "then": {"minLength": 2}, "else": {"pattern": "1$"}}, ("b1", "b2")),
+    # arrays
+    Case("maxContains", {"type": "array", "contains": {"type": "string"}, "maxContains": 1}, (["a", 1], [1, "a", "b"])),
+    Case("minContains 0", {"type": "array", "contains": {"type": "string"}, "minContains": 0, "maxContains": 1}),
+    Case("several contains", {"allOf": [{"contains": {"type": "integer"}}, {"contains": {"minimum": 2}}]}, ([1, 2.5], [1], [2.5])),
+    Case(
+        "uniqueItems of a range",
+        {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 3}, "uniqueItems": True},
+        ([3, 1, 2], [2, 2]),
+    ),
+    Case(
+        "uniqueItems of many, few at a time",
+        {"type": "array", "items": {"enum": list(range(1, 30))}, "uniqueItems": True, "maxItems": 2},
+        ([29, 1], [7, 7]),
+    ),
+    Case(
+        "uniqueItems by place",
+        {"prefixItems": [{"enum": ["a", "b"]}, {"enum": [1, "a"]}], "items": {"type": "boolean"}, "uniqueItems": True, "type": "array"},
+        (["a", "a"], ["b", "a", True], ["a", 1, True, True]),
+    ),
+    Case(
+        "unevaluatedItems",
+        {
+            "type": "array",
+            "prefixItems": [{"type": "integer"}],
+            "allOf": [{"prefixItems": [True, {"type": "string"}]}],
+            "unevaluatedItems": False,
+        },
+        ([1, "a"], [1, "a", 1]),
+    ),
+    Case(
+        "unevaluatedItems and contains",
+        {"type": "array", "prefixItems": [True], "contains": {"type": "string"}, "unevaluatedItems": False},
+        ([1, "a"], ["a", "b"], ["a", 1]),
+    ),
+    # objects
+    Case(
+        "unevaluatedProperties and anyOf",
+        {"type": "object", "anyOf": [_OPEN, {"properties": {"b": {"type": "string"}}, "required": ["b"]}], "unevaluatedProperties": False},
+        ({"a": "x", "b": "y"}, {"a": 1, "b": "y"}, {"b": "y"}, {"a": 1, "z": 1}),
+    ),
+    Case(
+        "unevaluatedProperties and if",
+        {
+            "type": "object",
+            "if": {"properties": {"a": {"const": 1}}, "required": ["a"]},
+            "then": {"properties": {"b": {}}},
+            "else": {"properties": {"c": {}}},
+            "unevaluatedProperties": {"type": "null"},
+        },
+        ({"a": 1, "b": 2, "z": None}, {"a": 2}, {"c": 1}, {"c": 1, "z": None}),
+    ),
+    Case(
+        "unevaluatedProperties and oneOf",
+        {"type": "object", "oneOf": [_CAT, _DOG], "unevaluatedProperties": False},
+        ({"kind": "dog", "name": "rex"}, {"kind": "dog", "lives": 9}),
+    ),
+    Case(
+        "unevaluatedProperties and dependentSchemas",
+        {
+            "type": "object",
+            "dependentSchemas": {"a": {"properties": {"a": {}, "b": {}}}},
+            "properties": {"c": {}},
+            "unevaluatedProperties": False,
+        },
+        ({"c": 1}, {"a": 1, "b": 2}, {"b": 2}),
+    ),
+    Case(
+        "unevaluatedProperties and $ref",
+        {"$defs": {"n": _OPEN}, "$ref": "#/$defs/n", "type": "object", "unevaluatedProperties": False},
+        ({"a": 1}, {"z": 1}),
+    ),
+    Case(
+        "propertyNames enum and minProperties",
+        {"type": "object", "propertyNames": {"enum": ["a", "b", "c"]}, "minProperties": 2},
+        ({"a": 1, "c": None},),
+    ),
+    # references
+    Case("$dynamicRef", {"$dynamicAnchor": "node", "type": ["array", "null"], "items": {"$dynamicRef": "#node"}}, ([[None], []], [[1]])),
+    Case(
+        "$id inside",
+        {
+            "$id": "https://example.com/root.json",
+            "$defs": {"n": {"$id": "parts/n.json", "$anchor": "x", "type": "integer"}},
+            "anyOf": [{"$ref": "parts/n.json"}, {"$ref": "https://example.com/parts/n.json#x"}, {"type": "null"}],
+        },
+    ),
+    Case(
+        "$ref inside of an $id",
+        {
+            "$defs": {
+                "n": {"$id": "http://example.com/n", "$defs": {"m": {"type": "string"}}, "items": {"$ref": "#/$defs/m"}, "type": "array"}
+            },
+            "$ref": "http://example.com/n",
+        },
+    ),
 )
 
 REFUSED: tuple[tuple[Any, str], ...] = (
     ({"type": "string", "minimun": 3}, "/minimun"),
-    ({"properties": {"a": {"$dynamicRef": "#x"}}}, "/properties/a/$dynamicRef"),
     ({"$ref": "https://example.com/s.json"}, "/$ref"),
     ({"$ref": "#/$defs/none"}, "/$ref"),
     ({"allOf": [{"$ref": "#"}]}, "#"),
-    ({"oneOf": [{"type": "integer"}, {"minimum": 3}]}, "/oneOf"),
-    ({"properties": {"a": {"oneOf": [{"maxLength": 3}, {"maxLength": 2}]}}}, "/properties/a/oneOf"),
-    ({"not": {"pattern": "a"}}, "/not/pattern"),
-    ({"not": {"type": "integer"}}, "/not/type"),
     ({"type": "string", "pattern": "(?=a)"}, "/pattern"),
     ({"type": "string", "pattern": "a\\1"}, "/pattern"),
     ({"type": "object", "patternProperties": {"a/(": {}}}, "/patternProperties/a~1("),
@@ -148,10 +287,19 @@ REFUSED: tuple[tuple[Any, str], ...] = (
     ({"type": "number", "multipleOf": 0.01}, "/multipleOf"),
     ({"type": "integer", "multipleOf": 123456}, "/multipleOf"),
     ({"type": "array", "uniqueItems": True, "items": {"type": "integer"}}, "/uniqueItems"),
-    ({"type": "array", "contains": {}, "maxContains": 2}, "/maxContains"),
     ({"properties": {"a": {"type": "object", "minProperties": 2}}}, "/properties/a/minProperties"),
-    ({"type": "object", "anyOf": [{"properties": {"a": {}}}], "unevaluatedProperties": False}, "/unevaluatedProperties"),
-    ({"prefixItems": [True], "contains": {"type": "string"}, "unevaluatedItems": False}, "/unevaluatedItems"),
+    ({"oneOf": [{"type": "string", "format": "date"}, {"type": "string"}]}, "/oneOf"),
+    ({"not": {"format": "date"}}, "/not/format"),
+    ({"not": {"uniqueItems": True}}, "/not/uniqueItems"),
+    ({"not": {"unevaluatedProperties": False}}, "/not/unevaluatedProperties"),
+    ({"properties": {"a": {"$dynamicRef": "#x"}}}, "/properties/a/$dynamicRef"),
+    (
+        {"$dynamicAnchor": "n", "items": {"$dynamicRef": "#n"}, "$defs": {"x": {"$id": "http://x", "$dynamicAnchor": "n"}}},
+        "/items/$dynamicRef",
+    ),
+    ({"type": "object", "const": {"a": 1}, "unevaluatedProperties": False}, "/unevaluatedProperties"),
+    ({"type": "array", "uniqueItems": True, "contains": {"const": 1}}, "/uniqueItems"),
+    ({"$recursiveRef": "#"}, "/$recursiveRef"),
     ({"type": "strin"}, "/type"),
     ({"minLength": -1}, "/minLength"),
     ({"required": "a"}, "/required"),

@@ -14,10 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.errors import GrammarError
+from ramet.grammar.arena import Arena
 from ramet.grammar.derivatives import Walker
+from ramet.grammar.json_layout import Layout
 from ramet.grammar.llguidance_compiler import LlguidanceCompiler
 from ramet.grammar.lowering import lower
 from ramet.grammar.matcher import CompiledGrammar, Vocabulary
+from ramet.grammar.schema_lowering import lower_schema
+from tests.grammar.random_schemas import RandomSchemas
 from tests.grammar.schema_cases import CASES, REFUSED, Case
 
 COMPILER = LlguidanceCompiler(Vocabulary((*(bytes([byte]) for byte in range(256)), b""), frozenset({256}), (256,), 257))
@@ -177,6 +181,33 @@ def test_generated_schemas_decide_like_jsonschema(schema: Any, values: list[Any]
             assert in_other_order(walker, start, value) == judge.is_valid(value), text
     for turn in range(2):
         judge.validate(json.loads(walk_randomly(grammar, walker, start, seed + turn) or "null"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_keywords_inside_of_each_other_decide_like_jsonschema(seed: int) -> None:
+    """The schemas nobody would write: overlapping oneOf under not under if, and so on. Most can be enforced."""
+    random_schemas = RandomSchemas(seed)
+    num_enforced = 0
+    for _ in range(40):
+        schema, values = random_schemas.schema(), random_schemas.values()
+        judge = jsonschema.Draft202012Validator(schema)
+        try:
+            arena = Arena()
+            start = lower_schema(arena, Layout(arena), schema)
+        except GrammarError as error:
+            assert error.where is not None
+            continue
+        walker, num_enforced = Walker(arena), num_enforced + 1
+        for value in values:
+            assert in_some_order(walker, start, value, schema) == judge.is_valid(value), (schema, value)
+        if num_enforced % 8 == 0 and not walker.is_empty(start):
+            grammar = COMPILER.assemble(lower("json_schema", json.dumps(schema)))
+            judge.validate(json.loads(walk_randomly(grammar, walker, start, seed) or "null"))
+    assert num_enforced >= 20
+
+
+def in_some_order(walker: Walker, start: int, value: Any, schema: Any) -> bool:
+    return walker.matches(start, written(value, schema).encode()) or in_other_order(walker, start, value)
 
 
 def in_other_order(walker: Walker, start: int, value: Any) -> bool:
