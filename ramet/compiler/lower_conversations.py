@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ramet.compiler.context import Context, Member
@@ -27,6 +27,7 @@ GEN_KEYWORDS = frozenset(
     }
 )
 SELECT_POSITIONS = ("name", "choices", "temperature", "choices_method")
+DEFAULT_MARKERS = "qwen3"
 METHOD_VERBS = ("token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized")
 
 
@@ -133,10 +134,25 @@ class ConversationLowering:
             return [self._gen(verb, node)]
         if verb == "select":
             return [self._select(node, self._arguments(node, SELECT_POSITIONS, frozenset({*SELECT_POSITIONS, "seed"})))]
+        if verb == "separate_reasoning":
+            return self._separate_reasoning(node)
         role, _, border = verb.partition("_")
         if border in ("begin", "end"):
             return [Piece(f"{border}:{role}", node)]
-        raise Unfit(node, f"{verb}() does not compile yet", 'run this function with mode="interpreted"')
+        raise Unfit(node, f"{verb}() does not compile: no backend takes images, and it is refused when it runs", "describe it in words")
+
+    def _separate_reasoning(self, node: ast.Call) -> list[Content]:
+        """Each gen inside is told which markers its thoughts have."""
+        given = self._arguments(node, ("expr", "model_type"), frozenset({"expr", "model_type"}))
+        inner = self.content(given["expr"]) if "expr" in given and not _is_none(given["expr"]) else []
+        named = "model_type" in given and not _is_none(given["model_type"])
+        markers = self._context.expressions.value(given["model_type"]) if named else self._context.const(DEFAULT_MARKERS, node)
+        return [
+            replace(item, args=(*item.args, markers), keys=(*item.keys, "reasoning"))
+            if isinstance(item, Generation) and item.choices is None
+            else item
+            for item in inner
+        ]
 
     def turn(self, role: str, node: ast.Call) -> list[Content]:
         """`user(expr)` and its siblings, as function or method; an assistant turn without content is generated."""

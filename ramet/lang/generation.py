@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ramet.errors import InvalidRequest
 from ramet.lang.expressions import Gen
-from ramet.lang.reasoning import split_reasoning
 from ramet.program.backend import Conversation, GenerateCall, GenerateChunk
+from ramet.program.reasoning import split_reasoning
 
 if TYPE_CHECKING:
     from ramet.lang.run import Run

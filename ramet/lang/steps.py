@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ramet.lang.expressions import Gen, Image, Key, Op, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, Select, Text
+from ramet.program.reasoning import REASONING_SUFFIX
 
 if TYPE_CHECKING:
     from ramet.lang.track import Track
@@ -37,8 +38,6 @@ Instant = (Text, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, Assign, Split)
 """Steps that need no waiting."""
 
 __all__ = ["Assign", "Gen", "Image", "Instant", "Join", "JoinMode", "Select", "Split", "Step", "keys_written"]
-
-REASONING_SUFFIX = "_reasoning_content"
 
 
 def keys_written(step: Step) -> tuple[Key, ...]:

@@ -17,8 +17,9 @@ from ramet.lang.expressions import Gen, Image, Key, RoleBegin, RoleEnd, ScopeBeg
 from ramet.lang.generation import generate
 from ramet.lang.runner import running_loop
 from ramet.lang.source_location import Location, annotate
-from ramet.lang.steps import REASONING_SUFFIX, Assign, Instant, Join, Split, Step, keys_written
+from ramet.lang.steps import Assign, Instant, Join, Split, Step, keys_written
 from ramet.program.backend import Conversation, Part
+from ramet.program.reasoning import REASONING_SUFFIX
 from ramet.program.selection import decide
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from ramet.errors import InvalidRequest
 from ramet.lang.ambient import speak
 from ramet.lang.decoding import shape_of
 from ramet.lang.expressions import Expr, Gen, Image, RoleBegin, RoleEnd, Select, as_expr
-from ramet.lang.reasoning import check_model_type
 from ramet.program.backend import Role
+from ramet.program.reasoning import check_model_type
 from ramet.program.selection import ChoicesMethod, token_length_normalized
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ramet.errors import InvalidRequest
 from ramet.ir.host_object import HostObject
+from ramet.program.reasoning import check_model_type
 
 INT_REGEX = r"[-+]?[0-9]+[ \n]?"
 FLOAT_REGEX = r"[-+]?[0-9]+(\.[0-9]+)?[ \n]?"
@@ -22,17 +23,21 @@ CONSTRAINTS = ("dtype", "json_schema", "tools", "regex", "ebnf")
 
 @dataclass(frozen=True, slots=True)
 class AnswerShape:
-    """`sampling` and `logprobs` carry the server's names; `parse` raises ValueError for a text that is no complete value."""
+    """`sampling` and `logprobs` carry the server's names; `parse` raises ValueError for a text that is no complete value. `reasoning`
+    names the markers of thoughts that are to be split off."""
 
     sampling: Mapping[str, Any]
     logprobs: Mapping[str, Any]
     parse: Callable[[str], Any]
+    reasoning: str | None = None
 
 
 def answer_shape(arguments: Mapping[str, Any]) -> AnswerShape:
     """From a gen's arguments, None meaning absent."""
     given = {name: value for name, value in arguments.items() if value is not None}
     model = given.pop("model", None)
+    given.pop("reasoning", None)
+    reasoning = check_model_type(arguments["reasoning"]) if "reasoning" in arguments else None
     constraints = [name for name in CONSTRAINTS if name in given]
     if len(constraints) > 1:
         raise InvalidRequest(f"gen() takes one constraint, got {' and '.join(constraints)}; keep one", param=constraints[1])
@@ -43,7 +48,7 @@ def answer_shape(arguments: Mapping[str, Any]) -> AnswerShape:
         SERVER_NAMES.get(name, name): value for name, value in given.items() if name not in LOGPROB_NAMES and name not in CONSTRAINTS
     }
     logprobs = {name: value for name, value in given.items() if name in LOGPROB_NAMES}
-    return AnswerShape({**constrained, **sampling}, logprobs, parse)
+    return AnswerShape({**constrained, **sampling}, logprobs, parse, reasoning)
 
 
 def _constrained(name: str, value: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:

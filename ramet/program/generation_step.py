@@ -12,6 +12,7 @@ from ramet.errors import InvalidRequest
 from ramet.program.answer_shape import AnswerShape, answer_shape
 from ramet.program.backend import Backend, GenerateCall, GenerateChunk
 from ramet.program.conversation_state import ConversationState
+from ramet.program.reasoning import REASONING_SUFFIX, split_reasoning
 from ramet.program.selection import METHODS, decide
 
 MAX_COPIES = 128
@@ -36,18 +37,25 @@ async def generate(
     copies = int(sampling.pop("n", None) or 1)
     if not 1 <= copies <= MAX_COPIES:
         raise InvalidRequest(f"n is 1 to {MAX_COPIES}, not {copies}", param="n")
-    logprobs, stream = {**state.logprobs, **shape.logprobs}, show is not None and copies == 1
+    quiet = copies > 1 or shape.reasoning is not None
+    logprobs, stream = {**state.logprobs, **shape.logprobs}, show is not None and not quiet
     calls = [GenerateCall(state.conversation, _seeded(sampling, i), logprobs, run_id, hints, stream) for i in range(copies)]
     if copies == 1:
-        answers = [await _collect(backend, calls[0], show)]
+        answers = [await _collect(backend, calls[0], None if quiet else show)]
     else:
         answers = await _all([_collect(backend, call, None) for call in calls])
-    values = [_parsed(shape, name, text, meta) for text, meta in answers]
-    text, meta = answers[0]
+    split = [("", text) if shape.reasoning is None else split_reasoning(text, shape.reasoning) for text, _ in answers]
+    values = [_parsed(shape, name, text, meta) for (_, text), (_, meta) in zip(split, answers, strict=True)]
+    meta = answers[0][1]
     usage = {count: sum(int(each.get(count) or 0) for _, each in answers) for count in COUNTS}
     value, meta = (values[0], meta) if copies == 1 else (values, {**meta, "all": [each for _, each in answers]})
-    after = state.with_text(text)
-    return (after if name is None else after.with_variable(_name(name), value, meta)), value, usage
+    after = state.with_text(split[0][1])
+    if name is not None:
+        after = after.with_variable(_name(name), value, meta)
+        if shape.reasoning is not None:
+            thoughts = [each for each, _ in split]
+            after = after.with_variable(name + REASONING_SUFFIX, thoughts[0] if copies == 1 else thoughts)
+    return after, value, usage
 
 
 def _seeded(sampling: Mapping[str, Any], index: int) -> Mapping[str, Any]:

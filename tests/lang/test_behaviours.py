@@ -221,21 +221,31 @@ def test_several_answers_to_one_gen() -> None:
     assert all("n" not in call.sampling for call in backend.calls)
 
 
-def test_separated_reasoning() -> None:
+@pytest.mark.parametrize("mode", ["interpreted", "compiled"])
+def test_separated_reasoning(mode: str) -> None:
     @sgl.function
-    def think(s: Any) -> Any:
+    def think(s: Any, kind: Any) -> Any:
+        s["x_reasoning_content"] = "nothing yet"
         s += sgl.user("1+1?")
-        s += sgl.assistant("Answer: " + sgl.separate_reasoning(sgl.gen("x", n=None), model_type="qwen3"))
+        s += sgl.assistant("Answer: " + sgl.separate_reasoning(sgl.gen("x", n=None), model_type=kind))
         return s["x"], s["x_reasoning_content"]
 
-    state = think.run(backend=ScriptedBackend(["<think>\nadd them\n</think>\n\n2"]))
-    assert state.value == ("2", "add them")
-    assert state.messages()[-1]["content"] == "Answer: 2"
-    many = sgl.function(lambda s: s.__iadd__(sgl.separate_reasoning(sgl.gen("x", n=2), "deepseek-r1")))
-    assert many.run(backend=ScriptedBackend(["a</think>1", "b</think>2"])).variables() == {
-        "x": ["1", "2"],
-        "x_reasoning_content": ["a", "b"],
-    }
+    for kind in ("qwen3", None):
+        state = think.run(kind, backend=ScriptedBackend(["<think>\nadd them\n</think>\n\n2"]), mode=mode)
+        assert state.value == ("2", "add them")
+        assert state.messages()[-1]["content"] == "Answer: 2"
+
+    @sgl.function
+    def many(s: Any) -> Any:
+        s += sgl.separate_reasoning("Think." + sgl.gen("x", n=2), "deepseek-r1")
+
+    thoughts = ScriptedBackend(["a</think>1", "b</think>2"])
+    assert many.run(backend=thoughts, mode=mode).variables() == {"x": ["1", "2"], "x_reasoning_content": ["a", "b"]}
+    with pytest.raises(InvalidRequest, match="known: deepseek-r1"):
+        think.run("gpt-9", backend=thoughts, mode=mode)
+
+
+def test_reasoning_markers_are_checked_where_they_are_written() -> None:
     with pytest.raises(InvalidRequest, match="known: deepseek-r1"):
         sgl.separate_reasoning(sgl.gen("x"), "gpt-9")
 

@@ -118,6 +118,8 @@ class _Merger:
                     return None
                 if called is not None and self._known[called.id] == name:
                     return made.value
+                if isinstance(made, Gen) and "reasoning" in made.keys:
+                    return None  # it sets a second variable
             if not isinstance(made, Append | Gen | Select | SetVar | Fork):
                 return None
             state = made.state

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from ramet.errors import InvalidRequest
 
+REASONING_SUFFIX = "_reasoning_content"
+"""Of the variable that holds the thoughts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Markers:
