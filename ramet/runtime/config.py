@@ -189,25 +189,30 @@ class ParallelConfig:
     )
 
 
-_NO_DRAFT_MODEL = "speculative decoding is not built for draft models; use --speculative-algorithm NGRAM, or leave it unset"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculativeConfig:
     """Guess several tokens, verify them in one step."""
 
     speculative_algorithm: str | None = option(
         None,
-        "how tokens are guessed; NGRAM: from what prompt and output said before",
-        works=("none", "NGRAM"),
-        instead=_NO_DRAFT_MODEL,
+        "how tokens are guessed; NGRAM: from what prompt and output said before; STANDALONE: by a draft model",
+        works=("none", "NGRAM", "STANDALONE"),
+        instead="speculative decoding knows NGRAM and STANDALONE (a draft model of the same tokenizer); leave it unset for none",
     )
     speculative_draft_model_path: str | None = option(
-        None, "the model that guesses", aliases=("speculative-draft-model",), instead=_NO_DRAFT_MODEL
+        None, "the model that guesses, with speculative-algorithm STANDALONE", aliases=("speculative-draft-model",)
     )
-    speculative_num_steps: int | None = option(None, "steps of the draft model per verification", low=1, instead=_NO_DRAFT_MODEL)
-    speculative_eagle_topk: int | None = option(None, "branches per draft step", low=1, instead=_NO_DRAFT_MODEL)
-    speculative_num_draft_tokens: int | None = option(None, "most guesses verified per step and request; default: 4", low=1, high=64)
+    speculative_draft_model_quantization: str | None = option(None, "as quantization, for the model that guesses")
+    speculative_num_steps: int | None = option(None, "guesses of the draft model per verification; default: 4", low=1, high=64)
+    speculative_eagle_topk: int | None = option(
+        None, "branches per draft step", low=1, works=(1,), instead="a draft model guesses one chain of tokens; leave it out, or 1"
+    )
+    speculative_num_draft_tokens: int | None = option(
+        None,
+        "NGRAM: most guesses verified per step and request; default: 4. STANDALONE: one more than speculative-num-steps",
+        low=1,
+        high=64,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

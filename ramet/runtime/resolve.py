@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from ramet.errors import ConfigError
-from ramet.runtime.config import EngineConfig
+from ramet.runtime.config import EngineConfig, SpeculativeConfig
 from ramet.runtime.plan import Capacity, ModelInfo
 
 CHUNK_CPU = 512
@@ -37,6 +37,7 @@ def check(config: EngineConfig) -> None:
         message = "max_inter_token_seconds is kept by splitting prompts, which chunked_prefill_size=-1 forbids; leave one of them out"
         raise ConfigError(message, param="max_inter_token_seconds")
     _check_overrides(model.json_model_override_args)
+    _check_speculation(config.speculative, parallel.tp_size)
 
 
 def resolve(config: EngineConfig, model: ModelInfo, capacity: Capacity, *, on_gpu: bool) -> EngineConfig:
@@ -82,6 +83,22 @@ def _check_tiers(config: EngineConfig) -> None:
     if memory.enable_hierarchical_cache and memory.disable_radix_cache:
         message = "enable_hierarchical_cache extends the prefix cache, which disable_radix_cache turns off; leave one of them out"
         raise ConfigError(message, param="enable_hierarchical_cache")
+
+
+def _check_speculation(options: SpeculativeConfig, num_ranks: int) -> None:
+    by_draft, path = options.speculative_algorithm == "STANDALONE", options.speculative_draft_model_path
+    if by_draft and path is None:
+        message = "speculative_algorithm=STANDALONE needs --speculative-draft-model-path, a small model of the same tokenizer"
+        raise ConfigError(message, param="speculative_algorithm")
+    if path is not None and not by_draft:
+        message = "speculative_draft_model_path is used with --speculative-algorithm STANDALONE; add that, or leave the path out"
+        raise ConfigError(message, param="speculative_draft_model_path")
+    steps, tokens = options.speculative_num_steps, options.speculative_num_draft_tokens
+    if by_draft and tokens is not None and (tokens < 2 or (steps is not None and tokens != steps + 1)):
+        message = f"speculative_num_draft_tokens={tokens} must be one more than the guesses of a step (speculative_num_steps); leave it out"
+        raise ConfigError(message, param="speculative_num_draft_tokens")
+    if by_draft and num_ranks > 1:
+        raise ConfigError(f"a draft model runs beside one rank, not {num_ranks}; use NGRAM, or one rank", param="speculative_algorithm")
 
 
 def _check_overrides(text: str) -> None:

@@ -67,7 +67,7 @@ def test_defaults_are_the_dataclasses() -> None:
         (["--trust-remote-code"], "never runs"),
         (["--quantization", "fp6"], "quantization='fp6' is not one of"),
         (["--kv-cache-dtype", "int8"], "fp8_e4m3"),
-        (["--speculative-algorithm", "EAGLE"], "speculative decoding is not built"),
+        (["--speculative-algorithm", "EAGLE"], "knows NGRAM and STANDALONE"),
         (["--tool-call-parser", "qwenn"], "pythonic"),
         (["--mem", "0.5"], "unknown argument"),
         (["stray"], "unknown argument 'stray'"),

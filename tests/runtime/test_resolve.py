@@ -40,6 +40,15 @@ def test_what_was_given_stays():
     [
         {"trust_remote_code": True},
         {"tp_size": 2, "quantization": "q8_0"},
+        {"speculative_algorithm": "STANDALONE"},
+        {"speculative_draft_model_path": "small"},
+        {"speculative_algorithm": "STANDALONE", "speculative_draft_model_path": "small", "tp_size": 2},
+        {
+            "speculative_algorithm": "STANDALONE",
+            "speculative_draft_model_path": "small",
+            "speculative_num_steps": 3,
+            "speculative_num_draft_tokens": 3,
+        },
         {"max_total_tokens": 8, "page_size": 16},
         {"disable_radix_cache": True, "schedule_policy": "dfs-weight"},
         {"chunked_prefill_size": 0},

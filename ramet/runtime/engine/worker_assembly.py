@@ -18,6 +18,7 @@ from ramet.runtime.cache.prefix_cache import PrefixCache
 from ramet.runtime.cache.second_tier import SecondTier
 from ramet.runtime.config import EngineConfig, MemoryConfig, SpeculativeConfig
 from ramet.runtime.engine.channel import Channel
+from ramet.runtime.engine.draft_model import DraftModel
 from ramet.runtime.engine.follower import Follower
 from ramet.runtime.engine.followers import Followers, ParallelExecutor, end_with_them
 from ramet.runtime.engine.generation_engine import Tokenizer
@@ -30,18 +31,24 @@ from ramet.runtime.plan import ModelInfo
 from ramet.runtime.resolve import resolve
 from ramet.runtime.scheduler.scheduler import Scheduler
 
+NUM_GUESSES = 4
+DRAFT_TOKENS = 1 << 16
+"""Of the draft model's KV pool."""
+DRAFT_CHUNK = 512
+
 
 def build_worker(spec: WorkerSpec, channel: Channel, end: Callable[[], None] | None = None) -> Worker | Follower:
     """Load the model and put the scheduler in front of it. Takes seconds to minutes. `end` ends this process at once."""
     if spec.rank is not None:
         return Follower(channel, resolved(spec.executor)(spec.config, spec.rank), end or (lambda: None))
+    draft = _load_draft(spec)  # first: the model's KV pool takes all memory that is left
     executor = _load(spec, channel, end)
     # What only a real device knows; an executor that does not say is on the CPU and has no graphs.
     on_gpu: bool = getattr(executor, "on_gpu", False)
     config = resolve(spec.config, executor.model, executor.capacity, on_gpu=on_gpu)
     return Worker(
         channel,
-        _scheduler(config, executor, _grammar_compiler(config, spec.load_text, executor.model)),
+        _scheduler(config, executor, _grammar_compiler(config, spec.load_text, executor.model), draft),
         executor,
         overlap=not config.schedule.disable_overlap_schedule,
         log_interval=config.log.decode_log_interval,
@@ -61,6 +68,25 @@ def _load(spec: WorkerSpec, channel: Channel, end: Callable[[], None] | None) ->
     except BaseException:
         followers.close(patience=0.0)
         raise
+
+
+def _load_draft(spec: WorkerSpec) -> Executor | None:
+    """The executor of the model that guesses, if there is one. Its KV pool has a fixed size: what finds no room there is not guessed."""
+    options, config = spec.config.speculative, spec.config
+    if options.speculative_algorithm != "STANDALONE":
+        return None
+    model = replace(
+        config.model,
+        model_path=options.speculative_draft_model_path,
+        quantization=options.speculative_draft_model_quantization,
+        served_model_name=None,
+        context_length=None,
+        json_model_override_args="{}",
+    )
+    most = min(config.memory.max_total_tokens or DRAFT_TOKENS, DRAFT_TOKENS)
+    memory = MemoryConfig(max_total_tokens=most, page_size=config.memory.page_size)
+    make: Callable[..., Executor] = resolved(spec.executor)
+    return make(replace(config, model=model, memory=memory))
 
 
 def _grammar_compiler(config: EngineConfig, load: Callable[[], TextParts], model: ModelInfo) -> GrammarCompiler | None:
@@ -83,7 +109,7 @@ def _make_compiler(config: EngineConfig, tokenizer: Tokenizer, model: ModelInfo)
     )
 
 
-def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompiler | None) -> Scheduler:
+def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompiler | None, draft: Executor | None = None) -> Scheduler:
     capacity, model = executor.capacity, executor.model
     cache: Cache
     if config.memory.disable_radix_cache:
@@ -101,6 +127,9 @@ def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompil
         seed=config.model.random_seed,
         num_guesses=_num_guesses(config.speculative),
         memory=config.memory,
+        guesser=None
+        if draft is None
+        else DraftModel(draft, model.vocab_size, chunk=max(config.schedule.chunked_prefill_size or 0, DRAFT_CHUNK)),
     )
 
 
@@ -119,6 +148,8 @@ def _second_tier(options: MemoryConfig, executor: Executor) -> SecondTier | None
 
 
 def _num_guesses(config: SpeculativeConfig) -> int:
-    if config.speculative_algorithm != "NGRAM":
-        return 0
-    return config.speculative_num_draft_tokens or 4
+    """Per request and step."""
+    tokens = config.speculative_num_draft_tokens
+    if config.speculative_algorithm == "STANDALONE":
+        return config.speculative_num_steps or (tokens - 1 if tokens else NUM_GUESSES)
+    return (tokens or NUM_GUESSES) if config.speculative_algorithm == "NGRAM" else 0

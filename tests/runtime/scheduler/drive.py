@@ -18,6 +18,7 @@ from ramet.runtime.config import MemoryConfig, ScheduleConfig
 from ramet.runtime.executor.fake import FakeExecutor, FakeHostMemory, FakeModel, expected_output
 from ramet.runtime.plan import BatchPlan, Capacity, PlanRow, RowResult, StepResult
 from ramet.runtime.request import Finish, Request, RequestOutput, SamplingParams, TokenLogprob
+from ramet.runtime.scheduler.guessing import Guesser
 from ramet.runtime.scheduler.scheduler import Scheduler
 
 
@@ -69,6 +70,7 @@ class Drive:
         eviction: str = "lru",
         late: bool | None = None,
         num_guesses: int = 0,
+        guesser: Guesser | None = None,
         memory: MemoryConfig | None = None,
         tier: Tier | None = None,
         **options: Any,
@@ -89,6 +91,7 @@ class Drive:
             compiler,
             lambda: self.now,
             num_guesses=num_guesses,
+            guesser=guesser,
             memory=memory,
         )
         self.executor = FakeExecutor(capacity, self.model, host_memory=None if tier is None else tier.memory(page_size))

@@ -239,9 +239,8 @@ def _one_token(
     scale = tl.zeros([BLOCK_N, RUNS], tl.float32)
     zero = scale
     for begin in range(0, K, BLOCK_K):
-        w, following = ahead, begin + BLOCK_K
-        next_at = at + tl.minimum(following, K - BLOCK_K) // 128 * WIDTH
-        ahead = tl.load(next_at, eviction_policy="evict_first", mask=following < K, other=0)
+        w, next_at = ahead, at + tl.minimum(begin + BLOCK_K, K - BLOCK_K) // 128 * WIDTH
+        ahead = tl.load(next_at, eviction_policy="evict_first", mask=begin + BLOCK_K < K, other=0)
         group = row[:, None] * GROUPS + ((begin + s * 128) // GROUP)[None, :]
         if KIND == 2:
             run = tl.zeros([BLOCK_N, RUNS, WIDTH], tl.float32)
