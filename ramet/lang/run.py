@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from ramet.errors import Unsupported
 from ramet.lang.track import Track
 from ramet.program.backend import PLAIN_FORMAT, Backend, ChatFormat
+from ramet.program.running import KvHints
 from ramet.program.timeline import Timeline
 
 T = TypeVar("T")
@@ -81,6 +82,8 @@ class Run:
 
     def end(self) -> None:
         self.ended = True
+        if self.timeline is None and isinstance(self.backend, KvHints):  # the interpreter of compiled programs has told it itself
+            self.backend.ended(self.run_id)
         for track in self.tracks:
             track.changed.ring()
 

@@ -3,12 +3,14 @@
 A pin is made when a run pauses for its host (told by `KvHint`), and when a generation ends that is not the last of its program (known
 from `Request.path`). Its next use is expected after as long as such pauses last on average; when a request arrives that goes on from it,
 the next use is now. Pins end with the run, with the last use, or after `pin_seconds`; beyond a share of the pool the farthest are given up.
-They never stop an eviction that is needed: only requests of runs that have not begun wait for room that is not pinned.
+They never stop an eviction that is needed: only requests of runs that have not begun wait for room that is not pinned. A run of which
+nobody tells the end (an interpreted one, on a client) is over when it has been silent for long.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -20,6 +22,7 @@ from ramet.runtime.scheduler.request_state import RequestState
 
 _FIRST_GAP_SECONDS = 0.05
 _FIRST_HOST_SECONDS = 1.0
+_SILENT_SECONDS = 600.0
 _WEIGHT = 0.1
 
 
@@ -29,9 +32,10 @@ class KvLifetimes:
     def __init__(self, cache: Cache, clock: Callable[[], float], pin_seconds: float, pin_share: float, pool_tokens: int) -> None:
         self._cache = cache
         self._clock = clock
-        self._pin_seconds = pin_seconds
+        self._pin_seconds, self._forget_after = pin_seconds, max(pin_seconds, _SILENT_SECONDS)
         self._most_tokens = int(pin_share * pool_tokens)
         self._runs: dict[str, dict[int, Pin]] = {}  # of each run that has begun, its pins by id
+        self._last_admitted: OrderedDict[str, float] = OrderedDict()  # the most silent run first
         self._expiries: list[tuple[float, int, Pin]] = []
         self._expected = {False: _FIRST_GAP_SECONDS, True: _FIRST_HOST_SECONDS}  # seconds of a pause, by whether the host works
         self.num_revoked = 0
@@ -41,8 +45,7 @@ class KvLifetimes:
 
     def hint(self, hint: KvHint) -> None:
         if hint.kind == "end":
-            for pin in self._runs.pop(hint.run_id, {}).values():
-                self._cache.unpin(pin)
+            self._end(hint.run_id)
             return
         tokens = np.array(hint.token_ids, dtype=np.int32)
         if hint.kind == "free":
@@ -69,8 +72,14 @@ class KvLifetimes:
             node = node.parent
 
     def admitted(self, state: RequestState) -> None:
-        if state.request.group:
-            self._runs.setdefault(state.request.group, {})
+        run, now = state.request.group, self._clock()
+        if not run:
+            return
+        self._runs.setdefault(run, {})
+        self._last_admitted[run] = now
+        self._last_admitted.move_to_end(run)
+        while now - self._last_admitted[most_silent := next(iter(self._last_admitted))] > self._forget_after:
+            self._end(most_silent)
 
     def ended(self, state: RequestState) -> None:
         """The request's tokens are cached up to its lease's node, and it is about to leave."""
@@ -98,6 +107,11 @@ class KvLifetimes:
         for pins in self._runs.values():
             pins.clear()
         self._expiries.clear()
+
+    def _end(self, run_id: str) -> None:
+        self._last_admitted.pop(run_id, None)
+        for pin in self._runs.pop(run_id, {}).values():
+            self._cache.unpin(pin)
 
     def _pin(self, run_id: str, node: Node, *, waits_for_host: bool) -> None:
         now = self._clock()

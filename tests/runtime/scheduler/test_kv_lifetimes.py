@@ -158,6 +158,19 @@ def test_no_share_means_no_pins() -> None:
     assert cache.pinned_tokens == 0
 
 
+def test_a_run_whose_end_nobody_tells_is_forgotten() -> None:
+    driven = drive()
+    driven.add(request("a", PAUSED, group="silent"), request("b", PAUSED, group="busy"))
+    driven.run()
+    lifetimes = driven.scheduler._lifetimes
+    assert lifetimes.has_begun("silent") and lifetimes.has_begun("busy")
+    for name, now in (("c", 400.0), ("d", 800.0)):
+        driven.now = now
+        driven.add(request(name, PAUSED, group="busy"))
+        driven.run()
+    assert not lifetimes.has_begun("silent") and lifetimes.has_begun("busy")
+
+
 def test_a_flushed_cache_has_no_pins() -> None:
     driven = drive()
     pause(driven)
