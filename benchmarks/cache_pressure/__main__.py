@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.cache_pressure.oracle import ClairvoyantCache
 from benchmarks.cache_pressure.plot import sweep_plot
-from benchmarks.cache_pressure.virtual_engine import CostModel, VirtualEngine, run_in_virtual_time
+from benchmarks.cache_pressure.virtual_engine import CostModel, VirtualEngine, run_in_virtual_time, second_tier
 from benchmarks.cache_pressure.workloads import WORKLOADS, Workload
 from ramet.runtime.cache.prefix_cache import PrefixCache
 from ramet.runtime.config import MemoryConfig, ScheduleConfig
@@ -28,13 +28,17 @@ SIZES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 ROOMY = 1 << 20
 MAX_RUNNING = 32
 PIN_SHARE = MemoryConfig().kv_pin_share
+HOST_POOLS = 4.0
 
 
 @dataclass(frozen=True)
 class Variant:
+    """`host`: host memory of a second tier, in pools."""
+
     name: str
     eviction: str
     policy: str
+    host: float = 0.0
 
 
 VARIANTS = (
@@ -42,7 +46,10 @@ VARIANTS = (
     Variant("lru, program order", "lru", "program"),
     Variant("oracle", "oracle", "program"),
     Variant("kv_liveness", "next-use", "program"),
+    Variant("lru, second tier", "lru", "lpm", host=HOST_POOLS),
+    Variant("kv_liveness, second tier", "next-use", "program", host=HOST_POOLS),
 )
+ROOMY_VARIANT = VARIANTS[3]
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Outcome:
     retractions: int
     peak_needed: int
     prompts: list[tuple[float, bytes]]
+    steps: int
 
 
 def measure(workload: Workload, variant: Variant, num_pages: int, programs: int, future: list[tuple[float, bytes]]) -> Outcome:
@@ -62,8 +70,10 @@ def measure(workload: Workload, variant: Variant, num_pages: int, programs: int,
 async def _measure(workload: Workload, variant: Variant, num_pages: int, programs: int, future: list[tuple[float, bytes]]) -> Outcome:
     schedule = ScheduleConfig(chunked_prefill_size=2048, max_running_requests=MAX_RUNNING, schedule_policy=variant.policy)
     oracle = ClairvoyantCache(num_pages, future) if variant.eviction == "oracle" else None
-    cache = oracle or PrefixCache(num_pages, 1, variant.eviction)
-    engine = VirtualEngine(cache, num_pages, CostModel(), schedule, MemoryConfig(kv_pin_share=1.0 if num_pages == ROOMY else PIN_SHARE))
+    costs = CostModel()
+    tier = second_tier(int(variant.host * num_pages), costs) if variant.host else None
+    cache = oracle or PrefixCache(num_pages, 1, variant.eviction, tier)
+    engine = VirtualEngine(cache, num_pages, costs, schedule, MemoryConfig(kv_pin_share=1.0 if num_pages == ROOMY else PIN_SHARE))
     if oracle is not None:
         engine.on_prompt = oracle.note
     backend, turns = EngineBackend(engine), asyncio.Semaphore(workload.live)  # type: ignore[arg-type]
@@ -76,7 +86,7 @@ async def _measure(workload: Workload, variant: Variant, num_pages: int, program
     seconds, counters = asyncio.get_running_loop().time(), engine.scheduler.counters
     await engine.close()
     rate = counters.cached_tokens / counters.prompt_tokens
-    return Outcome(seconds, rate, counters.prefill_tokens, counters.retractions, engine.peak_needed, engine.prompts)
+    return Outcome(seconds, rate, counters.prefill_tokens, counters.retractions, engine.peak_needed, engine.prompts, counters.steps)
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ class Reference:
 
     @classmethod
     def of(cls, workload: Workload, programs: int) -> Reference:
-        found = measure(workload, VARIANTS[-1], ROOMY, programs, [])
+        found = measure(workload, ROOMY_VARIANT, ROOMY, programs, [])
         print(f"{workload.name}: {programs} programs, {workload.live} alive at once; working set {found.peak_needed} tokens; with room for")
         print(f"everything {programs / found.seconds:.2f} programs/s, hit rate {100 * found.hit_rate:.1f} %", flush=True)
         return cls(workload, found)
@@ -106,6 +116,7 @@ class Reference:
                 "best_hit_rate": round(self.outcome.hit_rate, 4),
                 "prefill_tokens": found.prefill_tokens,
                 "retractions": found.retractions,
+                "steps": found.steps,
             }
 
 
@@ -129,8 +140,8 @@ def main() -> None:
 
 def show(cell: Mapping[str, Any]) -> None:
     print(
-        f"{100 * cell['pool']:4.0f} %  {cell['workload']:16} {cell['variant']:20} {cell['programs_per_s']:8.3f} programs/s  "
-        f"hit rate {100 * cell['hit_rate']:5.1f} %  {cell['prefill_tokens']:8} computed  {cell['retractions']:4} retractions",
+        f"{100 * cell['pool']:4.0f} %  {cell['workload']:16} {cell['variant']:25} {cell['programs_per_s']:8.3f} programs/s  "
+        f"hit rate {100 * cell['hit_rate']:5.1f} %  {cell['prefill_tokens']:8} computed  {cell['steps']:5} steps",
         flush=True,
     )
 

@@ -8,7 +8,14 @@ from typing import Any
 
 from benchmarks.svg import legend, picture
 
-COLOURS = {"lru": "#b0b0b0", "lru, program order": "#72b7b2", "oracle": "#e45756", "kv_liveness": "#4c78a8"}
+COLOURS = {
+    "lru": "#b0b0b0",
+    "lru, program order": "#72b7b2",
+    "oracle": "#e45756",
+    "kv_liveness": "#4c78a8",
+    "lru, second tier": "#54a24b",
+    "kv_liveness, second tier": "#9467bd",
+}
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 330, 190, 56, 60, 70
 
 

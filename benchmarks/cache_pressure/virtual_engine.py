@@ -10,9 +10,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ramet.errors import InternalError
 from ramet.program.backend import ChatFormat
 from ramet.runtime.cache.lease import Cache
+from ramet.runtime.cache.second_tier import SecondTier
 from ramet.runtime.config import MemoryConfig, ScheduleConfig
+from ramet.runtime.host_memory import BLOCK_TOKENS
 from ramet.runtime.plan import BatchPlan, Capacity, PlanRow, RowResult, StepResult
 from ramet.runtime.request import Delta, EngineStats, Finish, Generation, KvHint, Request, RequestOutput
 from ramet.runtime.scheduler.scheduler import Scheduler
@@ -24,16 +27,39 @@ CONTEXT = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Seconds of a step. The defaults are an 8B model on one H200 (41k prompt tokens/s, 8 ms for a decode step)."""
+    """Seconds of a step. The defaults are an 8B model on one H200 (41k prompt tokens/s, 8 ms for a decode step; 128 KiB of KV per token,
+    which go to host memory or come from there at 40 GB/s)."""
 
     step: float = 8e-3
     prefill_token: float = 24e-6
     decode_row: float = 30e-6
+    moved_token: float = 3.3e-6
 
     def seconds(self, plan: BatchPlan) -> float:
         tokens = [len(row.token_ids) for row in plan.rows]
         prefill = sum(count for count in tokens if count > 1)
-        return self.step + self.prefill_token * prefill + self.decode_row * tokens.count(1)
+        moved = sum(len(move.pages) for move in plan.moves)
+        return self.step * bool(tokens) + self.prefill_token * prefill + self.decode_row * tokens.count(1) + self.moved_token * moved
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualMemory:
+    """What `SecondTier` needs of a `HostMemory`: there are no bytes."""
+
+    num_blocks: int
+    bytes_per_second: float
+    block_pages: int = BLOCK_TOKENS
+    block_bytes: int = BLOCK_TOKENS << 17
+    is_beside_pool: bool = False
+    fingerprint: str = "virtual"
+
+    def view(self, block: int) -> memoryview:
+        raise InternalError("virtual memory has no bytes")
+
+
+def second_tier(num_tokens: int, costs: CostModel) -> SecondTier:
+    memory = VirtualMemory(num_tokens // BLOCK_TOKENS, (1 << 17) / costs.moved_token)
+    return SecondTier(memory, 1, asyncio.get_running_loop().time)
 
 
 class Latin:

@@ -88,6 +88,16 @@ class KvLifetimes:
         if request.group in self._runs and goes_on and self._most_tokens and lease is not None and lease.node is not None:
             self._pin(request.group, lease.node, waits_for_host=False)
 
+    def tokens_wanted_soon(self) -> int:
+        """Pinned, held by no request, and by runs that do not wait for their host."""
+        nodes: set[Node] = set()
+        for pin in (pin for pins in self._runs.values() for pin in pins.values() if not pin.waits_for_host):
+            node = pin.node
+            while node is not None and node.parent is not None and node not in nodes:
+                nodes.add(node)
+                node = node.parent
+        return sum(len(node.key) for node in nodes if not node.lock_count)
+
     def expire(self) -> None:
         """Give up the pins whose time is over."""
         if not self._expiries:

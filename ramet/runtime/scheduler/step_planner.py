@@ -243,7 +243,7 @@ class StepPlanner:
             return
         page_size = self._page_size
         reserved = sum(self.ratio.reserve(state, state.num_planned, page_size) for state in self.running.values())
-        kept = self._cache.pinned_tokens // page_size  # by runs that have begun: those that have not find room beside it
+        kept = self._kept_pages()
         newcomers_fit = True
         for state in self._candidates():
             if not self._free_slots or budget.is_spent:
@@ -257,6 +257,14 @@ class StepPlanner:
                 newcomers_fit = False
                 continue
             reserved += self.ratio.reserve(state, state.num_planned, page_size)
+
+    def _kept_pages(self) -> int:
+        """Those of runs that have begun: those that have not must find room beside them. Where what is pushed out comes back cheaply, a
+        run that waits for its host may lose it meanwhile; one that goes on at once may not."""
+        kept = self._cache.pinned_tokens
+        if kept and self._cache.tier is not None:
+            kept = self._lifetimes.tokens_wanted_soon()
+        return kept // self._page_size
 
     def _candidates(self) -> Iterable[RequestState]:
         """The retracted first, except that a higher priority goes before them."""
