@@ -19,7 +19,7 @@ from ramet.runtime.executor.packed_checkpoint import PackedCheckpoint
 from ramet.runtime.executor.safetensors_weights import SafetensorsSource
 from ramet.runtime.executor.weights import check_fit
 from ramet.runtime.kernels import packed_weight
-from ramet.runtime.kernels.packed_weight import BLOCK, PANEL, Blocks, CpuContext, PackedWeight
+from ramet.runtime.kernels.packed_weight import BLOCK, PANEL, Blocks, CpuContext, PackedWeight, StoredRows
 from ramet.runtime.layers.quantized_weight import GroupedMatrix
 from ramet.runtime.layers.rotary import inverse_frequencies
 from ramet.runtime.layers.weight_slot import WHOLE
@@ -30,6 +30,7 @@ from ramet.runtime.models.transformer import Transformer
 
 Source = GgufSource | SafetensorsSource | PackedCheckpoint
 LARGEST_HIDDEN = 8192
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def why_not(spec: ModelSpec) -> str | None:
@@ -101,12 +102,16 @@ class _Packer:
         self.source, self.context, self.bits = source, context, bits
 
     def weights(self, spec: ModelSpec) -> StepWeights:
-        embedding = self.blocks("model.embed_tokens.weight", bits=8)
+        embedding = self.blocks(EMBEDDING, bits=8)
         with ThreadPoolExecutor(2) as threads:  # one unpacks a layer's blocks while the other packs its own
             layers = tuple(threads.map(lambda i: self.layer(f"model.layers.{i}.", spec), range(spec.num_layers)))
-        head = self.context.pack(embedding if spec.tied_embeddings else self.blocks("lm_head.weight"))
+        head = self.tied_head(embedding) if spec.tied_embeddings else self.matrix(["lm_head.weight"])
         cosine, sine = rotation_tables(spec)
         return StepWeights(layers, head, self.vector("model.norm.weight"), embedding, cosine, sine)
+
+    def tied_head(self, embedding: Blocks) -> PackedWeight:
+        stored = self.stored(EMBEDDING, bits=8)
+        return self.context.pack(embedding) if stored is None else self.context.pack_stored([stored])
 
     def layer(self, prefix: str, spec: ModelSpec) -> StepLayer:
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
@@ -124,6 +129,10 @@ class _Packer:
         )
 
     def matrix(self, names: list[str], bias: torch.Tensor | None = None) -> PackedWeight:
+        stored = [self.stored(name) for name in names]
+        rows = [part for part in stored if part is not None]
+        if len(rows) == len(stored) and len({packed_weight.EXACT_BITS[part.kind] for part in rows}) == 1:
+            return self.context.pack_stored(rows, bias)
         parts = [self.blocks(name) for name in names]
         if len({part.bits for part in parts}) > 1:
             parts = [self.blocks(name, bits=8) for name in names]
@@ -132,14 +141,19 @@ class _Packer:
     def blocks(self, name: str, *, bits: int | None = None) -> Blocks:
         """The tensor in blocks of `bits`, by default of the wanted or the file's own number."""
         bits = bits or self.bits
-        if isinstance(self.source, GgufSource):
-            kind, rows = self.source.stored(name)
-            own = packed_weight.EXACT_BITS.get(kind)
-            if own is not None and bits in (None, own):
-                return packed_weight.from_gguf(kind, rows)
+        if (stored := self.stored(name, bits)) is not None:
+            return packed_weight.from_gguf(stored.kind, stored.rows)
         if isinstance(self.source, PackedCheckpoint) and (matrix := self.source.matrix(name.removesuffix(".weight"))) is not None:
             return self._as_stored(name, matrix, bits)
         return packed_weight.quantize(self.values(name).numpy(), bits or 8)
+
+    def stored(self, name: str, bits: int | None = None) -> StoredRows | None:
+        """The tensor as a GGUF file holds it, where that is exactly `bits`, by default the wanted or any number."""
+        if not isinstance(self.source, GgufSource):
+            return None
+        kind, rows = self.source.stored(name)
+        own, wanted = packed_weight.EXACT_BITS.get(kind), bits or self.bits
+        return StoredRows(kind, rows) if own is not None and wanted in (None, own) else None
 
     def _as_stored(self, name: str, matrix: GroupedMatrix, bits: int | None) -> Blocks:
         blocks = exact_blocks(matrix, bits=bits)

@@ -75,6 +75,7 @@ def load() -> ctypes.CDLL:
     library.ramet_packed_bytes.restype = c_int64
     library.ramet_packed_bytes.argtypes = [c_int, c_int64, c_int64]
     library.ramet_pack.argtypes = [c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p]
+    library.ramet_pack_stored.argtypes = [c_void_p, c_int, c_int, c_int64, c_int64, c_void_p, c_int64, c_void_p]
     library.ramet_linear.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p]
     library.ramet_step.argtypes = [c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_void_p]
     library.ramet_likeliest.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,6 +26,8 @@ PANEL = 8
 
 EXACT_BITS = MappingProxyType({"Q4_0": 4, "Q4_1": 4, "Q8_0": 8})
 """GGUF types that become panels without rounding."""
+
+_BLOCK_BYTES = MappingProxyType({"Q4_0": 18, "Q4_1": 20, "Q8_0": 34})
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -108,6 +111,18 @@ def _halves(raw: Bytes, n: int) -> npt.NDArray[np.float16]:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredRows:
+    """A matrix as a GGUF file holds it: one of `EXACT_BITS`, rows [n, bytes of a row]."""
+
+    kind: str
+    rows: Bytes
+
+    @property
+    def k(self) -> int:
+        return int(self.rows.shape[1] // _BLOCK_BYTES[self.kind] * BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
 class PackedWeight:
     """A packed matrix [n, k], ready for the kernels."""
 
@@ -135,12 +150,23 @@ class CpuContext:
             self.library.ramet_context_free(self.handle)
             self.handle = None
 
+    def pack_stored(self, parts: Sequence[StoredRows], bias: torch.Tensor | None = None) -> PackedWeight:
+        """Matrices of a GGUF file under each other, all of one width in bits: `pack(from_gguf(…))` in one pass over the bytes."""
+        k, bits = parts[0].k, EXACT_BITS[parts[0].kind]
+        sizes = [self.library.ramet_packed_bytes(bits, *_panels(len(part.rows), part.k)) for part in parts]
+        with self._packing:
+            data = self._memory.empty(sum(sizes))
+            at = data.data_ptr()
+            for part, size in zip(parts, sizes, strict=True):
+                rows = np.ascontiguousarray(part.rows)
+                self.library.ramet_pack_stored(
+                    self.handle, bits, int(part.kind == "Q4_1"), len(rows), k, rows.ctypes.data, rows.shape[1], at
+                )
+                at += size
+        return PackedWeight(sum(len(part.rows) for part in parts), k, bits, data, bias)
+
     def pack(self, blocks: Blocks, bias: torch.Tensor | None = None) -> PackedWeight:
-        n, k = blocks.q.shape
-        if n % PANEL or k % BLOCK:
-            raise Unsupported(
-                f"a quantised matrix of {n}×{k} needs rows in multiples of {PANEL} and columns of {BLOCK}; use --quantization none"
-            )
+        n, k = _panels(*blocks.q.shape)
         low = blocks.d if blocks.m is None else blocks.m
         with self._packing:
             data = self._memory.empty(self.library.ramet_packed_bytes(blocks.bits, n, k))
@@ -155,3 +181,11 @@ class CpuContext:
         y = torch.empty(len(x), weight.n)
         self.library.ramet_linear(self.handle, ctypes.byref(weight.descriptor()), x.data_ptr(), len(x), y.data_ptr())
         return y
+
+
+def _panels(n: int, k: int) -> tuple[int, int]:
+    if n % PANEL or k % BLOCK:
+        raise Unsupported(
+            f"a quantised matrix of {n}×{k} needs rows in multiples of {PANEL} and columns of {BLOCK}; use --quantization none"
+        )
+    return n, k

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from ramet.errors import Unsupported
-from ramet.runtime.gguf_file import BLOCK_TYPES, GgufTensor
+from ramet.runtime.gguf_file import BLOCK_TYPES, BlockType, GgufTensor
 from ramet.runtime.gguf_quants import dequantise
 from ramet.runtime.kernels import cpu_library
-from ramet.runtime.kernels.packed_weight import BLOCK, CpuContext, from_gguf, quantize
+from ramet.runtime.kernels.packed_weight import BLOCK, Blocks, CpuContext, StoredRows, from_gguf, quantize
 
 if not cpu_library.processor_features() >= cpu_library.REQUIRED_FEATURES:
     pytest.skip("the processor lacks AVX2, FMA or F16C", allow_module_level=True)
@@ -30,13 +31,14 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
     """What the kernels make of activations: int8 per block of 32, scale max|x|/127. float64."""
     blocks = x.reshape(len(x), -1, BLOCK)
     top = blocks.abs().amax(-1, keepdim=True)
-    inverse = torch.where(top > 0, 127.0 / top, torch.zeros_like(top))
+    inverse = torch.where(top > 0, torch.full_like(top, 127.0) / top, torch.zeros_like(top))  # 127 / top would be 127 · (1 / top)
     return ((blocks * inverse).round().double() * (top / 127.0).double()).reshape(x.shape)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("rows", "n", "k"), [(1, 8, 32), (2, 24, 64), (3, 64, 576), (7, 96, 1536), (33, 40, 96)])
 def test_linear_is_the_product_with_rounded_activations(context: CpuContext, bits: int, rows: int, n: int, k: int) -> None:
+    torch.manual_seed(rows * n + k + bits)
     generator = np.random.default_rng(rows * n + k + bits)
     blocks = quantize(generator.standard_normal((n, k)).astype(np.float32) * generator.uniform(0.01, 3), bits)
     bias = torch.randn(n)
@@ -72,16 +74,30 @@ def test_zeros_stay_zeros(context: CpuContext) -> None:
     assert torch.equal(context.linear(weight, torch.zeros(3, 32)), torch.zeros(3, 8))
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
-def test_gguf_blocks_keep_their_values(kind: str) -> None:
+def gguf_rows(kind: str, rows: int, seed: int) -> tuple[BlockType, npt.NDArray[np.uint8]]:
+    """A random matrix [rows, 96] as it lies in a file."""
     block = next(b for b in BLOCK_TYPES.values() if b.name == kind)
-    generator = np.random.default_rng(1)
-    raw = generator.integers(0, 256, (16, 3 * block.num_bytes), dtype=np.uint8).reshape(-1, block.num_bytes)
+    generator = np.random.default_rng(seed)
+    raw = generator.integers(0, 256, (rows, 3 * block.num_bytes), dtype=np.uint8).reshape(-1, block.num_bytes)
     head = 4 if kind == "Q4_1" else 2
     raw[:, :head] = generator.standard_normal((len(raw), head // 2)).astype(np.float16).view(np.uint8)
-    raw = raw.reshape(16, -1)
+    return block, raw.reshape(rows, -1)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_gguf_blocks_keep_their_values(kind: str) -> None:
+    block, raw = gguf_rows(kind, 16, 1)
     tensor = GgufTensor("w", (16, 96), block, raw)
     np.testing.assert_allclose(from_gguf(kind, raw).dequantize(), dequantise(tensor), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kinds", [("Q4_0",), ("Q4_1", "Q4_0", "Q4_1"), ("Q8_0", "Q8_0")])
+def test_stored_rows_are_packed_as_their_blocks_are(context: CpuContext, kinds: tuple[str, ...]) -> None:
+    rows = [gguf_rows(kind, 8 * (i + 1), i)[1] for i, kind in enumerate(kinds)]
+    slow = context.pack(Blocks.concatenate([from_gguf(kind, raw) for kind, raw in zip(kinds, rows, strict=True)]))
+    fast = context.pack_stored([StoredRows(kind, raw) for kind, raw in zip(kinds, rows, strict=True)])
+    assert (fast.n, fast.k, fast.bits) == (slow.n, slow.k, slow.bits)
+    assert torch.equal(fast.data, slow.data)
 
 
 @pytest.mark.parametrize(("bits", "worst"), [(4, 0.5 / 15), (8, 0.5 / 254)])

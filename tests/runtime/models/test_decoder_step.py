@@ -67,7 +67,7 @@ def checkpoint(folder: Path, family: str) -> ModelFiles:
 def rounded(x: torch.Tensor) -> torch.Tensor:
     blocks = x.reshape(len(x), -1, BLOCK)
     top = blocks.abs().amax(-1, keepdim=True)
-    inverse = torch.where(top > 0, 127.0 / top, torch.zeros_like(top))
+    inverse = torch.where(top > 0, torch.full_like(top, 127.0) / top, torch.zeros_like(top))  # 127 / top would be 127 · (1 / top)
     return ((blocks * inverse).round() * (top / 127.0)).reshape(x.shape)
 
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include "aligned.h"
 #include "batched_linear.h"
+#include "packing.h"
 #include "pool.h"
 #include "prefill_attention.h"
 #include "sampling.h"
@@ -232,21 +233,6 @@ double seconds_of(Context& c, const Linear& w, const Activations& x, int rows, f
   return best;
 }
 
-// Puts eight rows' block of 32 values (already integers) into a panel record.
-void put_block(int bits, const int8_t (*q)[kBlock], const uint16_t* d, const uint16_t* m, uint8_t* record) {
-  if (bits == 4) {
-    for (int g = 0; g < 4; ++g)
-      for (int c = 0; c < kPanel; ++c)
-        for (int i = 0; i < 4; ++i) record[32 * g + 4 * c + i] = uint8_t(q[c][4 * g + i] | q[c][4 * (g + 4) + i] << 4);
-    std::memcpy(record + 128, d, 16), std::memcpy(record + 144, m, 16);
-  } else {
-    for (int g = 0; g < 8; ++g)
-      for (int c = 0; c < kPanel; ++c)
-        for (int i = 0; i < 4; ++i) record[32 * g + 4 * c + i] = uint8_t(q[c][4 * g + i]);
-    std::memcpy(record + 256, d, 16);
-  }
-}
-
 }  // namespace
 
 extern "C" {
@@ -257,21 +243,18 @@ int64_t ramet_packed_bytes(int bits, int64_t n, int64_t k) { return n / kPanel *
 
 // q [n, k] one integer per byte, d and m [n, k/32] fp16 (m unused for 8 bits) → panels.
 void ramet_pack(void* context, int bits, int64_t n, int64_t k, const int8_t* q, const uint16_t* d, const uint16_t* m, uint8_t* out) {
-  const int64_t blocks = k / kBlock, record = bits == 4 ? kRecord4 : kRecord8;
   const int panels = int(n / kPanel), chunks = std::min(panels, 64);
   static_cast<Context*>(context)->pool.run(chunks, [&](int chunk, int) {
-    for (int p = int(int64_t(panels) * chunk / chunks); p < int(int64_t(panels) * (chunk + 1) / chunks); ++p)
-      for (int64_t b = 0; b < blocks; ++b) {
-        int8_t tile[kPanel][kBlock];
-        uint16_t scale[kPanel], low[kPanel] = {};
-        for (int c = 0; c < kPanel; ++c) {
-          const int64_t row = int64_t(p) * kPanel + c;
-          std::memcpy(tile[c], q + row * k + b * kBlock, kBlock);
-          scale[c] = d[row * blocks + b];
-          if (bits == 4) low[c] = m[row * blocks + b];
-        }
-        put_block(bits, tile, scale, low, out + (p * blocks + b) * record);
-      }
+    for (int64_t p = int64_t(panels) * chunk / chunks; p < int64_t(panels) * (chunk + 1) / chunks; ++p) pack_panel(bits, k, p, q, d, m, out);
+  });
+}
+
+// The same from rows as GGUF stores them (packing.h).
+void ramet_pack_stored(void* context, int bits, int has_minimum, int64_t n, int64_t k, const uint8_t* rows, int64_t row_bytes, uint8_t* out) {
+  const int panels = int(n / kPanel), chunks = std::min(panels, 64);
+  static_cast<Context*>(context)->pool.run(chunks, [&](int chunk, int) {
+    for (int64_t p = int64_t(panels) * chunk / chunks; p < int64_t(panels) * (chunk + 1) / chunks; ++p)
+      pack_stored_panel(bits, has_minimum, k, rows + p * kPanel * row_bytes, row_bytes, out + p * (k / kBlock) * (bits == 4 ? kRecord4 : kRecord8));
   });
 }
 
