@@ -77,7 +77,7 @@ class NoText:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return ""
 
-    def token_bytes(self) -> tuple[bytes, ...]:
+    def token_bytes(self, *, special: bool = False) -> tuple[bytes, ...]:
         return (b"",) * self.vocab_size
 
 
