@@ -158,7 +158,7 @@ class BackendConfig:
         None, "decode batch sizes that get a CUDA graph", instead="the sizes are built in; bound them with cuda_graph_max_bs"
     )
     enable_deterministic_inference: bool = option(
-        False, "the same bits alone, in any batch, on a cache hit and on a miss (the quantised CPU step; prompts take longer)"
+        False, "the same bits alone, in any batch, on a cache hit and on a miss (the quantised CPU step, or one GPU; costs speed)"
     )
 
 

@@ -12,8 +12,9 @@ import torch
 from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool, SharedPrefix
 from ramet.runtime.attention.dense_prompts import DensePrompts, attend_dense, find_dense
 from ramet.runtime.attention.flashinfer_prefill import FlashInferPrefill
-from ramet.runtime.attention.work_plan import DeviceShape, Int32Array, PlanSizes, WorkPlan, plan_work
+from ramet.runtime.attention.work_plan import DeviceShape, Int32Array, PlanSizes, WorkPlan, plan_tiles, plan_work
 from ramet.runtime.kernels.gpu.elementwise import rotate_and_store
+from ramet.runtime.kernels.gpu.ordered_attention import attend_in_order, queries_per_tile
 from ramet.runtime.kernels.gpu.paged_decode import LARGE_BLOCK, AttentionShape, PagedKeys, Partials, attend_items, combine
 from ramet.runtime.kernels.gpu.paged_prefill import TILE, attend_tiles
 
@@ -56,13 +57,16 @@ class TritonAttention:
         device: torch.device,
         dense_prompts: bool = False,
         prefill: FlashInferPrefill | None = None,
+        in_order: bool = False,
     ) -> None:
         """`prefill` computes rows of many tokens where it is given. `dense_prompts`: without it, long whole prompts go through cuDNN
-        (half precision). Both only for models in which no layer has a window or softcap."""
+        (half precision). Both only for models in which no layer has a window or softcap. `in_order`: the same bits for a row whatever it
+        is computed with, see `ordered_attention`; neither of the two then, nor shared prefixes."""
         group = num_heads // num_kv_heads
         self.num_heads, self._device = num_heads, device
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-        self.shape = DeviceShape(processors, num_kv_heads, max(LARGE_BLOCK // group, 1), TILE)
+        self._in_order = in_order
+        self.shape = DeviceShape(processors, num_kv_heads, max(LARGE_BLOCK // group, 1), queries_per_tile(group) if in_order else TILE)
         self._uses_dense, self._dense = dense_prompts and prefill is None, tuple[DensePrompts, ...]()
         self._prefill, self._prefills = prefill, False
         self._step_keys: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -79,7 +83,7 @@ class TritonAttention:
             elsewhere = list(long_rows)
         rows = np.arange(len(batch.query_lens), dtype=np.int32)
         lens = np.array(batch.query_lens, np.int32), np.array(batch.kv_lens_host, np.int32)
-        work = plan_work(*lens, rows, batch.shared_prefixes, self.shape, elsewhere)
+        work = self.plan(*lens, rows, batch.shared_prefixes, elsewhere)
         sizes = PlanSizes.of(work)
         packed = torch.from_numpy(sizes.pack(work))
         if self._device.type == "cuda":
@@ -87,9 +91,28 @@ class TritonAttention:
         self.use(DevicePlan.cut(packed, sizes, batch.page_table, batch.kv_slots), pool)
         self._dense, self._prefills = tuple(groups), bool(long_rows)
 
-    def plan(self, query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Array, shared: Sequence[SharedPrefix]) -> WorkPlan:
+    def plan(
+        self,
+        query_lens: Int32Array,
+        kv_lens: Int32Array,
+        table_rows: Int32Array,
+        shared: Sequence[SharedPrefix],
+        elsewhere: Sequence[int] = (),
+    ) -> WorkPlan:
         """See `plan_work`."""
-        return plan_work(query_lens, kv_lens, table_rows, shared, self.shape)
+        if self._in_order:
+            return plan_tiles(query_lens, kv_lens, table_rows, self.shape.tile)
+        return plan_work(query_lens, kv_lens, table_rows, shared, self.shape, elsewhere)
+
+    def plan_sizes(self, num_tokens: int, num_rows: int, *, shared: bool) -> PlanSizes:
+        """Room for every row's own item and the cuts that fill the device; prefixes may serve each row a few times."""
+        tiles = num_tokens // self.shape.tile + num_rows
+        if self._in_order:
+            return PlanSizes(0, 0, 0, 0, 0, tiles)
+        cuts = 4 * self.shape.num_processors // self.shape.num_kv_heads + 1
+        items = num_rows + cuts
+        members = items + (4 * num_rows + cuts if shared else 0)
+        return PlanSizes(items, items if shared else 0, members, num_rows, members, 0 if num_tokens == num_rows else tiles)
 
     def use(self, plan: DevicePlan, pool: KVPool) -> None:
         """Attend by this plan until the next one: for plans in fixed memory, which a CUDA graph reads anew at every replay."""
@@ -133,6 +156,9 @@ class TritonAttention:
         paged = PagedKeys(pool.keys[layer], pool.values[layer], plan.page_table, pool.page_size)
         shape = AttentionShape(scale, window, softcap)
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if self._in_order:
+            attend_in_order(query, paged, plan.tiles, out, shape)
+            return out
         if self._prefill is not None and self._prefills:
             self._prefill.run(query, self._step_keys, paged.keys, paged.values, out)
         for prompts in self._dense:

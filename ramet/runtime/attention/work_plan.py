@@ -96,8 +96,7 @@ def plan_work(
     is_tiled[list(elsewhere)] = False
     tiles = _tiles(np.flatnonzero(is_tiled), query_lens, kv_lens, table_rows, first_tokens, device.tile)
     if not len(decoding):
-        nothing = np.empty(0, dtype=np.int32)
-        return WorkPlan(nothing.reshape(0, 5), nothing.reshape(0, 5), nothing.reshape(0, 3), nothing.reshape(0, 3), nothing, tiles)
+        return _only(tiles)
     starts = np.zeros(len(query_lens), dtype=np.int32)
     for prefix in shared:
         starts[list(prefix.rows)] = prefix.end
@@ -109,6 +108,17 @@ def plan_work(
     order = np.argsort(pair_rows, kind="stable").astype(np.int32)
     rows = _columns(first_tokens, _starts(counts), counts)[decoding]
     return WorkPlan(items, shared_items, members, rows, order, tiles)
+
+
+def plan_tiles(query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Array, tile: int) -> WorkPlan:
+    """All rows in tiles, also those of one query."""
+    rows = np.arange(len(query_lens), dtype=np.int64)
+    return _only(_tiles(rows, query_lens, kv_lens, table_rows, _starts(query_lens), tile))
+
+
+def _only(tiles: Int32Array) -> WorkPlan:
+    nothing = np.empty(0, dtype=np.int32)
+    return WorkPlan(nothing.reshape(0, 5), nothing.reshape(0, 5), nothing.reshape(0, 3), nothing.reshape(0, 3), nothing, tiles)
 
 
 def _own_items(

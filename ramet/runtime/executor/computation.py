@@ -78,10 +78,7 @@ def load_computation(config: EngineConfig, device: torch.device, files: ModelFil
         elif (step := _quantized_step(config, files, spec)) is not None:
             return step
     if config.backend.enable_deterministic_inference:
-        raise Unsupported(
-            "enable_deterministic_inference holds for the quantised CPU step so far: a GGUF model on a CPU, or --quantization q8_0",
-            param="enable_deterministic_inference",
-        )
+        _check_deterministic(config, device, ranks)
     if options.quantization in CPU_ONLY and device.type != "cpu":
         raise Unsupported(f"quantization={options.quantization} runs on CPUs; on {device.type} use fp8, int8 or int4", param="quantization")
     dtype = resolve_dtype(options, files, device)
@@ -101,6 +98,19 @@ def load_computation(config: EngineConfig, device: torch.device, files: ModelFil
     )
 
 
+def _check_deterministic(config: EngineConfig, device: torch.device, ranks: RankGroup | None) -> None:
+    """Raises `Unsupported` where other kernels than those that keep an order would run."""
+    reason = None
+    if device.type == "cpu":
+        reason = "on a CPU it holds for the quantised step only: a GGUF model, or --quantization q8_0"
+    elif ranks is not None:
+        reason = "sums over several GPUs are not always added up in one order; leave out tp_size"
+    elif config.backend.attention_backend not in ("auto", "triton"):
+        reason = f"attention_backend={config.backend.attention_backend} cuts its sums by the batch; leave it out"
+    if reason is not None:
+        raise Unsupported(f"enable_deterministic_inference: {reason}", param="enable_deterministic_inference")
+
+
 def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dtype: torch.dtype, device: torch.device) -> Computation:
     """Our kernels, and graphs of the decode step unless they are turned off. Imported here, since only a GPU has Triton."""
     if device.type != "cuda":
@@ -111,7 +121,8 @@ def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dt
     from ramet.runtime.models.fused_step import FusedStep
 
     spec, graphs = loaded.model.shard.local, not config.backend.disable_cuda_graph
-    sees_all = _sees_all(spec, dtype, kv_dtype)
+    in_order = config.backend.enable_deterministic_inference
+    sees_all = _sees_all(spec, dtype, kv_dtype) and not in_order
     prefill = _flashinfer(config.backend.attention_backend, spec, dtype, sees_all, device)
     attention = TritonAttention(
         num_heads=spec.num_heads,
@@ -119,9 +130,10 @@ def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dt
         device=device,
         dense_prompts=sees_all and spec.head_dim in (64, 128),
         prefill=prefill,
+        in_order=in_order,
     )
-    step = FusedStep(loaded.model, attention)
-    name = "triton" if prefill is None else "triton, flashinfer for prompts"
+    step = FusedStep(loaded.model, attention, in_order=in_order)
+    name = "triton, one order of sums" if in_order else "triton" if prefill is None else "triton, flashinfer for prompts"
     _LOG.info("Attention backend: %s; sampling backend: pytorch; CUDA graphs: %s", name, "on" if graphs else "off")
 
     def bind(pool: KVPool) -> Forward:

@@ -156,12 +156,7 @@ class StepGraphs:
         return np.concatenate((padded.reshape(-1), last.reshape(-1), sizes.pack(work)))
 
     def _plan_sizes(self, key: GraphKey) -> PlanSizes:
-        """Room for every row's own item and the cuts that fill the device; prefixes may serve each row a few times."""
-        shape = self._attention.shape
-        cuts = 4 * shape.num_processors // shape.num_kv_heads + 1
-        members = key.rows + cuts + (4 * key.rows + cuts if key.shared else 0)
-        tiles = 0 if key.tokens == key.rows else key.tokens // shape.tile + key.rows
-        return PlanSizes(key.rows + cuts, key.rows + cuts if key.shared else 0, members, key.rows, members, tiles)
+        return self._attention.plan_sizes(key.tokens, key.rows, shared=key.shared)
 
     def _lengths(self, key: GraphKey) -> list[int]:
         return [3 * key.tokens, key.rows, key.rows, *self._plan_sizes(key).lengths]

@@ -24,6 +24,8 @@ MOST_ROWS = 512
 _STRIDE = 8
 _GAIN = 0.03
 _ROUNDS = 3
+_AHEAD = 128
+"""Queued before the first that is timed, so that the device has work while Python launches more."""
 
 
 class Products(Protocol):
@@ -61,6 +63,8 @@ def useful_sizes(seconds: Mapping[int, float]) -> tuple[int, ...]:
 def measure(step: Products, sizes: Sequence[int], ranks: RankGroup | None) -> dict[int, float]:
     """Seconds of one layer's products for each size, the best of a few; over ranks the sum."""
     noise = step.noise(max(sizes))
+    for _ in range(_AHEAD):
+        step.multiply(noise)
     runs = []
     for size in sizes:
         step.multiply(noise[:size])

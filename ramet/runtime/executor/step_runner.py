@@ -75,10 +75,12 @@ class StepRunner:
         ranks: RankGroup | None = None,
         mover: PageMover | None = None,
         choice: TokenChoice | None = None,
+        one_by_one: bool = False,
     ) -> None:
         """`ranks`: the others that run the same plans; rank 0 chooses the tokens and tells them. `mover`: to and from host memory.
-        `choice`: how tokens are chosen; torch's where there is no faster way."""
-        self._mover = mover
+        `choice`: how tokens are chosen; torch's where there is no faster way. `one_by_one`: rows are sampled each by itself, since some of
+        torch's sums on a GPU are added up in another order where there are more rows."""
+        self._mover, self._one_by_one = mover, one_by_one
         self._forward, self._device, self._ranks = forward, device, ranks
         self._chooses = ranks is None or ranks.rank == 0
         self._tables = SlotTables(capacity, model.context_len, device)
@@ -117,9 +119,7 @@ class StepRunner:
             elif self._fast is not None and self._sampler.is_plain(rows):
                 tokens, slots = self._fast.tokens, self._fast.slots
             else:
-                before = self._before_changes(rows)
-                tokens = self._sampler.sample(rows, self._logits, masks)
-                sampled = [self._logprobs_of(params, at, logits, tokens, numbers) for params, at, logits in before]
+                tokens, sampled = self._choose(rows, self._logits, numbers, masks)
                 slots = self._slots_of(rows)
             if self._ranks is not None:
                 self._ranks.broadcast(tokens)
@@ -127,6 +127,17 @@ class StepRunner:
         self._clock.stop()
         self._logits = self._fast = None
         return StepReadback(plan, tokens, sampled, self._prompt, self._clock)
+
+    def _choose(
+        self, rows: Sequence[PlanRow], logits: torch.Tensor, numbers: Sequence[int], masks: TokenMasks | None
+    ) -> tuple[torch.Tensor, list[RowLogprobs]]:
+        """Tokens and log-probabilities of `rows`, which are the plan's `numbers`. `logits` are overwritten."""
+        if self._one_by_one and len(rows) > 1:
+            parts = [self._choose([row], logits[i : i + 1].clone(), [numbers[i]], masks) for i, row in enumerate(rows)]
+            return torch.cat([tokens for tokens, _ in parts]), [own for _, sampled in parts for own in sampled]
+        before = self._before_changes(rows, logits)
+        tokens = self._sampler.sample(rows, logits, masks)
+        return tokens, [self._logprobs_of(params, at, unchanged, tokens, numbers) for params, at, unchanged in before]
 
     def _slots_of(self, rows: Sequence[PlanRow]) -> torch.Tensor:
         return device_tensor([row.slot for row in rows], np.int64, self._device)
@@ -159,22 +170,24 @@ class StepRunner:
         done = 0
         for piece in pieces:
             if piece.targets and self._chooses:
-                targets = device_tensor(piece.targets, np.int64, self._device)
                 params = self._sampler[piece.row.slot].start.logprobs or LogprobParams()
-                values = compute_logprobs(logits[done : done + len(targets)], targets, params)
-                self._prompt.append(RowLogprobs((piece.row_index,), params, values))
+                at_once = 1 if self._one_by_one else len(piece.targets)
+                for first in range(0, len(piece.targets), at_once):
+                    targets = device_tensor(piece.targets[first : first + at_once], np.int64, self._device)
+                    here = logits[done + first : done + first + at_once]
+                    values = compute_logprobs(here.clone() if self._one_by_one else here, targets, params)
+                    self._prompt.append(RowLogprobs((piece.row_index,), params, values))
             done += len(piece.targets)
         return logits[done:]
 
-    def _before_changes(self, rows: Sequence[PlanRow]) -> list[tuple[LogprobParams, list[int], torch.Tensor]]:
+    def _before_changes(self, rows: Sequence[PlanRow], logits: torch.Tensor) -> list[tuple[LogprobParams, list[int], torch.Tensor]]:
         """Copies of the logits of rows that want logprobs, since sampling overwrites them; by equal wishes."""
-        assert self._logits is not None
         wishes: dict[LogprobParams, list[int]] = {}
         for i, row in enumerate(rows):
             params = self._sampler[row.slot].start.logprobs
             if params is not None:
                 wishes.setdefault(params, []).append(i)
-        return [(params, at, self._logits[device_tensor(at, np.int64, self._device)]) for params, at in wishes.items()]
+        return [(params, at, logits[device_tensor(at, np.int64, self._device)]) for params, at in wishes.items()]
 
     def _logprobs_of(
         self, params: LogprobParams, at: Sequence[int], logits: torch.Tensor, tokens: torch.Tensor, numbers: Sequence[int]

@@ -54,9 +54,10 @@ class TorchExecutor:
         ranks: RankGroup | None = None,
         mover: PageMover | None = None,
         choice: TokenChoice | None = None,
+        one_by_one: bool = False,
     ) -> None:
         self._model, self._capacity = model, capacity
-        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, fast_path, ranks, mover, choice)
+        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, fast_path, ranks, mover, choice, one_by_one)
         self.host_memory: HostMemory | None = mover
         self._device_context = _device_context(device)
         self.on_gpu = device.type == "cuda"
@@ -138,6 +139,7 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
         ranks=ranks,
         mover=mover,
         choice=computation.choice,
+        one_by_one=device.type == "cuda" and config.backend.enable_deterministic_inference,
     )
     if device.type == "cuda":
         warm_up(executor)

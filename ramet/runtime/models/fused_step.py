@@ -17,12 +17,13 @@ from torch.nn import functional as F
 from ramet.runtime.attention.attention_backend import ForwardBatch
 from ramet.runtime.attention.triton_backend import Angles, TritonAttention
 from ramet.runtime.kernels.gpu.elementwise import add_rms_norm, gated_activation
+from ramet.runtime.kernels.gpu.fixed_linear import fixed_linear
 from ramet.runtime.kernels.gpu.skinny_linear import fits, skinny_linear
 from ramet.runtime.kernels.gpu.split_linear import split_linear, splits
 from ramet.runtime.layers.linear import Linear
-from ramet.runtime.layers.rms_norm import RMSNorm
+from ramet.runtime.layers.rms_norm import HeadNorm, RMSNorm
 from ramet.runtime.layers.rotary import Rotary
-from ramet.runtime.models.matrix_products import is_skinny, product, skinny_product
+from ramet.runtime.models.matrix_products import check_alike, is_skinny, product, skinny_product
 from ramet.runtime.models.transformer import Attention, DecoderLayer, Transformer
 
 MANY_TOKENS = 1024
@@ -32,10 +33,15 @@ MANY_TOKENS = 1024
 class FusedStep:
     """The forward pass over an attention backend that has its plan. Every family that `Transformer` knows."""
 
-    def __init__(self, model: Transformer, attention: TritonAttention) -> None:
-        self._model, self._attention = model, attention
+    def __init__(self, model: Transformer, attention: TritonAttention, *, in_order: bool = False) -> None:
+        """`in_order`: a token's numbers are the same bits whatever is computed beside it; so is `attention` then. Raises `Unsupported`
+        where that cannot be had."""
+        self._model, self._attention, self._in_order = model, attention, in_order
         self._activation = model.spec.activation
         self._layers = [cast(DecoderLayer, layer) for layer in model.layers]
+        if in_order:
+            for linear in self._linears:
+                check_alike(linear)
 
     def forward(self, batch: ForwardBatch, out: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [S, vocab] float32 of `batch.logit_indices`, in `out` where it is given."""
@@ -59,7 +65,7 @@ class FusedStep:
         """The products of one layer, of nothing in particular: what a number of tokens costs."""
         for linear in self._linears:
             width = len(linear.shape.columns)
-            product(linear, noise.view(-1)[: len(noise) * width].view(-1, width))
+            self._product(linear, noise.view(-1)[: len(noise) * width].view(-1, width))
 
     @property
     def _linears(self) -> tuple[Linear, ...]:
@@ -90,30 +96,33 @@ class FusedStep:
         """Updates `hidden` in place, and returns with it what the MLP adds, for the next norm to add. `wanted`: only these tokens go on
         behind the attention."""
         x = _norm(layer.attention_norm, hidden, delta)
-        attended = self._attend(layer.attention, product(layer.attention.qkv, x), angles)
+        attended = self._attend(layer.attention, self._product(layer.attention.qkv, x), angles)
         if wanted is not None:
             hidden, attended = hidden.index_select(0, wanted), attended.index_select(0, wanted)
         output = layer.attention.output
         plain = output.quantized is None and output.bias is None and layer.attention_post_norm is None
-        if len(hidden) >= MANY_TOKENS and plain and self._model.ranks is None:
+        if len(hidden) >= MANY_TOKENS and plain and self._model.ranks is None and not self._in_order:
             torch.addmm(hidden, attended, output.weight.t(), out=hidden)
             x = _norm(layer.mlp_norm, hidden, None)
         else:
             x = _norm(layer.mlp_norm, hidden, self._addend(output, attended, layer.attention_post_norm))
-        inner = gated_activation(product(layer.mlp.gate_up, x), self._activation)
+        inner = gated_activation(self._product(layer.mlp.gate_up, x), self._activation)
         return hidden, self._addend(layer.mlp.down, inner, layer.mlp_post_norm)
 
     def _addend(self, linear: Linear, x: torch.Tensor, post_norm: RMSNorm | None) -> torch.Tensor:
         """What a product adds to the residual: [T, hidden], or in parts [P, T, hidden] for the next norm to add up."""
         plain = linear.quantized is None and linear.bias is None and post_norm is None and self._model.ranks is None
-        if plain and splits(linear.weight, len(x)):
+        if plain and splits(linear.weight, len(x)) and not self._in_order:
             return split_linear(x, linear.weight)
-        return _post(post_norm, linear.combine(product(linear, x)))
+        return _post(post_norm, linear.combine(self._product(linear, x)))
+
+    def _product(self, linear: Linear, x: torch.Tensor) -> torch.Tensor:
+        return fixed_linear(x, linear.weight, linear.bias) if self._in_order else product(linear, x)
 
     def _is_skinny(self, layer: DecoderLayer, num_tokens: int) -> bool:
         linears = (layer.attention.qkv, layer.attention.output, layer.mlp.gate_up, layer.mlp.down)
         alone = self._model.ranks is None and layer.attention_post_norm is None  # nothing happens to what is added to `hidden`
-        return alone and all(is_skinny(linear, num_tokens, layer.attention_norm.weight.dtype) for linear in linears)
+        return alone and not self._in_order and all(is_skinny(linear, num_tokens, layer.attention_norm.weight.dtype) for linear in linears)
 
     def _skinny_layer(self, layer: DecoderLayer, hidden: torch.Tensor, angles: list[Angles]) -> None:
         attention, mlp = layer.attention, layer.mlp
@@ -128,7 +137,7 @@ class FusedStep:
         heads = qkv.view(qkv.shape[0], -1, attention.head_dim)
         query_key, value = heads[:, : attention.num_qk_heads], heads[:, attention.num_qk_heads :]
         if attention.head_norm is not None:
-            query_key = attention.head_norm(query_key)
+            query_key = _head_norm(attention.head_norm, query_key) if self._in_order else attention.head_norm(query_key)
         rotation = None if attention.rotation is None else angles[attention.rotation]
         query = self._attention.rotate_and_store(query_key, value, rotation, attention.index)
         out = self._attention.attend(query, attention.index, attention.scale, attention.window, attention.softcap)
@@ -137,7 +146,8 @@ class FusedStep:
     def _logits(self, hidden: torch.Tensor, delta: torch.Tensor | None, out: torch.Tensor | None) -> torch.Tensor:
         model = self._model
         weight = model.embed.weight if model.head is None else model.head.weight
-        logits = _float_product(_norm(model.norm, hidden, delta), weight, out if model.ranks is None else None)
+        x, out_here = _norm(model.norm, hidden, delta), out if model.ranks is None else None
+        logits = fixed_linear(x, weight, out=out_here, dtype=torch.float32) if self._in_order else _float_product(x, weight, out_here)
         cap = model.spec.logit_softcap
         return model.whole_logits(logits if cap is None else logits.div_(cap).tanh_().mul_(cap), out)
 
@@ -156,6 +166,13 @@ def _float_product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | No
 
 def _norm(norm: RMSNorm, hidden: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
     return add_rms_norm(hidden, delta, norm.weight, float(norm.eps))
+
+
+def _head_norm(norm: HeadNorm, heads: torch.Tensor) -> torch.Tensor:
+    """`HeadNorm` by the kernel that norms every line by itself."""
+    parts = ((heads[:, : norm.num_heads], norm.weight[0]), (heads[:, norm.num_heads :], norm.weight[-1]))
+    normed = [add_rms_norm(part.reshape(-1, norm.head_dim), None, weight, float(norm.eps)).view(part.shape) for part, weight in parts]
+    return torch.cat(normed, 1)
 
 
 def _post(norm: RMSNorm | None, delta: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from ramet.errors import Unsupported
+from ramet.runtime.kernels.gpu.fixed_linear import fixed_linear
 from ramet.runtime.kernels.gpu.quantized_linear import MAX_TOKENS, Codes, covers, dequantise, few_tokens_linear, fp8_linear, multiplies_fp8
 from ramet.runtime.kernels.gpu.skinny_linear import MAX_TOKENS as FEW
 from ramet.runtime.kernels.gpu.skinny_linear import fits, skinny_linear
@@ -34,6 +36,22 @@ def skinny_product(linear: Linear, x: torch.Tensor, *, add_to: torch.Tensor | No
         return skinny_linear(x, linear.weight, bias=linear.bias, add_to=add_to)
     weight = linear.quantized
     return few_tokens_linear(weight.ordered(x), codes_of(weight), bias=linear.bias, add_to=add_to)
+
+
+def check_alike(linear: Linear) -> None:
+    """Raises `Unsupported` where `fixed_linear` does not compute this product, or a token's numbers depend on the tile it is in."""
+    if linear.quantized is not None:
+        message = "enable_deterministic_inference: products with weights in few bits are cut by the batch; use --quantization none"
+        raise Unsupported(message, param="enable_deterministic_inference")
+    device, dtype, depth = linear.weight.device, linear.weight.dtype, linear.weight.shape[1]
+    generator = torch.Generator(device).manual_seed(1)
+    x, weight = (torch.randn(rows, depth, device=device, generator=generator).to(dtype) for rows in (300, 256))
+    alone, few, many = fixed_linear(x[7:8], weight), fixed_linear(x[:40], weight), fixed_linear(x, weight)
+    if not (torch.equal(alone, few[7:8]) and torch.equal(few, many[:40])):
+        message = (
+            f"{torch.cuda.get_device_name(device)} rounds products by the size of the batch; deterministic inference cannot be had here"
+        )
+        raise Unsupported(message, param="enable_deterministic_inference")
 
 
 def quantized_product(weight: QuantizedWeight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
