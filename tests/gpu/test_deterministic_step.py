@@ -61,7 +61,7 @@ def plans(cuts: tuple[int, ...], neighbours: int) -> list[BatchPlan]:
     for number in range(len(cuts) + STEPS):
         rows = [_neighbour(slot, number) for slot in range(3, 3 + neighbours)]
         reset = RowStart(SamplingParams(temperature=1.0, top_p=0.95), 77, LogprobParams(-1, 3), PROMPT) if not number else None
-        pages = tuple(range(7000, 7300)) if not number else ()
+        pages = tuple(range(7800, 8100)) if not number else ()
         length = cuts[number] if number < len(cuts) else 1
         tokens = PROMPT[done : done + length] if number < len(cuts) else (PENDING_TOKEN,)
         rows.insert(neighbours // 2, PlanRow("it", 2, tokens, done, 0 if not number else 300, pages, number >= len(cuts) - 1, reset))

@@ -35,8 +35,9 @@ from ramet.runtime.plan import PlanRow
 _LOG = get_logger(__name__)
 
 MIXED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
-"""Steps in which some row brings several tokens: short prompts, and output that a grammar forced."""
+FEW_MIXED, MOST_MIXED = (16, 32, 64), (768, 1024)
+"""Tokens of steps in which some row brings several (short prompts, pieces of long ones, output that a grammar forced); between these, the
+sizes of decode steps."""
 MAX_RECORDINGS = 96
 PATIENCE = 8
 """Steps of a size before it gets a recording of its own, where a larger one will do."""
@@ -86,7 +87,8 @@ class StepGraphs:
         self._step, self._attention, self._pool, self._tables = step, attention, pool, tables
         self._device = tables.pages.device
         self._sizes = sorted({min(size, tables.pages.shape[0]) for size in sizes})
-        largest = GraphKey(max(self._sizes[-1], MIXED_TOKENS[-1]), max(self._sizes[-1], MIXED_ROWS[-1]), shared=True)
+        self._mixed = (*FEW_MIXED, *(size for size in self._sizes if FEW_MIXED[-1] < size < MOST_MIXED[0]), *MOST_MIXED)
+        largest = GraphKey(max(self._sizes[-1], MOST_MIXED[-1]), max(self._sizes[-1], MIXED_ROWS[-1]), shared=True)
         self._inputs = torch.zeros(sum(self._lengths(largest)) + 8 * largest.tokens, dtype=torch.int32, device=self._device)
         self._logits = torch.empty(largest.rows, vocab_size, dtype=torch.float32, device=self._device)
         self._recordings: dict[GraphKey, Recording] = {}
@@ -122,7 +124,7 @@ class StepGraphs:
         if num_tokens == len(rows):
             size = _at_least(self._sizes, num_tokens)
             return None if size is None else GraphKey(size, size, shared)
-        num_rows, size = _at_least(MIXED_ROWS, len(rows)), _at_least(MIXED_TOKENS, num_tokens)
+        num_rows, size = _at_least(MIXED_ROWS, len(rows)), _at_least(self._mixed, num_tokens)
         return None if num_rows is None or size is None else GraphKey(max(size, num_rows + 1), num_rows, shared)
 
     def _recorded(self, key: GraphKey) -> GraphKey:
