@@ -1,0 +1,67 @@
+"""The embedded model guessed by itself: in full, where everything is right, and in fewer bits, where output must not change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ramet.runtime.engine.engine import Engine
+
+pytestmark = pytest.mark.model
+MODEL = "SmolLM2-135M-Instruct"
+PROMPTS = ["The capital of France is", "One, two, three,", "def add(a, b):"]
+PERSON = r'\{"name": "[a-zA-Z ]{1,20}", "age": [0-9]{1,2}\}'
+ASKED: list[dict[str, Any]] = [
+    {"prompt": PROMPTS, "sampling_params": {"temperature": 0, "max_new_tokens": 24}},
+    {"prompt": PROMPTS, "sampling_params": [{"temperature": 1.0, "max_new_tokens": 24, "seed": i} for i in range(3)]},
+    {"prompt": PROMPTS, "sampling_params": [{"temperature": 0.8, "top_p": 0.9, "max_new_tokens": 24, "seed": i} for i in range(3)]},
+    {"prompt": "A person as JSON: ", "sampling_params": {"temperature": 1.0, "regex": PERSON, "max_new_tokens": 40, "seed": 7}},
+    {"prompt": "One, two, three, four,", "sampling_params": {"temperature": 0, "max_new_tokens": 24, "stop": [" seven"]}},
+    {"prompt": PROMPTS[1], "sampling_params": {"temperature": 0, "max_new_tokens": 12}, "return_logprob": True, "top_logprobs_num": 2},
+]
+
+
+def answers(**options: Any) -> tuple[list[dict[str, Any]], int, int]:
+    """Replies, guesses, right ones."""
+    found: list[dict[str, Any]] = []
+    with Engine(max_total_tokens=4096, log_level="error", **options) as engine:
+        for asked in ASKED:
+            replies = engine.generate(**asked)
+            found += replies if isinstance(replies, list) else [replies]
+        stats = engine.get_server_info()["internal_states"][0]
+    return found, stats["guessed_tokens_total"], stats["right_guesses_total"]
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[dict[str, Any]]:
+    return answers()[0]
+
+
+def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one["text"], one["output_ids"]) == (other["text"], other["output_ids"])
+        assert one["meta_info"]["finish_reason"] == other["meta_info"]["finish_reason"]
+        for left, right in zip(*(each["meta_info"].get("output_token_logprobs", []) for each in (one, other)), strict=True):
+            assert left[1:] == right[1:] and left[0] == pytest.approx(right[0], abs=1e-4)
+
+
+SLOW_TWINS = pytest.param({"disable_overlap_schedule": True, "disable_radix_cache": True}, marks=pytest.mark.slow, id="slow twins")
+
+
+@pytest.mark.parametrize("options", [pytest.param({}, id="default"), SLOW_TWINS])
+def test_itself_as_its_draft(plain: list[dict[str, Any]], options: dict[str, Any]) -> None:
+    speculation = {"speculative_algorithm": "STANDALONE", "speculative_draft_model_path": MODEL, "speculative_num_steps": 3}
+    found, guessed, right = answers(**speculation, **options)
+    same(found, plain)
+    assert right > 100 and guessed - right <= 3 * len(found)  # but for what was guessed behind an end
+    whole = found[0]["meta_info"]
+    assert whole["spec_accept_rate"] == 1.0 and whole["spec_accept_length"] > 3.5
+
+
+@pytest.mark.slow
+def test_a_coarser_draft(plain: list[dict[str, Any]]) -> None:
+    speculation = {"speculative_algorithm": "STANDALONE", "speculative_draft_model_path": MODEL}
+    found, guessed, right = answers(**speculation, speculative_draft_model_quantization="q4_1", speculative_num_draft_tokens=4)
+    same(found, plain)
+    assert 0.4 < right / guessed < 1.0
