@@ -98,8 +98,13 @@ def parse_schema(source: str) -> Any:
 def _schema(source: str, whitespace: str) -> Lowered:
     schema = True if source.strip() == ANY_JSON else parse_schema(source)
     arena = Arena()
-    start = lower_schema(arena, Layout(arena, whitespace), schema)
-    return _finished("json_schema", arena, start)
+    try:
+        start = lower_schema(arena, Layout(arena, whitespace), schema)
+        return _finished("json_schema", arena, start)
+    except GrammarError as error:
+        if error.where is not None:
+            raise
+        raise GrammarError(f"json_schema: {error.message.removeprefix('json_schema: ')}", where="#", param="json_schema") from error
 
 
 def _tags(source: str, whitespace: str) -> Lowered:

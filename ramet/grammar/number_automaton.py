@@ -103,7 +103,8 @@ class _Magnitudes:
         self._divisors += [_scaled(step, False) for step in sorted(numbers.avoided)]
         bounds = [self._low] if self._high is None else [self._low, self._high]
         self._is_exact = bool(self._divisors) and not numbers.integer
-        least = EXACT_DIGITS if self._is_exact else 0
+        self._longest = EXACT_DIGITS if numbers.avoided - {Fraction(1)} else None  # validators divide in floats
+        least = EXACT_DIGITS if self._is_exact or self._longest else 0
         self._most = max(least, *(len(whole) for whole, _ in bounds)) + 1
         places = [divisor.places for divisor in self._divisors]
         self._most_places = max([len(part) for _, part in bounds] + places) + 1
@@ -143,7 +144,7 @@ class _Magnitudes:
 
     def _whole_digit(self, state: _State, digit: int) -> _State | None:
         at = state.seen
-        if state.zero or (self._high is not None and at >= len(self._high[0])):
+        if state.zero or at == self._longest or (self._high is not None and at >= len(self._high[0])):
             return None
         low = state.low or (_compare(digit, self._low[0][at]) if at < len(self._low[0]) else 0)
         high = state.high or (_compare(digit, self._high[0][at]) if self._high is not None else 0)

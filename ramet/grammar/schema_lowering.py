@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import product
 
+from ramet.errors import GrammarError
 from ramet.grammar.arena import NONE, Arena
 from ramet.grammar.array_rules import array_expression
 from ramet.grammar.json_layout import Layout
@@ -42,8 +43,16 @@ class _Lowering:
             following = self._queue.pop()
             if len(self._arena.rules) > MAX_RULES:
                 refuse(f"the schema needs more than {MAX_RULES} rules", min(following, default=""))
-            self._arena.define(self._refs[following], self._arena.alt(map(self._branch, self._expansion.branches(following))))
+            self._arena.define(self._refs[following], self._rule(following))
         return start
+
+    def _rule(self, goal: Goal) -> int:
+        try:
+            return self._arena.alt(map(self._branch, self._expansion.branches(goal)))
+        except GrammarError as error:
+            if error.where is not None:
+                raise
+            refuse(error.message, min(goal, default=""))
 
     def _ref(self, goal: Goal) -> int:
         if goal not in self._refs:

@@ -116,6 +116,16 @@ def test_what_cannot_be_enforced_is_refused_with_its_place(schema: Any, where: s
     assert refused.value.where == where and refused.value.param == "json_schema"
 
 
+def test_what_has_too_many_states_is_refused_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ramet.grammar.number_automaton.MAX_STATES", 100)
+    monkeypatch.setattr("ramet.grammar.derivatives.MAX_SEARCH", 200)
+    patterns = {"type": "string", "allOf": [{"pattern": "^(a{23})*$"}, {"pattern": "^(a{19})*$"}, {"minLength": 1}]}
+    for schema, where in (({"properties": {"n": {"type": "integer", "multipleOf": 101}}}, "/properties/n"), (patterns, "#")):
+        with pytest.raises(GrammarError, match="states") as refused:
+            lower("json_schema", json.dumps(schema))
+        assert refused.value.where == where
+
+
 # ── schemas from a generator ──
 
 SCALARS = st.one_of(
@@ -183,12 +193,12 @@ def test_generated_schemas_decide_like_jsonschema(schema: Any, values: list[Any]
         judge.validate(json.loads(walk_randomly(grammar, walker, start, seed + turn) or "null"))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_keywords_inside_of_each_other_decide_like_jsonschema(seed: int) -> None:
     """The schemas nobody would write: overlapping oneOf under not under if, and so on. Most can be enforced."""
     random_schemas = RandomSchemas(seed)
     num_enforced = 0
-    for _ in range(40):
+    for _ in range(25):
         schema, values = random_schemas.schema(), random_schemas.values()
         judge = jsonschema.Draft202012Validator(schema)
         try:
@@ -203,7 +213,7 @@ def test_keywords_inside_of_each_other_decide_like_jsonschema(seed: int) -> None
         if num_enforced % 8 == 0 and not walker.is_empty(start):
             grammar = COMPILER.assemble(lower("json_schema", json.dumps(schema)))
             judge.validate(json.loads(walk_randomly(grammar, walker, start, seed) or "null"))
-    assert num_enforced >= 20
+    assert num_enforced >= 12
 
 
 def in_some_order(walker: Walker, start: int, value: Any, schema: Any) -> bool:

@@ -159,7 +159,7 @@ def steps_in(seconds: float) -> int:
     ids=["ours", "the engine's"],
 )
 def test_what_takes_too_much_memory_is_killed_and_the_next_one_is_served(kind: str, source: str) -> None:
-    processes = LoweringProcesses(Limits(memory_mib=180))
+    processes = LoweringProcesses(Limits(seconds=60, memory_mib=180))
     with pytest.raises(GrammarError, match=f"^{kind}: compiling it needs more than the limit of 180 MiB") as refused:
         processes.lower(kind, source)
     assert refused.value.param == kind
