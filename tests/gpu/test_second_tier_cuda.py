@@ -61,8 +61,16 @@ def places(pages: tuple[int, ...], page_size: int) -> torch.Tensor:
 
 
 def ask(path: Path, rounds: int, **options: Any) -> tuple[list[tuple[int, ...]], EngineStats]:
-    """Every prompt in turn, `rounds` times."""
-    fields = {"model_path": str(path), "load_format": "dummy", "device": "cuda", "grammar_backend": "none", "random_seed": 5, **options}
+    """Every prompt in turn, `rounds` times; in float32, since prefixes are cached to other lengths and half precision would show it."""
+    fields = {
+        "model_path": str(path),
+        "load_format": "dummy",
+        "dtype": "float32",
+        "device": "cuda",
+        "grammar_backend": "none",
+        "random_seed": 5,
+        **options,
+    }
     engine = AsyncEngine.start_now(EngineConfig.from_options(fields), worker="thread", text_factory="benchmarks.gpu.peer_factory:no_text")
     loop = asyncio.new_event_loop()
     sampling = SamplingParams(max_new_tokens=8, temperature=0.0, ignore_eos=True)
