@@ -57,7 +57,7 @@ class DiskBlocks:
         self.num_bytes = self.num_evicted = self.num_failed = 0
         self._reader, self._writer = (ThreadPoolExecutor(1, thread_name_prefix=f"ramet-kv-{name}") for name in ("reads", "writes"))
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # KV can be read back into text
             self._scan(directory)
         except OSError as error:
             message = f"the directory for KV on disk cannot be used: {error}; choose another with --hicache-storage-dir"
