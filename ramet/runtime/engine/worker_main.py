@@ -22,10 +22,13 @@ from ramet.runtime.engine.worker_parts import WorkerSpec
 from ramet.runtime.executor.executor import Rank
 
 _log = get_logger(__name__)
+SWITCH_SECONDS = 0.0005
+"""For which another thread may keep the interpreter from the scheduler's: Python's 5 ms are half a step, for every grammar that arrives."""
 
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.setswitchinterval(SWITCH_SECONDS)
     parser = argparse.ArgumentParser(prog="ramet worker")
     parser.add_argument("--directory", required=True, help="where the front's sockets are")
     address = Address(parser.parse_args().directory)
