@@ -160,6 +160,9 @@ class BackendConfig:
     enable_deterministic_inference: bool = option(
         False, "the same bits alone, in any batch, on a cache hit and on a miss (the quantised CPU step, or one GPU; costs speed)"
     )
+    result_cache_tokens: int = option(
+        0, "with enable_deterministic_inference: remember greedy and seeded generations whole, this many tokens of them; 0: none", low=0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

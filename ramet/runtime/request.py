@@ -221,6 +221,7 @@ class EngineStats:
     loaded_tokens_total: int = 0  # brought back from there
     disk_loaded_tokens_total: int = 0  # of these, from files
     saved_tokens_total: int = 0
+    result_hits_total: int = 0  # requests answered whole from memory
     guessed_tokens_total: int = 0  # verified as speculation
     right_guesses_total: int = 0
     gen_throughput: float = 0.0  # tokens/s over the last log interval

@@ -30,6 +30,9 @@ def check(config: EngineConfig) -> None:
         message = "schedule_policy=dfs-weight orders by the prefix cache, which disable_radix_cache turns off; choose fcfs"
         raise ConfigError(message, param="schedule_policy")
     _check_tiers(config)
+    if config.backend.result_cache_tokens and not config.backend.enable_deterministic_inference:
+        message = "result_cache_tokens: only with enable_deterministic_inference has a request one answer that can be remembered"
+        raise ConfigError(message, param="result_cache_tokens")
     if schedule.chunked_prefill_size == 0:
         message = "chunked_prefill_size=0 would never run a prompt; give a number of tokens, or -1 for no limit"
         raise ConfigError(message, param="chunked_prefill_size")

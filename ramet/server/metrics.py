@@ -31,6 +31,7 @@ COUNTERS = {
     "load_back_tokens": ("loaded_tokens_total", "Prompt tokens that the second tier brought back."),
     "prefetched_tokens": ("disk_loaded_tokens_total", "Of these, tokens that came from files."),
     "backuped_tokens": ("saved_tokens_total", "Tokens saved in the second tier."),
+    "result_hits": ("result_hits_total", "Requests answered with a generation that was remembered whole."),
     "num_retractions": ("num_retractions_total", "Requests sent back to the queue because pages ran out."),
     "num_steps": ("num_steps_total", "Model steps."),
     "guessed_tokens": ("guessed_tokens_total", "Tokens that speculation guessed and the model verified."),

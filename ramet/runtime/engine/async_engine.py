@@ -13,6 +13,7 @@ import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, Literal
 
 from ramet.errors import DeadlineExceeded, RametError, WorkerDied
@@ -25,6 +26,7 @@ from ramet.runtime.engine.messages import Abort, ExplainMiss, Flush, GetStats, H
 from ramet.runtime.engine.processes import ProcessWorker, ThreadWorker, WorkerHandle
 from ramet.runtime.engine.request_builder import RequestBuilder
 from ramet.runtime.engine.request_table import Delivery, Entry, RequestTable, Stream
+from ramet.runtime.engine.result_cache import Recording, ResultCache, ResultKey, result_key
 from ramet.runtime.engine.supervisor import Supervisor
 from ramet.runtime.engine.worker_parts import MODEL_TEXT, TORCH_EXECUTOR, ExecutorFactory, TextFactory, TextParts, WorkerSpec
 from ramet.runtime.plan import Capacity, ModelInfo
@@ -62,6 +64,7 @@ class AsyncEngine:
         except BaseException:
             self._supervisor.close()
             raise
+        self._results = ResultCache(config.backend.result_cache_tokens)
         self._builder = RequestBuilder(config, self.tokenizer, self._ready)
 
     @classmethod
@@ -166,6 +169,7 @@ class AsyncEngine:
         self._supervisor.send(Hint(hint))
 
     async def flush_cache(self) -> bool:
+        self._results.clear()
         return (await self._call(Flush)).done
 
     async def cache_view(self, max_nodes: int = 200) -> CacheView:
@@ -179,7 +183,7 @@ class AsyncEngine:
     async def stats(self) -> EngineStats:
         stats = (await self._call(GetStats)).stats
         assert stats is not None, "GetStats is answered with stats"
-        return stats
+        return replace(stats, result_hits_total=self._results.num_hits)
 
     def health(self) -> Health:
         return self._supervisor.health()
@@ -201,13 +205,27 @@ class AsyncEngine:
             request = self._builder.build(generation, interval)
         token_bytes = self._token_bytes[request.sampling.skip_special_tokens]
         assembler = DeltaAssembler(request, generation.request_id, token_bytes, interval)
-        entry = Entry(request.request_id, generation.request_id, assembler, Stream(asyncio.get_running_loop()))
+        key = result_key(request) if self._config.backend.result_cache_tokens else None
+        recording = None if key is None else Recording(key)
+        entry = Entry(request.request_id, generation.request_id, assembler, Stream(asyncio.get_running_loop()), recording)
+        if key is not None and self._replay(entry, key, request.arrival_time):
+            return entry, request
         with self._lock:
             self._supervisor.check_alive()
             if self._table.add(entry, limit=self._max_requests()):
                 self._supervisor.note_work()
             self._supervisor.send(Submit((request,)))
         return entry, request
+
+    def _replay(self, entry: Entry, key: ResultKey, now: float) -> bool:
+        """Answer from the results that are remembered, if this one is."""
+        output = self._results.find(key)
+        if output is None:
+            return False
+        delta = _assembled(entry, output._replace(cached_tokens=output.prompt_tokens, scheduled_time=now))
+        assert delta is not None, "an output with a finish is never held back"
+        entry.stream.push(delta)
+        return True
 
     def _max_requests(self) -> int | None:
         queued = self._config.schedule.max_queued_requests
@@ -254,6 +272,8 @@ class AsyncEngine:
             entry = self._table.get(output.request_id)
             if entry is None:
                 continue
+            if entry.recording is not None and (whole := entry.recording.add(output)) is not None:
+                self._results.keep(entry.recording.key, whole)
             delta = _assembled(entry, output)
             if delta is None:
                 continue

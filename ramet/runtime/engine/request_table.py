@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ramet.errors import InvalidRequest, QueueFull
 from ramet.runtime.engine.delta_assembler import DeltaAssembler, joined
+from ramet.runtime.engine.result_cache import Recording
 from ramet.runtime.request import Delta, Finish, FinishKind
 
 
@@ -42,6 +43,7 @@ class Entry:
     request_id: str
     assembler: DeltaAssembler
     stream: Stream
+    recording: Recording | None = None
 
 
 class RequestTable:
