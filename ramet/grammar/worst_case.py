@@ -101,13 +101,13 @@ class LongestEndings:
         return self._explored[start]
 
     def _reachable(self, start: int) -> set[int]:
-        """Until they are more than `MAX_STATES`."""
+        """Until they are more than `MAX_STATES`. Dead ends count: to know one takes a search."""
         seen, queue = {start}, [start]
         while queue and len(seen) <= MAX_STATES:
             node = queue.pop()
             for byte in self._walker.representatives(node):
                 following = self._walker.step(node, byte)
-                if following not in seen and following != NONE and not self._walker.is_empty(following):
+                if following not in seen and following != NONE:
                     seen.add(following)
                     queue.append(following)
         return seen
