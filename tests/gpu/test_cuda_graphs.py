@@ -22,12 +22,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 DEVICE = torch.device("cuda", 0)
 SPEC = ModelSpec(
     architecture="Test", vocab_size=1000, hidden_size=256, intermediate_size=512, num_heads=8, num_kv_heads=2, head_dim=64,
-    layers=(LayerSpec(RopeSpec(10000.0, 64)),) * 3, norm_eps=1e-5, activation="silu", context_len=1024, attention_scale=64**-0.5,
+    layers=(LayerSpec(RopeSpec(10000.0, 64)),) * 3, norm_eps=1e-5, activation="silu", context_len=4096, attention_scale=64**-0.5,
     tied_embeddings=True,
 )  # fmt: skip
-INFO = ModelInfo("test", "Test", 1000, 1024, 3, 2, 64, 0, 0, 0, "bfloat16")
+INFO = ModelInfo("test", "Test", 1000, 4096, 3, 2, 64, 0, 0, 0, "bfloat16")
 CAPACITY = Capacity(8192, 1, 24)
-PREFIX = 300
+PREFIX = 1600
 SIZES = (1, 2, 4, 8, 16, 24)
 
 

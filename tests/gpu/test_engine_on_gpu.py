@@ -36,7 +36,16 @@ def generate(path: Path, **options: Any) -> list[tuple[int, ...]]:
 def test_fast_ways_and_slow_twins_agree(tmp_path: Path) -> None:
     tiny_model("Llama", hidden_size=64, head_dim=16).save_pretrained(tmp_path)
     expected = generate(tmp_path)
-    for option in ("disable_overlap_schedule", "disable_cuda_graph", "disable_radix_cache"):
+    for option in ("disable_overlap_schedule", "disable_radix_cache"):
         assert generate(tmp_path, **{option: True}) == expected, option
-    plain = generate(tmp_path, attention_backend="torch")  # our kernels multiply float32 in tf32: where a choice is close it may differ
-    assert sum(left == right for left, right in zip(plain, expected, strict=True)) >= len(expected) - 3
+    # Padded steps, and kernels that multiply float32 in tf32, round another way: where a choice is close it may differ.
+    for options in ({"disable_cuda_graph": True}, {"attention_backend": "torch"}):
+        other = generate(tmp_path, **options)
+        assert sum(left == right for left, right in zip(other, expected, strict=True)) >= len(expected) - 3, options
+
+
+@pytest.mark.parametrize("option", ["disable_overlap_schedule", "disable_cuda_graph", "disable_radix_cache"])
+def test_deterministic_inference_gives_the_same_tokens_on_every_way(tmp_path: Path, option: str) -> None:
+    tiny_model("Llama", hidden_size=64, head_dim=16).save_pretrained(tmp_path)
+    settings = {"enable_deterministic_inference": True, "chunked_prefill_size": 16}
+    assert generate(tmp_path, **settings, **{option: True}) == generate(tmp_path, enable_deterministic_inference=True)

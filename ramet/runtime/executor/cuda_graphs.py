@@ -35,7 +35,7 @@ from ramet.runtime.plan import PlanRow
 _LOG = get_logger(__name__)
 
 MIXED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-FEW_MIXED, MOST_MIXED = (16, 32, 64), (768, 1024)
+FEW_MIXED, MOST_MIXED = (16, 32, 64, 128), (768, 1024)
 """Tokens of steps in which some row brings several (short prompts, pieces of long ones, output that a grammar forced); between these, the
 sizes of decode steps."""
 MAX_RECORDINGS = 96

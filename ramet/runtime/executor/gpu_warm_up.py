@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ramet.runtime.executor.executor import Executor
+from ramet.runtime.executor.prefix_groups import least_shared
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart
 from ramet.runtime.request import SamplingParams
 
@@ -42,8 +43,10 @@ def _decode_steps(executor: Executor, shared: tuple[int, ...], spare: tuple[int,
     most, start = executor.capacity.max_running, len(shared) * executor.capacity.page_size
     for size in (size for size in _SIZES if size <= most):
         yield tuple(_row(slot, (1,), 0, spare[:1]) for slot in range(size))
-    for size in (size for size in _SHARED_SIZES if size <= most):
-        yield tuple(_row(slot, (1,), start, shared + spare[:1]) for slot in range(size))
+    times = -(-least_shared(8) // start)  # the same pages again: nobody minds, and they are enough to be shared
+    fits = times * start < min(executor.model.context_len, executor.capacity.num_tokens)
+    for size in (size for size in _SHARED_SIZES if size <= most and fits):
+        yield tuple(_row(slot, (1,), times * start, shared * times + spare[:1]) for slot in range(size))
     for size, length in ((size, length) for size, length in _MIXED if size <= most):
         yield tuple(_row(slot, (1,) * length, 0, spare[: -(-length // executor.capacity.page_size)]) for slot in range(size))
 

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from ramet.runtime.attention.attention_backend import SharedPrefix
 from ramet.runtime.plan import PlanRow
 
-LEAST_SHARED = 128
-"""Tokens. Reading fewer once instead of twice does not pay for one more partial result per row."""
-LEAST_ROWS, LONG = 4, 8192
-"""Fewer rows find each other's keys in the GPU's cache, unless their prefix is so long. 64 rows in pairs under 2,048 tokens took 119 µs
-with sharing and 99 without, in fours 87 and 92, in pairs under 16,384 tokens 612 and 683 (`benchmarks/gpu/shared_prefix_sweep.py`)."""
+LEAST_SHARED = {8: 1536, 4: 2048, 2: 8192}
+"""Rows → tokens. Rows that follow each other find each other's keys in the GPU's cache, so that reading a prefix once must save more than
+one more partial result per row costs. 64 rows on an H200, µs with sharing and without: in eights under 1,024 tokens 59 and 54, under 2,048
+66 and 90; in fours under 1,024 64 and 54, under 2,048 87 and 93; in pairs under 4,096 183 and 182, under 8,192 327 and 346
+(`benchmarks/gpu/shared_prefix_sweep.py`)."""
 
 Table = npt.NDArray[np.int32]
 
@@ -61,7 +61,7 @@ class PrefixGroups:
             for group in self._split(slots, num_pages, members, depth):
                 end = self._common_depth(slots[group], depth, int(num_pages[group].min()))
                 num_tokens = (end - begin) * self._page_size
-                pays = num_tokens >= (LEAST_SHARED if len(group) >= LEAST_ROWS else LONG)
+                pays = num_tokens >= least_shared(len(group))
                 if pays:
                     row_numbers = tuple(decoding[group].tolist())
                     found.append(SharedPrefix(row_numbers, begin * self._page_size, end * self._page_size))
@@ -82,3 +82,8 @@ class PrefixGroups:
         tables = self._tables[slots, depth:limit]
         differs = (tables != tables[0]).any(0)
         return depth + int(differs.argmax()) if differs.any() else limit
+
+
+def least_shared(num_rows: int) -> int:
+    """Tokens from which on it pays that two or more rows read them once."""
+    return next(tokens for rows, tokens in LEAST_SHARED.items() if num_rows >= rows)
