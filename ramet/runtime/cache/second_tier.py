@@ -204,6 +204,7 @@ class SecondTier:
 
     def view(self) -> TierView:
         """For people and for counters."""
+        self.poll()
         counters, disk, size = self.counters, self.disk, self.block_tokens
         return TierView(
             host_tokens=len(self.host) * size,
