@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,33 @@ def test_a_row_is_the_same_alone_and_in_a_batch(tmp_path: Path, monkeypatch: pyt
     together = step.quantized.step.forward(batch_of(rows), step.pools[0])
     alone = torch.cat([step.quantized.step.forward(batch_of([row]), step.pool(torch.float32)) for row in rows])
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("wanted", [[299, 303, 306, 370], [370, 299], [306], [], list(range(100, 371))], ids=len)
+def test_the_last_layer_goes_on_with_wanted_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: list[int]) -> None:
+    """Rows of few tokens to the bit; of many, attention adds in another order where few are wanted. Keys and values stay the same."""
+    twins = Twins(tmp_path, "llama", torch.float32, monkeypatch)
+    places = torch.arange(SLOTS).split(400)
+    rows = [(tokens(n, n), 0, places[i]) for i, n in enumerate((300, 7, 64))]
+    every = twins.quantized.step.forward(batch_of(rows), twins.pools[0])
+    pool = twins.pool(torch.float32)
+    some = twins.quantized.step.forward(replace(batch_of(rows), logit_indices=torch.tensor(wanted, dtype=torch.int64)), pool)
+    assert torch.allclose(some, every[wanted], rtol=0.02, atol=0.02 * float(every.abs().max()))
+    for s, token in enumerate(wanted):
+        assert token not in range(300, 307) or torch.equal(some[s], every[token])
+    for own, other in zip(pool.keys + pool.values, twins.pools[0].keys + twins.pools[0].values, strict=True):
+        assert torch.equal(own.nan_to_num(), other.nan_to_num())
+
+
+def test_a_row_with_few_wanted_is_the_same_alone_and_in_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Twins(tmp_path, "llama", torch.float32, monkeypatch)
+    places = torch.arange(SLOTS).split(400)
+    rows = [(tokens(n, n), 0, places[i]) for i, n in enumerate((300, 7, 64))]
+    last = replace(batch_of(rows), logit_indices=torch.tensor([299, 306, 370]))
+    together = step.quantized.step.forward(last, step.pools[0])
+    for i, row in enumerate(rows):
+        alone = replace(batch_of([row]), logit_indices=torch.tensor([len(row[0]) - 1]))
+        assert torch.equal(step.quantized.step.forward(alone, step.pool(torch.float32))[0], together[i])
 
 
 def test_what_the_step_does_not_cover_is_named(tmp_path: Path) -> None:

@@ -81,25 +81,34 @@ inline void group_members(const Batch& batch, Schedule& s) {
   }
 }
 
-inline Schedule make_schedule(const Batch& batch, int kv_heads) {
+// Query q (of the row's new ones) against its context, in parts.
+inline void decode_query(const Batch& batch, int row, int q, Schedule& s) {
+  const int begin = batch.query_starts[row], count = batch.query_starts[row + 1] - begin;
+  const int keys = batch.kv_lens[row] - count + q + 1, segments = (keys + kSegment - 1) / kSegment;
+  if (segments > 1) s.parts[begin + q] = {s.num_parts, segments};
+  for (int p = 0; p < segments; ++p)
+    s.members.push_back({row, begin + q, p, std::min(kSegment, keys - p * kSegment), segments > 1 ? s.num_parts++ : -1});
+}
+
+// `wanted`: the only queries whose result is read, by token and in order; null: all. Rows of few new tokens are, bit for bit, what as many
+// decode steps compute: forced tokens must not change what follows.
+inline Schedule make_schedule(const Batch& batch, int kv_heads, const std::vector<int>* wanted = nullptr) {
+  constexpr int kFew = 8;  // a row's queries are decoded, too, where fewer than one in so many are wanted
   Schedule s;
   s.parts.resize(batch.num_tokens);
-  for (int r = 0; r < batch.num_rows; ++r) {
-    const int begin = batch.query_starts[r], count = batch.query_starts[r + 1] - begin, length = batch.kv_lens[r];
-    if (count > kDecoded && !batch.one_by_one) {
-      for (int h = 0; h < kv_heads; ++h)
-        for (int q = 0; q < count; q += kQueries) {
-          const int n = std::min(kQueries, count - q);
-          s.prefill.push_back({r, h, begin + q, n, length - count + q + n});
-        }
+  for (int r = 0, w = 0; r < batch.num_rows; ++r) {
+    const int begin = batch.query_starts[r], end = batch.query_starts[r + 1], count = end - begin, first = w;
+    if (wanted)
+      while (w < int(wanted->size()) && (*wanted)[w] < end) ++w;
+    if (count <= kDecoded || batch.one_by_one || (wanted && (w - first) * kFew < count)) {
+      for (int q = 0; q < (wanted ? w - first : count); ++q) decode_query(batch, r, wanted ? (*wanted)[first + q] - begin : q, s);
       continue;
     }
-    for (int q = 0; q < count; ++q) {  // bit for bit what as many decode steps compute: forced tokens must not change what follows
-      const int keys = length - count + q + 1, segments = (keys + kSegment - 1) / kSegment;
-      if (segments > 1) s.parts[begin + q] = {s.num_parts, segments};
-      for (int p = 0; p < segments; ++p)
-        s.members.push_back({r, begin + q, p, std::min(kSegment, keys - p * kSegment), segments > 1 ? s.num_parts++ : -1});
-    }
+    for (int h = 0; h < kv_heads; ++h)
+      for (int q = 0; q < count; q += kQueries) {
+        const int n = std::min(kQueries, count - q);
+        s.prefill.push_back({r, h, begin + q, n, batch.kv_lens[r] - count + q + n});
+      }
   }
   std::stable_sort(s.prefill.begin(), s.prefill.end(), [](const PrefillUnit& a, const PrefillUnit& b) { return a.cost() > b.cost(); });
   group_members(batch, s);

@@ -40,7 +40,7 @@ struct RametModel {
 namespace {
 
 struct Buffers {
-  Aligned<float> x, qkv, attention, gate_up, scale, sum, part_out, part_lse;
+  Aligned<float> x, kept, qkv, attention, gate_up, scale, sum, part_out, part_lse;
   Aligned<int8_t> a;
   LinearRoom room;
   std::vector<PrefillScratch> prefill;
@@ -70,16 +70,15 @@ class Step {
     b_.prefill.resize(c_.pool.num_threads()), b_.decode.resize(c_.pool.num_threads());
     for (auto& s : b_.prefill) s.resize(shape_);
     for (auto& s : b_.decode) s.resize(shape_);
-    schedule_ = make_schedule(batch, m_.kv_heads);
-    const size_t parts = size_t(schedule_.num_parts) * m_.heads;
-    grow(b_.part_out, parts * m_.head_dim), grow(b_.part_lse, parts);
+    x_ = b_.x.data();
+    plan_attention(nullptr);
   }
 
   template <class KV>
   void run(float* logits) {
     rows([&](int64_t t) { embed(t); });
     for (int i = 0; i < m_.num_layers; ++i) layer<KV>(i);
-    for (int s = 0; s < batch_.num_logits; ++s) normalize_quantize(batch_.logit_indices[s], m_.final_norm, s);
+    rows([&](int64_t t) { normalize_quantize(t, m_.final_norm); });
     if (batch_.num_logits) linear(c_.pool, m_.head, activations(), batch_.num_logits, logits, false, b_.room);
   }
 
@@ -89,11 +88,35 @@ class Step {
 
   template <class F>
   void rows(const F& body) {
-    const int chunks = int(std::min<int64_t>(t_, c_.pool.num_threads() * 4));
+    const int64_t n = num_rows();
+    const int chunks = int(std::min<int64_t>(n, c_.pool.num_threads() * 4));
     c_.pool.run(chunks, [&](int chunk, int) {
-      for (int64_t t = t_ * chunk / chunks; t < t_ * (chunk + 1) / chunks; ++t) body(t);
+      for (int64_t t = n * chunk / chunks; t < n * (chunk + 1) / chunks; ++t) body(t);
     });
   }
+
+  void plan_attention(const std::vector<int>* wanted) {
+    schedule_ = make_schedule(batch_, m_.kv_heads, wanted);
+    const size_t parts = size_t(schedule_.num_parts) * m_.heads;
+    grow(b_.part_out, parts * m_.head_dim), grow(b_.part_lse, parts);
+  }
+
+  // Behind the last layer's keys and values nobody reads a row but those whose logits are wanted: from here on row s is the s-th of them.
+  void keep_wanted() {
+    std::vector<int> wanted(batch_.logit_indices, batch_.logit_indices + batch_.num_logits);
+    bool all = batch_.num_logits == t_;
+    for (size_t s = 0; s < wanted.size(); ++s) all = all && wanted[s] == int(s);
+    if (all) return;
+    kept_ = true;
+    grow(b_.kept, wanted.size() * m_.hidden);
+    for (size_t s = 0; s < wanted.size(); ++s) std::memcpy(&b_.kept[s * m_.hidden], x_ + int64_t(wanted[s]) * m_.hidden, sizeof(float) * m_.hidden);
+    x_ = b_.kept.data();
+    std::sort(wanted.begin(), wanted.end());
+    plan_attention(&wanted);
+  }
+
+  int64_t num_rows() const { return kept_ ? batch_.num_logits : t_; }
+  int64_t token_of(int64_t row) const { return kept_ ? batch_.logit_indices[row] : row; }
 
   void embed(int64_t t) {
     const int64_t id = batch_.token_ids[t];
@@ -120,24 +143,26 @@ class Step {
       _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(inverse, _mm256_loadu_ps(x + i)), _mm256_loadu_ps(w + i)));
   }
 
-  void normalize_quantize(int64_t t, const float* w, int64_t row) {
+  void normalize_quantize(int64_t row, const float* w) {
     float y[8192];
-    normalize(&b_.x[t * m_.hidden], w, m_.hidden, y);
+    normalize(x_ + row * m_.hidden, w, m_.hidden, y);
     quantize_row(y, m_.hidden, row, activations());
   }
 
   template <class KV>
   void layer(int i) {
     const RametLayer& w = m_.layers[i];
-    rows([&](int64_t t) { normalize_quantize(t, w.input_norm, t); });
+    rows([&](int64_t t) { normalize_quantize(t, w.input_norm); });
     linear(c_.pool, w.qkv, activations(), t_, b_.qkv.data(), false, b_.room);
     rows([&](int64_t t) { rotate_and_store<KV>(i, t); });
+    if (i + 1 == m_.num_layers) keep_wanted();
+    if (num_rows() == 0) return;
     attend<KV>(i);
-    linear(c_.pool, w.out, activations(), t_, b_.x.data(), true, b_.room);
-    rows([&](int64_t t) { normalize_quantize(t, w.post_norm, t); });
-    linear(c_.pool, w.gate_up, activations(), t_, b_.gate_up.data(), false, b_.room);
+    linear(c_.pool, w.out, activations(), num_rows(), x_, true, b_.room);
+    rows([&](int64_t t) { normalize_quantize(t, w.post_norm); });
+    linear(c_.pool, w.gate_up, activations(), num_rows(), b_.gate_up.data(), false, b_.room);
     rows([&](int64_t t) { gate(t); });
-    linear(c_.pool, w.down, activations(), t_, b_.x.data(), true, b_.room);
+    linear(c_.pool, w.down, activations(), num_rows(), x_, true, b_.room);
   }
 
   template <class KV>
@@ -191,10 +216,11 @@ class Step {
       }
     });
     const int width = m_.heads * m_.head_dim;
-    rows([&](int64_t t) {
+    rows([&](int64_t row) {
+      const int64_t t = token_of(row);
       const Parts& parts = schedule_.parts[t];
       if (parts.count) decode.merge(parts, out + t * width);
-      quantize_row(out + t * width, width, t, activations());
+      quantize_row(out + t * width, width, row, activations());
     });
   }
 
@@ -217,7 +243,9 @@ class Step {
   void* const* keys_;
   void* const* values_;
   Shape shape_;
-  int64_t t_;
+  const int64_t t_;
+  float* x_ = nullptr;  // [num_rows(), hidden], the residual stream
+  bool kept_ = false;
   Schedule schedule_;
 };
 
