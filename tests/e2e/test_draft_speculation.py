@@ -53,7 +53,7 @@ SLOW_TWINS = pytest.param({"disable_overlap_schedule": True, "disable_radix_cach
 def test_itself_as_its_draft(plain: list[dict[str, Any]], options: dict[str, Any]) -> None:
     speculation = {"speculative_algorithm": "STANDALONE", "speculative_draft_model_path": MODEL, "speculative_num_steps": 3}
     found, guessed, right = answers(**speculation, **options)
-    same(found, plain)
+    same(found[:3] + found[10:], plain[:3] + plain[10:])  # sampled ones are others of the same distribution
     assert right > 100 and guessed - right <= 3 * len(found)  # but for what was guessed behind an end
     whole = found[0]["meta_info"]
     assert whole["spec_accept_rate"] == 1.0 and whole["spec_accept_length"] > 3.5
@@ -63,5 +63,6 @@ def test_itself_as_its_draft(plain: list[dict[str, Any]], options: dict[str, Any
 def test_a_coarser_draft(plain: list[dict[str, Any]]) -> None:
     speculation = {"speculative_algorithm": "STANDALONE", "speculative_draft_model_path": MODEL}
     found, guessed, right = answers(**speculation, speculative_draft_model_quantization="q4_1", speculative_num_draft_tokens=4)
-    same(found, plain)
+    same(found[:3] + found[10:], plain[:3] + plain[10:])
+    same(found, answers(**speculation)[0])
     assert 0.4 < right / guessed < 1.0

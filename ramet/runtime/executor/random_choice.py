@@ -85,14 +85,14 @@ def _draw_filtered(logits: torch.Tensor, draws: Sequence[Draw], width: int) -> t
     else:
         candidates, ids = logits.topk(width, -1)
     probabilities = (candidates - logits.logsumexp(-1, keepdim=True)).double().exp_()
-    kept = _kept(probabilities, draws, vocab)
+    kept = kept_ranks(probabilities, draws, vocab)
     tokens: torch.Tensor = ids.gather(1, _invert((probabilities * kept).cumsum(-1), draws)[:, None])[:, 0]
     if width < vocab:
         _redraw_where_too_narrow(tokens, kept, logits, draws, width, device)
     return tokens
 
 
-def _kept(probabilities: torch.Tensor, draws: Sequence[Draw], vocab: int) -> torch.Tensor:
+def kept_ranks(probabilities: torch.Tensor, draws: Sequence[Draw], vocab: int) -> torch.Tensor:
     """Which candidates (sorted) survive; always the first."""
     device = probabilities.device
     top_k = _column([float(d.params.top_k if d.params.top_k > 0 else vocab) for d in draws], device)

@@ -25,9 +25,10 @@ from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
 from ramet.runtime.executor.memory import DeviceMemory, log_plan, measure_memory, plan_memory
 from ramet.runtime.executor.page_mover import PageMover
+from ramet.runtime.executor.race_choice import RaceChoice
 from ramet.runtime.executor.step_readback import StepReadback
 from ramet.runtime.executor.step_runner import FastPath, Forward, StepRunner
-from ramet.runtime.executor.token_choice import TokenChoice
+from ramet.runtime.executor.token_choice import TokenChoice, TorchChoice
 from ramet.runtime.host_memory import HostMemory, block_pages
 from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.model_files import ModelFiles, locate_model
@@ -138,12 +139,19 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
         fast_path=fast_path,
         ranks=ranks,
         mover=mover,
-        choice=computation.choice,
+        choice=_choice(config, computation, device),
         one_by_one=device.type == "cuda" and config.backend.enable_deterministic_inference,
     )
     if device.type == "cuda":
         warm_up(executor)
     return executor
+
+
+def _choice(config: EngineConfig, computation: Computation, device: torch.device) -> TokenChoice | None:
+    """With a draft model both draw by races, in which they agree most often."""
+    if config.speculative.speculative_algorithm != "STANDALONE":
+        return computation.choice
+    return RaceChoice(computation.choice or TorchChoice(device))
 
 
 def _join(rank: Rank, device: torch.device) -> RankGroup:
