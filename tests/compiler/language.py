@@ -146,11 +146,11 @@ async def interpreted(function: Function, arguments: Mapping[str, Any], log: lis
 async def executed(program: CompiledProgram, module: Module, arguments: Mapping[str, Any], log: list[Any], backend: Any = None) -> Outcome:
     log.clear()
     budget = Budget(steps=50_000, seconds=20)
+    backend = backend or HashBackend()
     try:
-        run = await run_program(
-            module, arguments, backend or HashBackend(), host=Host(program), sampling={"temperature": 0.0}, budget=budget
-        )
-        return Outcome(run.value, run.text, dict(run.state.variables), list(log))
+        run = await run_program(module, arguments, backend, host=Host(program), sampling={"temperature": 0.0}, budget=budget)
+        text = run.state.conversation.render(await backend.chat_format())
+        return Outcome(run.value, text, dict(run.state.variables), list(log))
     except ProgramFailed as error:
         return Outcome(error=error.cause_type)
 
