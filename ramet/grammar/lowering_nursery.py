@@ -18,7 +18,7 @@ from ramet.errors import InternalError
 
 START_TIME = 60.0
 """Seconds until the first process of a fresh nursery answers, on a busy machine."""
-NICENESS = 10
+NICENESS = 15
 POLL_SECONDS = 0.05
 
 
