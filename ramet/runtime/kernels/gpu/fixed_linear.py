@@ -65,18 +65,18 @@ def _fixed_linear(
     t = (group * 8 + place % in_group) * BLOCK_T + tl.arange(0, BLOCK_T)
     n = (place // in_group) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    token, row = tl.where(t < num_tokens, t, 0).to(tl.int64), tl.where(n < num_rows, n, 0).to(tl.int64)
+    token, row = t.to(tl.int64), tl.where(n < num_rows, n, 0).to(tl.int64)
+    is_token = (t < num_tokens)[:, None]  # masked, not clamped: all programs reading one line would wait for each other
     x_at = x + token[:, None] * x_stride + k[None, :]
     weight_at = weight + row[None, :] * K + k[:, None]
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for begin in range(0, K, BLOCK_K):
         if K % BLOCK_K == 0:
-            acc = tl.dot(tl.load(x_at + begin), tl.load(weight_at + begin), acc)
+            acc = tl.dot(tl.load(x_at + begin, mask=is_token, other=0.0), tl.load(weight_at + begin), acc)
         else:
-            left = K - begin
-            acc = tl.dot(
-                tl.load(x_at + begin, mask=k[None, :] < left, other=0.0), tl.load(weight_at + begin, mask=k[:, None] < left, other=0.0), acc
-            )
+            there = k < K - begin
+            part = tl.load(x_at + begin, mask=is_token & there[None, :], other=0.0)
+            acc = tl.dot(part, tl.load(weight_at + begin, mask=there[:, None], other=0.0), acc)
     if HAS_BIAS:
         acc += tl.load(bias + row).to(tl.float32)[None, :]
     tl.store(
