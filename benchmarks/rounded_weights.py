@@ -3,8 +3,8 @@
     python benchmarks/rounded_weights.py [--tokens 2048]
 
 `KL`: of the next token's distribution, in nats, mean and 99th percentile over the positions of a text. `same`: share of positions with the
-same likeliest token. The last two columns are for a rounded model as the draft of the exact one, at temperature 1: how often a guess by
-the same uniform number is right, and what rejection sampling would accept (the sum of the smaller of both probabilities).
+same likeliest token. The last two columns are for a rounded model as the draft of the exact one, at temperature 1: how often it is right
+when both draw by races of the same noise, and how often rejection sampling would accept (the sum of the smaller of both probabilities).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool
 from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import EngineConfig, ModelConfig
 from ramet.runtime.engine.worker_parts import load_text
+from ramet.runtime.executor.race_choice import gumbel_noise
 from ramet.runtime.executor.weights import load_model
 from ramet.runtime.layers.linear import Linear
 from ramet.runtime.layers.quantized_weight import WeightScheme, quantise
@@ -86,22 +87,24 @@ def log_probabilities(model: Transformer, windows: list[list[int]], kv_dtype: to
         yield model(batch, attention).log_softmax(-1)
 
 
-def shared_choice(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """How likely one uniform number falls on the same token in both distributions: the overlap of their intervals."""
-    ends = p.double().cumsum(-1), q.double().cumsum(-1)
-    starts = tuple(end - probability for end, probability in zip(ends, (p, q), strict=True))
-    return (torch.minimum(*ends) - torch.maximum(*starts)).clamp_(min=0).sum(-1)
+def races(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Whether two log-distributions have one winner, with noise of its own for every position."""
+    noise = gumbel_noise(torch.arange(len(p)) * 7919, p.shape[1])
+    return ((p + noise).argmax(-1) == (q + noise).argmax(-1)).float()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), help="besides float32")
+    arguments = parser.parse_args()
     tokenizer = load_text(EngineConfig()).tokenizer
-    ids = [token for text in TEXTS for token in tokenizer.encode((ROOT / text).read_text(encoding="utf-8"))][: parser.parse_args().tokens]
+    ids = [token for text in TEXTS for token in tokenizer.encode((ROOT / text).read_text(encoding="utf-8"))][: arguments.tokens]
     windows = [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
     exact: list[torch.Tensor] = []
     print(f"{len(ids):,} tokens\n{'':28} {'KL':>9} {'KL p99':>9} {'same':>7} {'perplexity':>11} {'draft':>7} {'rejection':>9}")
-    for name, (weights, activations, kv_dtype) in SETTINGS.items():
+    for name in dict.fromkeys(["float32", *arguments.settings]):
+        weights, activations, kv_dtype = SETTINGS[name]
         model = model_with(weights)
         with rounded_inputs(model, activations):
             found = list(log_probabilities(model, windows, kv_dtype))
@@ -114,7 +117,7 @@ def report(name: str, exact: list[torch.Tensor], found: list[torch.Tensor], wind
     for p, q, window in zip(exact, found, windows, strict=True):
         divergence.append((p.exp() * (p - q)).sum(-1))
         same.append((p.argmax(-1) == q.argmax(-1)).float())
-        shared.append(shared_choice(p.exp(), q.exp()))
+        shared.append(races(p, q))
         rejection.append(torch.minimum(p, q).exp().sum(-1))
         loss.append(-q[:-1].gather(1, torch.tensor(window[1:])[:, None])[:, 0])
     kl, mean = torch.cat(divergence), lambda parts: float(torch.cat(parts).mean())
