@@ -3,7 +3,8 @@
     python benchmarks/grammar/compile_and_mask.py [--schemas 100] [--engine ramet|xgrammar]
 
 Both engines follow the same texts, written from the schemas by this program, in the tokens of the embedded model. xgrammar is no dependency
-of Ramet: install it beside. `closing` is the mask of a request whose budget is so low that every token is looked at.
+of Ramet: install it beside. `closing` is the mask of a request whose budget is so low that every token is looked at, `place seen` that of
+a place in the grammar where another request has been.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ WORDS = (
     *("language", "topic", "start", "end", "priority", "tags", "address", "enabled"),
 )
 VOCAB_SIZE = 49152
+ROOMY = 100_000
+"""Tokens of a budget that never runs low."""
 Times = dict[str, list[float]]
 
 
@@ -92,18 +95,21 @@ def measure_ramet(corpus: list[tuple[dict[str, Any], Any]], tokenizer: Any) -> T
 
     vocabulary = Vocabulary(tokenizer.token_bytes(), tokenizer.special_ids, tokenizer.eos_token_ids, VOCAB_SIZE)
     compiler = LlguidanceCompiler(vocabulary, tokenizer.encode_continuation)
-    times: Times = {"compile": [], "matcher": [], "mask": [], "accept": [], "mask, closing": [], "mask, batch of 64/row": []}
+    times: Times = {"compile": [], "matcher": [], "mask": [], "accept": []}
+    times |= {"mask, place seen": [], "mask, closing": [], "mask, batch of 64/row": []}
     row = np.zeros(VOCAB_SIZE // 32, np.uint32)
     for schema, value in corpus:
         tokens = tokenizer.encode_continuation(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
         grammar = timed(times["compile"], lambda schema=schema: compiler.compile("json_schema", json.dumps(schema)))
         matcher = timed(times["matcher"], grammar.matcher)
-        closing = grammar.matcher(len(tokens) + 1)
+        closing, first, second = (grammar.matcher(budget) for budget in (len(tokens) + 1, ROOMY, ROOMY))
         for token in tokens:
             timed(times["mask"], lambda matcher=matcher: matcher.fill_mask(row))
             timed(times["mask, closing"], lambda closing=closing: closing.fill_mask(row))
             timed(times["accept"], lambda matcher=matcher, token=token: require(matcher.accept([token]) == 1))
-            require(closing.accept([token]) == 1)
+            first.fill_mask(row)
+            timed(times["mask, place seen"], lambda second=second: second.fill_mask(row))
+            require(all(matcher.accept([token]) == 1 for matcher in (closing, first, second)))
         batch = [grammar.matcher() for _ in range(64)]
         start = time.perf_counter()
         for one in batch:
