@@ -25,8 +25,6 @@ REFUSED: Mapping[type[ast.AST], tuple[str, str]] = MappingProxyType(
         ast.AsyncFor: ("async for does not compile", "loop over a list; forks run concurrently without it"),
         ast.AsyncWith: ("async with does not compile", "use a host function"),
         ast.Match: ("match does not compile", "use if / elif"),
-        ast.Set: ("sets do not compile: they have no order on the wire", "use a list or a dict"),
-        ast.SetComp: ("sets do not compile: they have no order on the wire", "use a list or dict comprehension"),
         ast.Starred: ("* does not compile here", "write the items out, or use + on lists"),
     }
 )

@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -105,6 +105,8 @@ class ExpressionLowering:
             ast.List: self._list,
             ast.Tuple: self._tuple,
             ast.Dict: self._dict,
+            ast.Set: self._set,
+            ast.SetComp: self._set,
             ast.Subscript: self._subscript,
             ast.Attribute: self._attribute,
             ast.Call: self._call,
@@ -206,11 +208,19 @@ class ExpressionLowering:
         spec = [self.value(part.format_spec)] if part.format_spec is not None else []
         return value if value.type is Type.TEXT and not spec else self._context.call("format", [value, *spec], part)
 
-    def _list(self, node: ast.List | ast.Tuple) -> Value:
+    def _list(self, node: ast.List | ast.Tuple | ast.Set) -> Value:
         items = tuple(self.value(item) for item in node.elts)
         out = self._builder.values.new(Type.LIST)
         self._builder.emit(MakeList(items=items, out=out, loc=self._context.loc(node)))
         return out
+
+    def _set(self, node: ast.Set | ast.SetComp) -> Value:
+        """An object of the host: it has no order that could travel."""
+        if isinstance(node, ast.SetComp):
+            items = self._context.loops.comprehension(ast.copy_location(ast.ListComp(elt=node.elt, generators=node.generators), node))
+        else:
+            items = self._list(node)
+        return self._ask_host("~set", [items], (), node)
 
     def _tuple(self, node: ast.Tuple) -> Value:
         return self._context.call("tuple", [self._list(node)], node)
@@ -285,7 +295,9 @@ class ExpressionLowering:
                 return self._builder.read(f"{node.value.id}$value")
         if context.scope.lookup(node) is not MISSING:
             return self._captured(node)
-        raise Unfit(node, f"the attribute {node.attr!r} of a value does not compile", 'use a dict, d["name"], or a host function')
+        if node.attr.startswith("_"):
+            raise Unfit(node, f"the attribute {node.attr!r} does not compile", "use a host function that takes the value")
+        return self._ask_host(f"~@{node.attr}", [self.value(node.value)], (), node)
 
     # calls
 
@@ -340,9 +352,7 @@ class ExpressionLowering:
         if isinstance(node.func, ast.Attribute) and found is MISSING:
             if f".{node.func.attr}" in BUILTINS:
                 return self._method_call(node.func, node)
-            raise Unfit(
-                node, f"the method {node.func.attr}() does not compile", "use a host function: a plain function that takes the value"
-            )
+            return self._host_method(node.func, node)
         raise Unfit(node, f"{ast.unparse(node.func)} cannot be called", "call a function of the module, a builtin or another program")
 
     def _method_call(self, function: ast.Attribute, node: ast.Call) -> Value:
@@ -352,6 +362,19 @@ class ExpressionLowering:
         receiver = self.value(target)
         args, keys = self._arguments(node)
         return self._context.call(f".{function.attr}", [receiver, *args], node, keys)
+
+    def _host_method(self, function: ast.Attribute, node: ast.Call) -> Value:
+        """A method that is no builtin, of an object that only the host has."""
+        if function.attr == "popitem" or function.attr.startswith("_"):
+            raise Unfit(node, f"the method {function.attr}() does not compile", "use a host function that takes the value")
+        receiver = self.value(function.value)
+        args, keys = self._arguments(node)
+        return self._ask_host(f"~.{function.attr}", [receiver, *args], keys, node)
+
+    def _ask_host(self, name: str, args: Sequence[Value], keys: Sequence[str], node: ast.AST) -> Value:
+        out = self._builder.values.new(Type.JSON)
+        self._builder.emit(HostCall(function=name, args=tuple(args), keys=tuple(keys), out=out, loc=self._context.loc(node)))
+        return out
 
     def _builtin(self, name: str, node: ast.Call) -> Value:
         group = self._context.conversations.group(node.args[0]) if name == "len" and len(node.args) == 1 else None
@@ -370,11 +393,7 @@ class ExpressionLowering:
                 "make it a @sgl.function and call it with the conversation: name(s, …)",
             )
         args, keys = self._arguments(node)
-        out = self._builder.values.new(Type.JSON)
-        self._builder.emit(
-            HostCall(function=ast.unparse(node.func), args=tuple(args), keys=tuple(keys), out=out, loc=self._context.loc(node))
-        )
-        return out
+        return self._ask_host(ast.unparse(node.func), args, keys, node)
 
     def _arguments(self, node: ast.Call) -> tuple[list[Value], list[str]]:
         args = [self.value(arg) for arg in node.args]

@@ -8,10 +8,12 @@ from typing import Any
 from ramet.compiler.driver import CompiledProgram
 from ramet.errors import InvalidRequest
 from ramet.ir.host_object import HostObject
+from ramet.ir.ops import HostCall
 from ramet.lang.bridge import run_body
+from ramet.lang.host_operators import host_operator
 from ramet.lang.process import enter_backend
 from ramet.program.backend import Backend
-from ramet.program.interpreter import HostCall
+from ramet.program.running import HostCall as Call
 
 
 class HostObjects:
@@ -23,14 +25,15 @@ class HostObjects:
         self._made: dict[tuple[str, str], Any] = {}
 
     def conceal(self, value: Any) -> Any:
-        """What a program may get: plain values as they are, any other object as a HostObject."""
+        """What a program may get: plain values as they are, any other object, also a list or dict of a kind of its own, as a
+        HostObject."""
         if value is None or isinstance(value, str | int | float):
             return value
-        if isinstance(value, list):
+        if type(value) is list:
             return [self.conceal(each) for each in value]
-        if isinstance(value, tuple):
+        if type(value) is tuple:
             return tuple(self.conceal(each) for each in value)
-        if isinstance(value, dict):
+        if type(value) is dict:
             return {self.conceal(key): self.conceal(each) for key, each in value.items()}
         self._known.append(value)
         return HostObject(len(self._known) - 1, type(value).__name__)
@@ -63,13 +66,17 @@ class ClientHost:
 
     def __init__(self, compiled: CompiledProgram, backend: Backend) -> None:
         self._compiled, self._backend = compiled, backend
+        self._wanted = {op.function for function in compiled.module.functions for op in function.ops() if isinstance(op, HostCall)}
         self.objects = HostObjects(compiled)
 
-    async def call(self, call: HostCall) -> Any:
+    async def call(self, call: Call) -> Any:
         return await self.run(call.function, call.args, call.kwargs)
 
     async def run(self, name: str, args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-        function = self._compiled.host_function(name)
+        function = host_operator(name, self._wanted)
+        if function is None and name not in self._wanted:  # a server may ask for what the program itself calls, and for nothing else
+            raise InvalidRequest(f"the program has no host call {name!r:.80}")
+        function = function or self._compiled.host_function(name)
         reveal = self.objects.reveal
         given = [reveal(each) for each in args], {key: reveal(each) for key, each in keywords.items()}
         running = f"{name}() in {self._compiled.module.main.name}"

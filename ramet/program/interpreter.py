@@ -13,7 +13,8 @@ from typing import Any
 
 from ramet.errors import InvalidRequest
 from ramet.ir import ops
-from ramet.ir.builtins import evaluate, measure
+from ramet.ir.builtins import evaluate
+from ramet.ir.host_object import HostObject
 from ramet.ir.module import Function, Module
 from ramet.ir.types import Location, Type, Value
 from ramet.program.answer_shape import LOGPROB_NAMES, SERVER_NAMES
@@ -22,7 +23,7 @@ from ramet.program.budget import Budget, BudgetExceeded, Spent
 from ramet.program.conversation_state import ConversationState
 from ramet.program.failure import ProgramFailed
 from ramet.program.generation_step import generate, select
-from ramet.program.plain_data import bound, fresh, item, travelled
+from ramet.program.plain_data import bound, fresh, item, looks_into
 from ramet.program.running import HostCall, HostCalls, KvHints, NoHost, Running, Watch, get, is_ready, known
 from ramet.program.timeline import Event, Timeline
 
@@ -139,7 +140,8 @@ class _Frame:
                 await asyncio.sleep(0)
             return op.to
         assert isinstance(op, ops.CondBr)
-        taken = bool(await self._plain(op.test))
+        test = await self._plain(op.test)
+        taken = bool(await self.run_.looked_into("truth", [test], (), op.loc) if isinstance(test, HostObject) else test)
         self.run_.timeline.branch(op.loc, taken)
         return op.then if taken else op.otherwise
 
@@ -364,7 +366,7 @@ class _Frame:
         if op.deferred and not all(map(is_ready, held)):
             self._set(op.out, self.run_.defer(self._call(op, held), op.loc))
             return None
-        if any(isinstance(value, asyncio.Future) for value in held) or self._incomplete(op.function, held):
+        if any(isinstance(value, asyncio.Future | HostObject) for value in held) or self._incomplete(op.function, held):
             return self._call_now(op, held)
         self._set(op.out, self._compute(op, held))
         return None
@@ -388,6 +390,8 @@ class _Frame:
         if self._incomplete(op.function, args):
             for value in args:
                 await self.run_.complete(value)
+        if looks_into(op.function, args):
+            return await self.run_.looked_into(op.function, args, op.keys, op.loc)
         return self._compute(op, args)
 
     def _compute(self, op: ops.Call, args: Sequence[Any]) -> Any:
@@ -400,7 +404,7 @@ class _Frame:
         if op.deferred and not (is_ready(target) and is_ready(key)):
             self._set(op.out, self.run_.defer(self._index(op, target, key), op.loc))
             return None
-        if isinstance(target, asyncio.Future) or isinstance(key, asyncio.Future) or id(target) in self.run_.incomplete:
+        if isinstance(target, asyncio.Future | HostObject) or isinstance(key, asyncio.Future) or id(target) in self.run_.incomplete:
             return self._index_now(op, target, key)
         self._set(op.out, item(target, key))
         return None
@@ -409,7 +413,8 @@ class _Frame:
         self._set(op.out, await self._index(op, target, key))
 
     async def _index(self, op: ops.Index, target: Any, key: Any) -> Any:
-        return item(await self.run_.plain(target), await self.run_.plain(key))
+        found = [await self.run_.plain(target), await self.run_.plain(key)]
+        return await self.run_.looked_into("index", found, (), op.loc) if isinstance(found[0], HostObject) else item(*found)
 
     async def make_list(self, op: ops.MakeList) -> None:
         items = [await get(self._held(item)) for item in op.items]
@@ -426,16 +431,8 @@ class _Frame:
     async def host_call(self, op: ops.HostCall) -> None:
         run = self.run_
         args = [await self._plain(value) for value in op.args]
-        for value in args:
-            measure(value)
         await run.caught_up()
-        split = len(args) - len(op.keys)
-        call = HostCall(run.num_host_calls, op.function, tuple(args[:split]), dict(zip(op.keys, args[split:], strict=True)), op.loc)
-        run.num_host_calls += 1
-        with run.timeline.span("host_call", op.loc, {"function": op.function}):
-            result = await run.host.call(call)
-        self._set(op.out, travelled(result, op.function))
-        run.spent.made(result)
+        self._set(op.out, await run.on_host(op.function, args, op.keys, op.loc))
 
     async def program_call(self, op: ops.ProgramCall) -> None:
         run, callee = self.run_, self.run_.functions[op.function]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ramet.errors import InvalidRequest
@@ -50,3 +50,9 @@ def travelled(value: Any, function: str) -> Any:
         elif node is not None and not isinstance(node, str | int | float | bool | HostObject):
             raise InvalidRequest(f"{function}() returned a {type(node).__name__}; return text, numbers, lists and dicts")
     return value
+
+
+def looks_into(function: str, args: Sequence[Any]) -> bool:
+    """Is an object of the host among the arguments of a builtin that needs more of it than that it is there?"""
+    num_objects = sum(isinstance(value, HostObject) for value in args)
+    return num_objects > (1 if function in ("is", "is_not") else 0) and function not in ("bound", "check", "strict_size")

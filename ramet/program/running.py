@@ -16,6 +16,7 @@ from ramet.program.backend import PLAIN_FORMAT, Backend, ChatFormat, Conversatio
 from ramet.program.budget import Spent
 from ramet.program.conversation_state import ConversationState
 from ramet.program.failure import ProgramFailed
+from ramet.program.plain_data import travelled
 from ramet.program.timeline import Timeline
 
 T = TypeVar("T")
@@ -168,6 +169,22 @@ class Running:
         deferred, self._deferred = self._deferred, []
         for task in deferred:
             await get(task)
+
+    async def on_host(self, function: str, args: Sequence[Any], keys: Sequence[str], loc: Location) -> Any:
+        """A call that the client answers."""
+        for value in args:
+            measure(value)
+        split = len(args) - len(keys)
+        call = HostCall(self.num_host_calls, function, tuple(args[:split]), dict(zip(keys, args[split:], strict=True)), loc)
+        self.num_host_calls += 1
+        with self.timeline.span("host_call", loc, {"function": function}):
+            result = await self.host.call(call)
+        self.spent.made(result)
+        return travelled(result, function)
+
+    async def looked_into(self, function: str, args: Sequence[Any], keys: Sequence[str], loc: Location) -> Any:
+        """A builtin on an object of the host, which does it itself."""
+        return await self.on_host(f"~{function}", args, keys, loc)
 
     async def guarded(self, work: Awaitable[T], loc: Location) -> T:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ramet.compiler.pipeline import Notes
@@ -27,6 +28,9 @@ def _merge_block(block: Block, uses: dict[int, int], names: ValueNames, known: d
     for op in block.ops:
         if isinstance(op, Append):
             first = held.pop(op.state.id, None)
+            if first is not None and _clash(first.shape, op.shape):
+                ops += _joined(first, names, known)  # it fails when it runs, at its own line
+                first = None
             if first is not None:
                 op = replace(op, state=first.state, texts=first.texts + op.texts, shape=first.shape + op.shape, loc=first.loc)
             if uses[op.out.id] == 1 and _next_is_append(block, op.out):
@@ -40,6 +44,16 @@ def _merge_block(block: Block, uses: dict[int, int], names: ValueNames, known: d
         return block
     notes.did(block.ops[0].loc, f"{len(block.ops) - len(ops)} ops fewer: text that follows text is appended at once")
     return block.with_ops(ops)
+
+
+def _clash(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Would the second one's first border of a turn be refused after the first one's last?"""
+    before = next((piece for piece in reversed(first) if piece != "text"), None)
+    after = next((piece for piece in second if piece != "text"), None)
+    if before is None or after is None:
+        return False
+    is_open = before.startswith("begin:")
+    return after != f"end:{before.removeprefix('begin:')}" if is_open else after.startswith("end:")
 
 
 def _next_is_append(block: Block, state: Value) -> bool:
