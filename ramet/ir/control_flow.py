@@ -70,6 +70,27 @@ def dominates(idoms: dict[int, int], above: int, below: int) -> bool:
     return below == above
 
 
+def dominator_spans(idoms: dict[int, int]) -> dict[int, tuple[int, int]]:
+    """Block → its place in a walk of the dominator tree, and the last place below it: what it dominates lies between."""
+    children: dict[int, list[int]] = {block: [] for block in idoms}
+    roots = [block for block, above in idoms.items() if above == block]
+    for block, above in idoms.items():
+        if above != block:
+            children[above].append(block)
+    first: dict[int, int] = {}
+    spans: dict[int, tuple[int, int]] = {}
+    stack = [(root, False) for root in roots]
+    while stack:
+        block, done = stack.pop()
+        if done:
+            spans[block] = (first[block], len(first) - 1)
+            continue
+        first[block] = len(first)
+        stack.append((block, True))
+        stack.extend((child, False) for child in children[block])
+    return spans
+
+
 def reachable(nexts: dict[int, list[int]], start: int, avoid: int | None = None) -> set[int]:
     """Blocks that a path of one or more edges from `start` leads to, without going on through `avoid`."""
     seen: set[int] = set()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ramet.errors import InvalidRequest
 from ramet.ir.builtins import BUILTINS
-from ramet.ir.control_flow import dominates, dominators, reachable, successors
+from ramet.ir.control_flow import dominator_spans, dominators, reachable, successors
 from ramet.ir.module import Block, Function, Module
 from ramet.ir.ops import (
     LAYOUTS,
@@ -45,6 +45,7 @@ from ramet.ir.ops import (
 from ramet.ir.types import Location, Type, Value, fits
 
 MAX_FORK = 1024
+MAX_WORK = 1_000_000
 ROLES = ("system", "user", "assistant", "tool")
 INSPECTIONS = ("text", "messages", "meta", "has", "mark", "since", "size")
 METHODS = ("token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized")
@@ -92,6 +93,8 @@ class _FunctionVerifier:
         self._function = function
         self._blocks: dict[int, Block] = {block.id: block for block in function.blocks}
         self._constants: dict[int, object] = {}
+        self._reached: dict[tuple[int, int], set[int]] = {}
+        self._work = 0
 
     def run(self) -> None:
         self._structure()
@@ -141,7 +144,7 @@ class _FunctionVerifier:
         return found
 
     def _dominance(self, defined: dict[int, tuple[Value, int, int]]) -> None:
-        idoms = dominators(self._function)
+        spans = dominator_spans(dominators(self._function))
         for block in self._function.blocks:
             for position, op in enumerate(block.ops):
                 for value in operands_of(op):
@@ -151,9 +154,9 @@ class _FunctionVerifier:
                     before = (
                         at[2] < position
                         if at[1] == block.id
-                        else block.id in idoms and at[1] in idoms and dominates(idoms, at[1], block.id)
+                        else block.id in spans and at[1] in spans and spans[at[1]][0] <= spans[block.id][0] <= spans[at[1]][1]
                     )
-                    if not before and block.id in idoms:
+                    if not before and block.id in spans:
                         raise self._fail(DominanceError, f"%{value.id} may not have been computed here", op)
 
     def _roles(self, op: Op) -> None:
@@ -199,6 +202,8 @@ class _FunctionVerifier:
         nexts = successors(self._function)
         for value_id, uses in self._consumptions().items():
             home = defined[value_id][1]
+            if len(uses) == 1 and uses[0].block == home:
+                continue  # seen again only after it was made again
             for position, use in enumerate(uses):
                 after = self._after(use, nexts, home)
                 twice = any(other is not use and other.block == use.block and None in (other.to, use.to) for other in uses[position:])
@@ -222,9 +227,15 @@ class _FunctionVerifier:
 
     def _after(self, use: _Consumption, nexts: dict[int, list[int]], home: int) -> set[int]:
         """Blocks that run after the consumption and still see the same value."""
-        if use.to is None:
-            return reachable(nexts, use.block, avoid=home)
-        return set() if use.to == home else {use.to} | reachable(nexts, use.to, avoid=home)
+        if use.to == home:
+            return set()
+        start = use.block if use.to is None else use.to
+        if (start, home) not in self._reached:
+            found = self._reached[start, home] = reachable(nexts, start, avoid=home)
+            self._work += len(found) + 1
+            if self._work > MAX_WORK:
+                raise self._fail(StructureError, "its conversations go through too many blocks to be checked", use.op)
+        return self._reached[start, home] | (set() if use.to is None else {use.to})
 
 
 @dataclass(frozen=True, slots=True)

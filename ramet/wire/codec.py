@@ -26,6 +26,7 @@ MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
 MAX_FUNCTIONS = 256
 MAX_OPS = 100_000
+MAX_BLOCKS = 4096
 MAX_NUMBER = 1 << 53
 T = TypeVar("T")
 
@@ -141,6 +142,7 @@ class _Reader:
     def __init__(self) -> None:
         self._at = ""
         self._num_ops = 0
+        self._num_blocks = 0
 
     def module(self, message: Mapping[str, Any]) -> Module:
         unknown = message.keys() - {"format", "version", "sources", "grammars", "functions"}
@@ -173,7 +175,11 @@ class _Reader:
                 raise self._error(f"value {number!r:.20} of type {kind!r:.20} is no value")
             types[int(number)] = Value(int(number), Type(kind))
         params = tuple(self._is(param, str) for param in self._is(fields.get("params"), list))
-        blocks = [self._block(each, types, f"/functions/{index}/blocks/{i}") for i, each in enumerate(self._is(fields.get("blocks"), list))]
+        given_blocks = self._is(fields.get("blocks"), list)
+        self._num_blocks += len(given_blocks)
+        if self._num_blocks > MAX_BLOCKS:
+            raise self._error(f"more than {MAX_BLOCKS} blocks")
+        blocks = [self._block(each, types, f"/functions/{index}/blocks/{i}") for i, each in enumerate(given_blocks)]
         return Function(self._is(fields.get("name"), str), params, tuple(blocks))
 
     def _block(self, given: Any, types: Mapping[int, Value], where: str) -> Block:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from typing import Any
 
 import pytest
@@ -118,3 +119,25 @@ def test_a_jump_cycle_without_end_is_only_a_budget_question(module: Module) -> N
     ops[-1] = ["br", {"to": [9999, []]}, [0, 0, 0, 0]]
     with pytest.raises(UserError, match="no block to jump to"):
         decode(json.dumps(broken).encode())
+
+
+def test_many_blocks_cost_little_and_are_bounded() -> None:
+    def chain(length: int) -> bytes:
+        place = [0, 0, 0, 0]
+        types = {str(number): "state" for number in range(length + 2)} | {"1": "json", str(length + 2): "none"}
+        middle = [{"id": each, "args": [each + 1], "ops": [["br", {"to": [each + 1, [each + 1]]}, place]]} for each in range(1, length)]
+        end = [["const", {"out": length + 2}, place], ["return", {"state": length + 1, "value": length + 2}, place]]
+        blocks = [
+            {"id": 0, "args": [0, 1], "ops": [["br", {"to": [1, [0]]}, place]]},
+            *middle,
+            {"id": length, "args": [length + 1], "ops": end},
+        ]
+        function = {"name": "main", "params": ["a"], "types": types, "blocks": blocks}
+        message = {"format": "ramet-program", "version": 1, "sources": [], "grammars": [], "functions": [function]}
+        return json.dumps(message).encode()
+
+    began = time.process_time()
+    assert len(decode(chain(4000)).main.blocks) == 4001
+    assert time.process_time() - began < 3.0
+    with pytest.raises(WireError, match="more than 4096 blocks"):
+        decode(chain(20_000))
