@@ -117,10 +117,14 @@ class ProgramState:
         while (piece := wait_for(self._loop, lambda: next_or_done(stream))) is not DONE:
             yield piece
 
-    async def text_async_iter(self, var_name: str | None = None) -> AsyncIterator[str]:
+    async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
+        """`text_iter`, awaited. With `return_meta_data`, pairs of a variable's new text and what is known of it by then; the last pair
+        brings the whole meta info (also the logprobs) and no more text."""
         try:
             async for piece in self._track.stream(var_name, lambda: self._done):
-                yield piece
+                yield (piece, self._track.meta.get(var_name, {})) if return_meta_data and var_name is not None else piece
+            if return_meta_data and var_name is not None:
+                yield "", self._track.meta.get(var_name, {})
         except Cancelled:
             await self._ended()
             raise

@@ -245,6 +245,18 @@ def test_separated_reasoning(mode: str) -> None:
         think.run("gpt-9", backend=thoughts, mode=mode)
 
 
+@pytest.mark.parametrize("mode", ["interpreted", "compiled"])
+async def test_a_stream_with_meta_data(mode: str) -> None:
+    @sgl.function
+    def tell(s: Any) -> Any:
+        s += "Tell:" + sgl.gen("x", max_tokens=8)
+
+    state = await tell.astart(backend=ScriptedBackend(["one two three"]), mode=mode)
+    pairs = [pair async for pair in state.text_async_iter("x", return_meta_data=True)]
+    assert "".join(text for text, _ in pairs) == state["x"] == "one two three"
+    assert pairs[-1] == ("", state.get_meta_info("x"))
+
+
 def test_reasoning_markers_are_checked_where_they_are_written() -> None:
     with pytest.raises(InvalidRequest, match="known: deepseek-r1"):
         sgl.separate_reasoning(sgl.gen("x"), "gpt-9")
