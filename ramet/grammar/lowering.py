@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -90,6 +91,8 @@ def parse_schema(source: str) -> Any:
         schema = json.loads(source, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
         raise GrammarError(f"json_schema is not JSON: {error.msg}", where=f"char {error.pos}", param="json_schema") from error
+    if re.search("[\ud800-\udfff]", json.dumps(schema, ensure_ascii=False)):
+        raise GrammarError("json_schema holds half of a surrogate pair, which is no text", where="#", param="json_schema")
     if not isinstance(schema, dict | bool):
         raise GrammarError(f"json_schema must be a JSON object, not {source.strip()[:40]}", where="#", param="json_schema")
     return schema

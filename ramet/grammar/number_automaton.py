@@ -206,7 +206,7 @@ def _divides(rest: int, divisor: _Divisor, seen: int) -> bool:
 
 def _digits(value: Decimal) -> tuple[list[int], list[int]]:
     """Digits before and after the point."""
-    text = f"{value:f}"
+    text = f"{abs(value):f}"  # of a zero with a sign, too
     whole, _, part = text.partition(".")
     return [int(char) for char in whole.lstrip("0") or "0"], [int(char) for char in part.rstrip("0")]
 

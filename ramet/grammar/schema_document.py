@@ -145,8 +145,11 @@ def _check_value(key: str, value: Any, where: str) -> None:
         refuse("must be a string", where)
     if key in ("uniqueItems", "nullable") and not isinstance(value, bool):
         refuse("must be true or false", where)
-    if key == "required" and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+    if key == "required" and not _is_names(value):
         refuse("must be a list of names", where)
+    for name, needs in value.items() if key in ("dependentRequired", "dependencies") else ():
+        if not _is_names(needs) and (key == "dependentRequired" or isinstance(needs, list)):
+            refuse("must be a list of names", f"{where}/{escape(name)}")
     if key == "enum" and not isinstance(value, list):
         refuse("must be a list of values", where)
     if key == "type":
@@ -158,6 +161,10 @@ def _check_type(value: Any, where: str) -> None:
         if name not in TYPES:
             near = get_close_matches(str(name), TYPES, n=1)
             refuse(f"{str(name)!r} is not a type" + (f"; did you mean {near[0]!r}?" if near else f"; types: {', '.join(TYPES)}"), where)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _is_count(value: Any) -> bool:

@@ -113,7 +113,7 @@ class Expansion:
     def _dependent(self, pointer: str, keyword: str, name: str, tracked: bool) -> Branches:
         """Without the property, or with what it asks for."""
         needs = self.document.schemas[pointer][keyword][name]
-        if isinstance(needs, list):
+        if isinstance(needs, list) and keyword != "dependentSchemas":
             asked: Branches = (Objects(tuple(dict.fromkeys((name, *needs))), frozenset((name, *needs))),)
         else:
             child = self.expand(self.document.child(pointer, keyword, name), tracked)

@@ -38,6 +38,7 @@ CASES = (
     Case("minimum of numbers", {"type": "number", "minimum": 0.25}, (0.2, 0.26, 0.125, 12.75)),
     Case("exclusive bounds", {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 2.5}, (0.01, 2.49, 2.5, 2.51)),
     Case("exclusive bounds of integers", {"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 3}),
+    Case("a bound of minus zero", {"type": "number", "maximum": -0.0}),
     Case("bounds without type", {"minimum": 1, "maximum": 3}),
     Case("multipleOf", {"type": "integer", "multipleOf": 7}, (7, 8, 14, -21, 700, 701)),
     Case("multipleOf in bounds", {"type": "integer", "multipleOf": 5, "minimum": 10, "maximum": 40}, (15, 45, 40, 12)),
@@ -303,6 +304,10 @@ REFUSED: tuple[tuple[Any, str], ...] = (
     ({"type": "strin"}, "/type"),
     ({"minLength": -1}, "/minLength"),
     ({"required": "a"}, "/required"),
+    ({"dependentRequired": {"a/b": [{}]}}, "/dependentRequired/a~1b"),
+    ({"dependencies": {"a": [1]}}, "/dependencies/a"),
+    ({"dependentSchemas": {"a": ["b"]}}, "/dependentSchemas/a"),
+    ({"enum": ["\ud800"]}, "#"),
     ({"items": 3}, "/items"),
     ({"properties": {"a": {"properties": {"b": {"type": "x"}}}}}, "/properties/a/properties/b/type"),
 )
