@@ -74,7 +74,7 @@ def test_example(name: str, on_server: bool, url: str, monkeypatch: pytest.Monke
 
 COMPILE_SECONDS, REGISTER_SECONDS = 0.050, 0.100
 NOISE = 4.0
-"""Other work on the machine; the limits themselves are what is printed and wanted."""
+"""Other work on the machine, in what is measured by the clock; compiling is measured in processor time and has no such allowance."""
 
 
 def test_compiling_and_registering_are_quick(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,18 +84,18 @@ def test_compiling_and_registering_are_quick(url: str, monkeypatch: pytest.Monke
             if isinstance(program, sgl.Function):
                 compiling, registering = _timed(program, endpoint)
                 lines.append(f"{name}.{program.__name__}: compiled in {compiling * 1000:.1f} ms, registered in {registering * 1000:.1f} ms")
-                assert compiling < COMPILE_SECONDS * NOISE and registering < REGISTER_SECONDS * NOISE, lines[-1]
+                assert compiling < COMPILE_SECONDS and registering < REGISTER_SECONDS * NOISE, lines[-1]
     with capsys.disabled():
         print("", *lines, sep="\n")
 
 
 def _timed(program: sgl.Function, endpoint: sgl.RuntimeEndpoint) -> tuple[float, float]:
-    """The best of three compilations; registering with its round trip, without what compiling a grammar takes."""
+    """The best of three compilations, in processor time; registering with its round trip, without what compiling a grammar takes."""
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.thread_time()
         prepared = Compilation(program.function, program.ambient).get()
-        times.append(time.perf_counter() - began)
+        times.append(time.thread_time() - began)
     return min(times), asyncio.run(_registering(endpoint, prepared))
 
 
