@@ -139,7 +139,7 @@ def _check_value(key: str, value: Any, where: str) -> None:
         refuse("must be greater than 0", where)
     if key in SUBSCHEMA_LISTS and not (isinstance(value, list) and value):
         refuse("must be a list of schemas, not empty", where)
-    if key in (*SUBSCHEMA_MAPS, "dependentRequired", "dependencies") and not isinstance(value, Mapping):
+    if key in SUBSCHEMA_MAPS and not isinstance(value, Mapping):
         refuse("must be an object", where)
     if key in ("pattern", "format", "$ref", "$dynamicRef", "$id", "$anchor", "$dynamicAnchor") and not isinstance(value, str):
         refuse("must be a string", where)
@@ -147,13 +147,20 @@ def _check_value(key: str, value: Any, where: str) -> None:
         refuse("must be true or false", where)
     if key == "required" and not _is_names(value):
         refuse("must be a list of names", where)
-    for name, needs in value.items() if key in ("dependentRequired", "dependencies") else ():
-        if not _is_names(needs) and (key == "dependentRequired" or isinstance(needs, list)):
-            refuse("must be a list of names", f"{where}/{escape(name)}")
+    if key in ("dependentRequired", "dependencies"):
+        _check_needs(key, value, where)
     if key == "enum" and not isinstance(value, list):
         refuse("must be a list of values", where)
     if key == "type":
         _check_type(value, where)
+
+
+def _check_needs(key: str, value: Any, where: str) -> None:
+    if not isinstance(value, Mapping):
+        refuse("must be an object", where)
+    for name, needs in value.items():
+        if not _is_names(needs) and (key == "dependentRequired" or isinstance(needs, list)):
+            refuse("must be a list of names", f"{where}/{escape(name)}")
 
 
 def _check_type(value: Any, where: str) -> None:

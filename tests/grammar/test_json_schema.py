@@ -116,6 +116,11 @@ def test_what_cannot_be_enforced_is_refused_with_its_place(schema: Any, where: s
     assert refused.value.where == where and refused.value.param == "json_schema"
 
 
+def test_half_of_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(GrammarError, match="half of a surrogate pair"):
+        lower("json_schema", r'{"enum": ["\ud800"]}')
+
+
 def test_what_has_too_many_states_is_refused_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ramet.grammar.number_automaton.MAX_STATES", 100)
     monkeypatch.setattr("ramet.grammar.derivatives.MAX_SEARCH", 200)
