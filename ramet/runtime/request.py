@@ -224,6 +224,8 @@ class EngineStats:
     result_hits_total: int = 0  # requests answered whole from memory
     guessed_tokens_total: int = 0  # verified as speculation
     right_guesses_total: int = 0
+    grammars_total: int = 0  # compiled or refused, and how long their requests waited for that, the wait for a compiler included
+    grammar_seconds_total: float = 0.0
     gen_throughput: float = 0.0  # tokens/s over the last log interval
     weight_bytes: int = 0
     kv_pool_bytes: int = 0

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
 from contextlib import aclosing
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 
 from ramet.errors import RametError
 from ramet.runtime.request import Delta, EngineStats, FinishKind
@@ -175,6 +175,11 @@ class _EngineCollector:
             yield counter
         for name, (attribute, documentation) in GAUGES.items():
             yield self._gauge(name, documentation, getattr(self.stats, attribute))
+        compiling = SummaryMetricFamily(
+            "ramet:grammar_compile_seconds", "Arrival of a new grammar to its compiled form.", labels=["model_name"]
+        )
+        compiling.add_metric(self._labels, self.stats.grammars_total, self.stats.grammar_seconds_total)
+        yield compiling
         usage = self.stats.used_tokens / self.stats.total_tokens if self.stats.total_tokens else 0.0
         yield self._gauge("token_usage", "Share of the KV pool held by running requests.", usage)
 

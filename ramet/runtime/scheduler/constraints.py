@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,7 +38,8 @@ class GrammarCache:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ramet-grammar", initializer=_stand_back)
         self._cached: OrderedDict[GrammarSpec, CompiledGrammar] = OrderedDict()
         self._waiting: dict[GrammarSpec, list[str]] = {}
-        self._done: SimpleQueue[tuple[GrammarSpec, Compiled]] = SimpleQueue()
+        self._done: SimpleQueue[tuple[GrammarSpec, Compiled, float]] = SimpleQueue()
+        self.num_compiled, self.compile_seconds = 0, 0.0
 
     def get(self, spec: GrammarSpec) -> CompiledGrammar | None:
         """The compiled grammar, if it is at hand."""
@@ -51,14 +53,17 @@ class GrammarCache:
             self._waiting[spec].append(request_id)
             return
         self._waiting[spec] = [request_id]
+        begin = time.monotonic()
         future = self._pool.submit(self._compile, spec)
-        future.add_done_callback(lambda done: self._done.put((spec, _outcome(done))))
+        future.add_done_callback(lambda done: self._done.put((spec, _outcome(done), time.monotonic() - begin)))
 
     def ready(self) -> list[tuple[str, GrammarSpec, Compiled]]:
         """Requests whose grammar has been compiled, or refused, since the last call."""
         found: list[tuple[str, GrammarSpec, Compiled]] = []
         while not self._done.empty():
-            spec, outcome = self._done.get()
+            spec, outcome, seconds = self._done.get()
+            self.num_compiled += 1
+            self.compile_seconds += seconds
             if not isinstance(outcome, RametError):
                 self._keep(spec, outcome)
             found += [(request_id, spec, outcome) for request_id in self._waiting.pop(spec, [])]

@@ -237,6 +237,8 @@ class Scheduler:
             num_steps_total=counters.steps,
             guessed_tokens_total=counters.guessed_tokens,
             right_guesses_total=counters.right_guesses,
+            grammars_total=0 if self._grammars is None else self._grammars.num_compiled,
+            grammar_seconds_total=0.0 if self._grammars is None else self._grammars.compile_seconds,
             gen_throughput=self._throughput.last,
         )
         return stats if self._tier is None else _with_tier(stats, self._tier.view())

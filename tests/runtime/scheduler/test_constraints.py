@@ -153,6 +153,8 @@ def test_others_run_while_a_grammar_compiles() -> None:
     compiler.gate.set()
     run(drive)
     assert drive.finish("gone").kind is FinishKind.ABORT and drive.finish("waits").kind is FinishKind.STOP
+    stats = drive.scheduler.stats()
+    assert stats.grammars_total in (1, 2) and stats.grammar_seconds_total > 0
 
 
 def test_one_grammar_is_compiled_once_and_the_cache_is_bounded() -> None:
