@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramet.lang.reasoning import split_reasoning
+from ramet.program.reasoning import split_reasoning
 from ramet.server.parsers.formats import think_tags, tool_format
 from ramet.server.parsers.reply_parser import ParsedReply, ReplyParser, parse_reply
 
