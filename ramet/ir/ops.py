@@ -216,19 +216,21 @@ class ProgramCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeList:
-    """A new list."""
+    """A new list. `deferred`: made when its items are there."""
 
     items: tuple[Value, ...] = _role("operands", default=())
     out: Value = _role("result")
+    deferred: bool = False
     loc: Location = _NOWHERE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeDict:
-    """A new dict from keys and values in turn."""
+    """A new dict from keys and values in turn. `deferred`: made when they are there."""
 
     items: tuple[Value, ...] = _role("operands", default=())
     out: Value = _role("result")
+    deferred: bool = False
     loc: Location = _NOWHERE
 
 

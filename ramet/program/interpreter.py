@@ -267,13 +267,13 @@ class _Frame:
 
     def get_var(self, op: ops.GetVar) -> Awaitable[None] | None:
         result = self._chain([self._held(op.state), self._held(op.name)], State.variable, op.loc)
-        if op.deferred:
-            self.run_.expect(result)
-        return self._finish(op.out, result, wait=not op.deferred)
+        return self._finish(op.out, result, deferred=op.deferred)
 
-    def _finish(self, out: Value, result: Any, *, wait: bool) -> Awaitable[None] | None:
+    def _finish(self, out: Value, result: Any, *, deferred: bool) -> Awaitable[None] | None:
         self._set(out, result)
-        return self._await(out) if wait and isinstance(result, asyncio.Future) else None
+        if deferred:
+            self.run_.expect(result)
+        return None if deferred or not isinstance(result, asyncio.Future) else self._await(out)
 
     async def _await(self, out: Value) -> None:
         self._set(out, await get(self._held(out)))
@@ -416,15 +416,19 @@ class _Frame:
         found = [await self.run_.plain(target), await self.run_.plain(key)]
         return await self.run_.looked_into("index", found, (), op.loc) if isinstance(found[0], HostObject) else item(*found)
 
-    async def make_list(self, op: ops.MakeList) -> None:
-        items = [await get(self._held(item)) for item in op.items]
-        self.run_.spent.made(items)
-        self._set(op.out, items)
+    def make_list(self, op: ops.MakeList) -> Awaitable[None] | None:
+        return self._collect(op, lambda *items: list(items))
 
-    async def make_dict(self, op: ops.MakeDict) -> None:
-        items = [await get(self._held(item)) for item in op.items]
-        self.run_.spent.made(items)
-        self._set(op.out, dict(zip(items[::2], items[1::2], strict=True)))
+    def make_dict(self, op: ops.MakeDict) -> Awaitable[None] | None:
+        return self._collect(op, lambda *items: dict(zip(items[::2], items[1::2], strict=True)))
+
+    def _collect(self, op: ops.MakeList | ops.MakeDict, build: Callable[..., Any]) -> Awaitable[None] | None:
+        def collected(*items: Any) -> Any:
+            self.run_.spent.made(items)
+            return build(*items)
+
+        result = self._chain([self._held(item) for item in op.items], collected, op.loc)
+        return self._finish(op.out, result, deferred=op.deferred)
 
     # calls out of the function
 

@@ -92,6 +92,30 @@ async def test_parallelize_runs_independent_programs_together_and_changes_nothin
     assert sorted(serial.prompts) == sorted(together.prompts)
 
 
+PAIRS = """
+@function
+def pair(s, topic):
+    s += sgl.user(topic) + sgl.assistant(sgl.gen("a"))
+    s += sgl.user("More.") + sgl.assistant(sgl.gen("b"))
+    return s["a"], {"more": s["b"]}
+
+
+@function
+def main(s, topics):
+    found = [pair.run(topic).value for topic in topics]
+    return [a + b["more"] for a, b in found]
+"""
+
+
+async def test_a_list_or_dict_of_what_is_being_generated_holds_nobody_up() -> None:
+    """The pairs are made in place, after inlining."""
+    program = compiled(define(PAIRS))
+    together, topics = SlowBackend(), {"topics": ["x", "y", "z"]}
+    result = await run_program(program.module, topics, together)
+    assert together.peak == 3
+    assert result.value == (await run_program(program.lowered, topics, SlowBackend())).value
+
+
 def _notes() -> Any:
     from ramet.compiler.pipeline import Notes
 

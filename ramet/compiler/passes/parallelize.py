@@ -1,7 +1,7 @@
 """Lets generations that do not need each other run together, without a fork in the user's code.
 
 Python waits at every read of a variable and at every call of a program. This pass moves the wait to where the value is truly needed:
-a read, the text built of it, a call that runs no host code become `deferred`. What the host sees, what decides a branch, and what
+a read, the text or list built of it, a call that runs no host code become `deferred`. What the host sees, what decides a branch, and what
 reads memory that is changed later keep their place.
 """
 
@@ -14,7 +14,7 @@ from ramet.compiler.analysis.effects import calls_host, is_pure
 from ramet.compiler.pipeline import Notes
 from ramet.compiler.rewrite import each_function, map_ops
 from ramet.ir.module import Function, Module
-from ramet.ir.ops import Call, GetVar, Index, Op, ProgramCall
+from ramet.ir.ops import Call, GetVar, Index, MakeDict, MakeList, Op, ProgramCall
 
 
 def parallelize(module: Module, notes: Notes) -> Module:
@@ -38,6 +38,8 @@ def _deferred(op: Op, memory: SharedMemory, on_host: set[str], notes: Notes) -> 
     if isinstance(op, Call) and op.function == ".append":
         return replace(op, deferred=True)  # its place in the list is kept
     if isinstance(op, Call) and is_pure(op) and not any(map(memory.written, (*op.args, op.out))):
+        return replace(op, deferred=True)
+    if isinstance(op, MakeList | MakeDict) and op.items and not any(map(memory.written, (*op.items, op.out))):
         return replace(op, deferred=True)
     if isinstance(op, Index) and not any(map(memory.written, (op.object, op.key, op.out))):
         return replace(op, deferred=True)
