@@ -128,6 +128,10 @@ class ProgramState:
         except Cancelled:
             await self._ended()
             raise
+        except KeyError:
+            if self._done:
+                self._outcome()  # why the run never came to set it
+            raise
         if self._done:
             self._outcome()
 

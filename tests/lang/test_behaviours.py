@@ -310,3 +310,16 @@ def test_impossible_constraints_fail_on_the_users_line(arguments: dict[str, Any]
 def test_impossible_choices(choices: Any) -> None:
     with pytest.raises(InvalidRequest, match="select"):
         sgl.select("x", choices)
+
+
+def test_a_stream_of_a_variable_that_never_came_says_why() -> None:
+    """The run's own failure, not that the variable is missing."""
+
+    @sgl.function
+    def broken(s: Any) -> None:
+        s += sgl.user("hi")
+        raise ValueError("out of ink")
+
+    state = broken.run(backend=ScriptedBackend([]), stream=True)
+    with pytest.raises(ValueError, match="out of ink"):
+        list(state.text_iter("answer"))
