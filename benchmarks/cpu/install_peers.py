@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ramet.user_cache import user_cache
+
 _LAST_LINES = 4
 
 
@@ -31,7 +33,7 @@ class InstallFailed(Exception):
 
 
 def peers_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramet" / "peers"
+    return user_cache("peers")
 
 
 def install(name: str, recipe: Recipe) -> Path:

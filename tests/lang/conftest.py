@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from ramet.lang import launch_run
+from tests.fakes import fake_engine
+from tests.server.live_server import live_server
 
 TWICE = frozenset({"test_behaviours", "test_states", "test_styles", "test_cancellation", "test_live_runs", "test_backends"})
 MODES = ("interpreted", "auto")
@@ -15,6 +18,15 @@ MODES = ("interpreted", "auto")
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.module.__name__.rpartition(".")[2] in TWICE and "default_mode" in metafunc.fixturenames:
         metafunc.parametrize("default_mode", MODES, indirect=True)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server over an engine without a model."""
+    engine = fake_engine()
+    with live_server(engine) as url:
+        yield url
+    engine.close_now()
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,6 @@ import ramet as sgl
 from ramet.lang.compilation import Compilation, Prepared
 from ramet.lang.process import _process
 from ramet.wire.codec import decode
-from tests.fakes import fake_engine
-from tests.server.live_server import live_server
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SAYS = {
@@ -46,14 +44,6 @@ def _own_default_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     _process.default_backend = before
     sys.modules.pop("connect", None)
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    engine = fake_engine()
-    with live_server(engine) as url:
-        yield url
-    engine.close_now()
 
 
 def run(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

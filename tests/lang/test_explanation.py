@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ import ramet as sgl
 from ramet.cli.main import main
 from ramet.lang.waterfall import waterfall
 from ramet.program.scripted import ScriptedBackend
-from tests.fakes import fake_engine
-from tests.server.live_server import live_server
 
 HERE = str(Path(__file__))
 
@@ -43,14 +40,6 @@ def interpreted_only(s: Any) -> Any:
     except ValueError:
         return "wrong"
     return s["x"]
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    engine = fake_engine()
-    with live_server(engine) as url:
-        yield url
-    engine.close_now()
 
 
 def test_what_the_compiler_did_is_shown_at_its_line() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter, namedtuple
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,6 @@ import ramet as sgl
 from ramet.errors import InvalidRequest
 from ramet.lang.host_calls import ClientHost
 from ramet.program.scripted import ScriptedBackend
-from tests.fakes import fake_engine
-from tests.server.live_server import live_server
 
 Pair = namedtuple("Pair", "left right")
 
@@ -69,14 +66,6 @@ def missing(s: Any) -> Any:
     person = Person()
     s += "a"
     return person.nothing
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    engine = fake_engine()
-    with live_server(engine) as url:
-        yield url
-    engine.close_now()
 
 
 @pytest.mark.parametrize("program", [sets, counted, dated, attributes], ids=lambda program: program.__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,6 @@ from urllib.parse import urlsplit
 import pytest
 
 import ramet as sgl
-from tests.fakes import fake_engine
-from tests.server.live_server import live_server
 
 
 def note(text: str) -> str:
@@ -69,14 +67,6 @@ async def watched(url: str) -> AsyncIterator[tuple[str, Traffic]]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    engine = fake_engine()
-    with live_server(engine) as url:
-        yield url
-    engine.close_now()
 
 
 @pytest.mark.parametrize(("program", "num_calls"), [(conversation, 0), (with_host_calls, 3)])

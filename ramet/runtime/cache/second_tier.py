@@ -98,12 +98,12 @@ class SecondTier:
         if self.disk is None:
             return
         missing = self._on_disk(keys[num_cached // self.block_tokens :], self.disk)
-        recomputing = self.rates.recomputing(len(missing) * self.block_tokens)
         if not missing:
             return
         if not self.rates.disk_pays(len(missing) * self._memory.block_bytes, self._bytes_being_read, len(missing) * self.block_tokens):
             self.counters.cheaper_computed += len(missing) * self.block_tokens
             return
+        recomputing = self.rates.recomputing(len(missing) * self.block_tokens)
         wish.until = self._clock() + (_FIRST_PATIENCE_SECONDS if recomputing is None else recomputing)
         wish.reading = self._read(missing, self.disk)
 

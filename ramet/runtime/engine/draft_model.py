@@ -1,8 +1,8 @@
 """A small model that guesses the next tokens of a large one, one after the other, before the large one computes them all in one step.
 
 It is an executor of its own beside the model's, with its own slots, pages and prefix cache, driven by plans like any other. It samples
-with the request's own parameters, seed, position and grammar mask: the same uniform number then falls into both models' distributions, so
-that a draft which is the model itself is right every time, also at a temperature, and what the model says never depends on it.
+with the request's own parameters, seed, position and grammar mask: both models' tokens race with the same noise (`race_choice`), so that a
+draft which is the model itself is right every time, also at a temperature, and what the model says never depends on it.
 
     known tokens  0 ……………… sure ┐ what the model made of the last guesses: those that were right are in the draft's pages already
     in the pages  0 ……………………… computed
@@ -24,6 +24,7 @@ from ramet.runtime.cache.lease import Lease
 from ramet.runtime.cache.prefix_cache import PrefixCache
 from ramet.runtime.executor.executor import Executor, PendingResult
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart, TokenMasks
+from ramet.runtime.scheduler.constraints import fill_masks
 from ramet.runtime.scheduler.request_state import RequestState
 
 _LOG = get_logger(__name__)
@@ -199,12 +200,10 @@ class DraftModel:
         return found
 
     def _masks(self, constrained: Sequence[Guessing]) -> TokenMasks:
-        """As wide as the draft's logits."""
-        bits = np.zeros((len(constrained), -(-max(self._vocab_size, self._executor.model.vocab_size) // 32)), dtype=np.uint32)
-        for row, one in zip(bits, constrained, strict=True):
-            assert one.state.matcher is not None
-            one.state.matcher.fill_mask(row[: -(-self._vocab_size // 32)])
-        return TokenMasks(np.ascontiguousarray(bits[:, : -(-self._executor.model.vocab_size // 32)]))
+        """As wide as the draft's logits: padding of either model is forbidden."""
+        bits = fill_masks([one.state.matcher for one in constrained], len(constrained), self._vocab_size).bits
+        words = -(-self._executor.model.vocab_size // 32)
+        return TokenMasks(np.pad(bits[:, :words], ((0, 0), (0, max(words - bits.shape[1], 0)))))
 
     def _known_row(self, one: Guessing) -> tuple[PlanRow, Guessing]:
         """What is known and not computed, or as much of it as one step takes: only behind the whole of it there is something to guess."""

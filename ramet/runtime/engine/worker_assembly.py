@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +29,7 @@ from ramet.runtime.host_memory import HostMemory
 from ramet.runtime.plan import ModelInfo
 from ramet.runtime.resolve import resolve
 from ramet.runtime.scheduler.scheduler import Scheduler
+from ramet.user_cache import user_cache
 
 NUM_GUESSES = 4
 DRAFT_TOKENS = 1 << 16
@@ -140,7 +140,7 @@ def _second_tier(options: MemoryConfig, executor: Executor) -> SecondTier | None
         return None
     disk = None
     if options.hicache_storage_backend == "file":
-        directory = options.hicache_storage_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramet" / "kv"
+        directory = options.hicache_storage_dir or user_cache("kv")
         disk = DiskBlocks(Path(directory).expanduser(), memory.fingerprint, options.hicache_storage_size * 10**9)
     policy = options.hicache_write_policy
     saves_early = policy == "write_through" or (policy == "auto" and disk is not None)

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 
 from ramet.runtime.executor.inputs import device_tensor
-from ramet.runtime.executor.random_choice import Draw, kept_ranks
-from ramet.runtime.executor.token_choice import TokenChoice
+from ramet.runtime.executor.random_choice import Draw, is_filtered, kept_ranks
+from ramet.runtime.executor.token_choice import TokenChoice, rows_of
 
 _CANDIDATES = 512
 """Likeliest tokens that are looked at before all are sorted, on a CPU."""
@@ -37,9 +37,8 @@ class RaceChoice:
 
     def draw(self, logits: torch.Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> torch.Tensor:
         device = logits.device
-        scores = logits if len(rows) == len(logits) else logits[device_tensor(rows, np.int64, device)]
-        scores = scores / device_tensor([draw.params.temperature for draw in draws], np.float32, device)[:, None]
-        filtered = [i for i, draw in enumerate(draws) if _is_filtered(draw, scores.shape[1])]
+        scores = rows_of(logits, rows) / device_tensor([draw.params.temperature for draw in draws], np.float32, device)[:, None]
+        filtered = [i for i, draw in enumerate(draws) if is_filtered(draw.params, scores.shape[1])]
         if filtered:
             index = device_tensor(filtered, np.int64, device)
             scores[index] = _without_tail(scores[index], [draws[i] for i in filtered])
@@ -66,18 +65,13 @@ def _shifted(bits: torch.Tensor, count: int) -> torch.Tensor:
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
-def _is_filtered(draw: Draw, vocab: int) -> bool:
-    params = draw.params
-    return 0 < params.top_k < vocab or params.top_p < 1.0 or params.min_p > 0.0
-
-
 def _without_tail(scores: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """-inf for what top_k, top_p and min_p leave out."""
-    vocab = scores.shape[1]
+    vocab, log_total = scores.shape[1], scores.logsumexp(-1, keepdim=True)
     width = min(_CANDIDATES, vocab) if scores.device.type == "cpu" else vocab
     found, ids = scores.topk(width, -1)
-    kept = kept_ranks((found - scores.logsumexp(-1, keepdim=True)).double().exp_(), draws, vocab)
+    kept = kept_ranks((found - log_total).double().exp_(), draws, vocab)
     if width < vocab and bool(kept[:, -1].any()):
         found, ids = scores.sort(dim=-1, descending=True, stable=True)
-        kept = kept_ranks((found - scores.logsumexp(-1, keepdim=True)).double().exp_(), draws, vocab)
+        kept = kept_ranks((found - log_total).double().exp_(), draws, vocab)
     return torch.full_like(scores, float("-inf")).scatter_(1, ids, found.masked_fill(~kept, float("-inf")))

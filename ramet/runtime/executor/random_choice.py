@@ -62,12 +62,16 @@ def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     return tokens
 
 
+def is_filtered(params: SamplingParams, vocab: int) -> bool:
+    """Whether top_k, top_p or min_p can leave a token out."""
+    return 0 < params.top_k < vocab or params.top_p < 1.0 or params.min_p > 0.0
+
+
 def _first_width(params: SamplingParams, vocab: int, device: torch.device) -> int:
     """How many candidates to sort at first; 0: none, the row is not filtered."""
-    limited = 0 < params.top_k < vocab
-    if not limited and params.top_p >= 1.0 and params.min_p <= 0.0:
+    if not is_filtered(params, vocab):
         return 0
-    need = params.top_k if limited else 1
+    need = params.top_k if 0 < params.top_k < vocab else 1
     if device.type != "cpu":
         return vocab  # sorting is cheap there, asking whether the candidates sufficed is not
     return next((width for width in _WIDTHS if need <= width < vocab), vocab)

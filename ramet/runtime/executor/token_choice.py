@@ -41,13 +41,15 @@ class TorchChoice:
         logits[index] = logits[index].masked_fill_(~allowed, float("-inf"))
 
     def likeliest(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        return self._some(logits, rows).argmax(-1)
+        return rows_of(logits, rows).argmax(-1)
 
     def draw(self, logits: torch.Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> torch.Tensor:
-        return draw_tokens(self._some(logits, rows), draws)
+        return draw_tokens(rows_of(logits, rows), draws)
 
-    def _some(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        return logits if len(rows) == len(logits) else logits[device_tensor(rows, np.int64, self._device)]
+
+def rows_of(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """A copy of these rows, or all of `logits` itself: `rows` are in order."""
+    return logits if len(rows) == len(logits) else logits[device_tensor(rows, np.int64, logits.device)]
 
 
 def _forbid_on_gpu(logits: torch.Tensor, rows: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ramet.errors import Unsupported
 from ramet.log import get_logger
+from ramet.user_cache import user_cache
 
 logger = get_logger(__name__)
 
@@ -109,7 +110,7 @@ def build() -> Path:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise Unsupported("the CPU kernels need a C++ compiler (g++ or clang++, or $CXX); install one or use --quantization none")
-    target = cache_directory() / f"ramet_cpu_{_digest(compiler)}.so"
+    target = user_cache("kernels") / f"ramet_cpu_{_digest(compiler)}.so"
     if not target.exists():
         logger.info("Compiling the CPU kernels once for this machine (about ten seconds)")
         _compile(compiler, target)
@@ -123,11 +124,6 @@ def processor_features() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
-
-
-def cache_directory() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "ramet" / "kernels"
 
 
 def _digest(compiler: str) -> str:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from ramet.errors import Unsupported
+from ramet.runtime.gguf_file import BLOCK_TYPES
 from ramet.runtime.kernels import cpu_library
 from ramet.runtime.kernels.huge_memory import HugeMemory
 
@@ -27,7 +28,7 @@ PANEL = 8
 EXACT_BITS = MappingProxyType({"Q4_0": 4, "Q4_1": 4, "Q8_0": 8})
 """GGUF types that become panels without rounding."""
 
-_BLOCK_BYTES = MappingProxyType({"Q4_0": 18, "Q4_1": 20, "Q8_0": 34})
+_BLOCK_BYTES = MappingProxyType({block.name: block.num_bytes for block in BLOCK_TYPES.values()})
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from ramet.errors import Unsupported
 from ramet.runtime.gguf_file import read_metadata
 from ramet.runtime.text.pre_tokenizers import pre_tokenizer
 from ramet.runtime.text.sentencepiece_merges import ranked_merges
+from ramet.user_cache import user_cache
 
 LAYOUT = b"2"
 """Part of the cache key: changes whenever this file builds something else."""
@@ -32,8 +32,8 @@ SPACE = "▁"
 
 def converted_directory(path: Path, cache_dir: Path | None = None) -> Path:
     """A directory with tokenizer.json, tokenizer_config.json and generation_config.json that say what the file's metadata say."""
-    cache = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramet"
-    target = cache / "tokenizers" / _content_key(path)
+    cache = user_cache("tokenizers") if cache_dir is None else cache_dir / "tokenizers"
+    target = cache / _content_key(path)
     if not (target / "tokenizer.json").is_file():
         _write_atomically(target, convert(read_metadata(path)))
     return target

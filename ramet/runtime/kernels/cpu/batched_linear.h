@@ -149,15 +149,11 @@ inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t ro
   const int panels = w.n / kPanel, blocks = w.k / kBlock, row_panels = w.bits == 4 && rows >= room.batched_from ? int(rows / kPanel) : 0;
   if (row_panels) {
     room.reserve(row_panels, blocks, pool.num_threads());
-    const int chunks = std::min(row_panels, pool.num_threads() * 4);
-    pool.run(chunks, [&](int chunk, int) {
-      for (int64_t p = int64_t(row_panels) * chunk / chunks; p < int64_t(row_panels) * (chunk + 1) / chunks; ++p)
-        pack_rows(x, blocks, p, room.rows.data());
+    pool.share(row_panels, pool.num_threads() * 4, [&](int64_t begin, int64_t end, int) {
+      for (int64_t p = begin; p < end; ++p) pack_rows(x, blocks, p, room.rows.data());
     });
   }
-  const int chunks = std::min(panels, pool.num_threads() * 8);
-  pool.run(chunks, [&](int chunk, int thread) {
-    const int first = int(int64_t(panels) * chunk / chunks), last = int(int64_t(panels) * (chunk + 1) / chunks);
+  pool.share(panels, pool.num_threads() * 8, [&](int first, int last, int thread) {
     if (row_panels) batched_range(w, first, last, row_panels, room.rows.data(), room.unpacked[thread].data(), y, add);
     rows_range(w, first, last, x, int64_t(row_panels) * kPanel, rows, y, add);
   });

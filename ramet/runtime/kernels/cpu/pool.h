@@ -4,6 +4,7 @@
 // all threads have reported: a thread that the operating system has taken off its core is simply not waited for, and the others
 // do its share. Idle threads spin for a short while (regions of a step follow each other closely), then sleep in the kernel.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <thread>
@@ -58,6 +59,13 @@ class Pool {
       if (spins < kSpins) _mm_pause();
       else std::this_thread::yield();
     }
+  }
+
+  // body(begin, end, thread) for at most `pieces` even parts of 0 … n-1.
+  template <class Body>
+  void share(int64_t n, int pieces, const Body& body) {
+    const int count = int(std::min<int64_t>(n, pieces));
+    run(count, [&](int piece, int thread) { body(n * piece / count, n * (piece + 1) / count, thread); });
   }
 
  private:

@@ -39,6 +39,8 @@ struct RametModel {
 
 namespace {
 
+constexpr int kPackingPieces = 64;
+
 struct Buffers {
   Aligned<float> x, kept, qkv, attention, gate_up, scale, sum, part_out, part_lse;
   Aligned<int8_t> a;
@@ -88,10 +90,8 @@ class Step {
 
   template <class F>
   void rows(const F& body) {
-    const int64_t n = num_rows();
-    const int chunks = int(std::min<int64_t>(n, c_.pool.num_threads() * 4));
-    c_.pool.run(chunks, [&](int chunk, int) {
-      for (int64_t t = n * chunk / chunks; t < n * (chunk + 1) / chunks; ++t) body(t);
+    c_.pool.share(num_rows(), c_.pool.num_threads() * 4, [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = begin; t < end; ++t) body(t);
     });
   }
 
@@ -271,18 +271,17 @@ int64_t ramet_packed_bytes(int bits, int64_t n, int64_t k) { return n / kPanel *
 
 // q [n, k] one integer per byte, d and m [n, k/32] fp16 (m unused for 8 bits) → panels.
 void ramet_pack(void* context, int bits, int64_t n, int64_t k, const int8_t* q, const uint16_t* d, const uint16_t* m, uint8_t* out) {
-  const int panels = int(n / kPanel), chunks = std::min(panels, 64);
-  static_cast<Context*>(context)->pool.run(chunks, [&](int chunk, int) {
-    for (int64_t p = int64_t(panels) * chunk / chunks; p < int64_t(panels) * (chunk + 1) / chunks; ++p) pack_panel(bits, k, p, q, d, m, out);
+  static_cast<Context*>(context)->pool.share(n / kPanel, kPackingPieces, [&](int64_t begin, int64_t end, int) {
+    for (int64_t p = begin; p < end; ++p) pack_panel(bits, k, p, q, d, m, out);
   });
 }
 
 // The same from rows as GGUF stores them (packing.h).
 void ramet_pack_stored(void* context, int bits, int has_minimum, int64_t n, int64_t k, const uint8_t* rows, int64_t row_bytes, uint8_t* out) {
-  const int panels = int(n / kPanel), chunks = std::min(panels, 64);
-  static_cast<Context*>(context)->pool.run(chunks, [&](int chunk, int) {
-    for (int64_t p = int64_t(panels) * chunk / chunks; p < int64_t(panels) * (chunk + 1) / chunks; ++p)
-      pack_stored_panel(bits, has_minimum, k, rows + p * kPanel * row_bytes, row_bytes, out + p * (k / kBlock) * (bits == 4 ? kRecord4 : kRecord8));
+  const int64_t panel_bytes = ramet_packed_bytes(bits, kPanel, k);
+  static_cast<Context*>(context)->pool.share(n / kPanel, kPackingPieces, [&](int64_t begin, int64_t end, int) {
+    for (int64_t p = begin; p < end; ++p)
+      pack_stored_panel(bits, has_minimum, k, rows + p * kPanel * row_bytes, row_bytes, out + p * panel_bytes);
   });
 }
 
@@ -307,9 +306,8 @@ void ramet_linear(void* context, const Linear* w, const float* x, int64_t rows, 
   Context& c = *static_cast<Context*>(context);
   grow(c.buffers.a, rows * w->k), grow(c.buffers.scale, rows * w->k / kBlock), grow(c.buffers.sum, rows * w->k / kBlock);
   const Activations a{c.buffers.a.data(), c.buffers.scale.data(), c.buffers.sum.data()};
-  const int chunks = int(std::min<int64_t>(rows, c.pool.num_threads() * 4));
-  c.pool.run(chunks, [&](int chunk, int) {
-    for (int64_t r = rows * chunk / chunks; r < rows * (chunk + 1) / chunks; ++r) quantize_row(x + r * w->k, w->k, r, a);
+  c.pool.share(rows, c.pool.num_threads() * 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) quantize_row(x + r * w->k, w->k, r, a);
   });
   linear(c.pool, *w, a, rows, y, false, c.buffers.room);
 }
