@@ -13,6 +13,7 @@ from ramet.cli.flags import flags_markdown  # noqa: E402
 from ramet.errors import GrammarError  # noqa: E402
 from ramet.grammar.lowering import lower  # noqa: E402
 from ramet.grammar.schema_document import ANNOTATIONS, ENFORCED, REFUSED  # noqa: E402
+from ramet.grammar.string_formats import ANNOTATIONS as FREE_FORMATS  # noqa: E402
 from ramet.grammar.string_formats import FORMATS, INTEGER_FORMATS  # noqa: E402
 from ramet.runtime.config import ServerConfig  # noqa: E402
 from tests.grammar.schema_cases import CASES  # noqa: E402
@@ -23,7 +24,10 @@ HEAD = """# JSON Schema
 Made by `make docs` from the cases that `tests/grammar/test_json_schema.py` judges with the `jsonschema` package.
 
 Every keyword of draft 2020-12 is enforced, or the request is refused with status 400 and the JSON pointer of the place. None is accepted
-and ignored. Schemas at random, every keyword inside of every other, are judged the same way (`tests/grammar/random_schemas.py`).
+and ignored, and so is none that is not known, but for the annotations below. Older drafts' `definitions`, `dependencies`, lists of `items`,
+`id`, `$id: "#name"` and exclusive bounds that are true or false are read too; what stands beside `$ref` counts.
+
+Schemas at random, every keyword inside of every other, are judged the same way (`tests/grammar/random_schemas.py`).
 
 A grammar writes one form of each valid value, and by what it writes it also accepts. Of a valid value this is the form:
 
@@ -37,6 +41,8 @@ A grammar writes one form of each valid value, and by what it writes it also acc
 
 Where validators disagree about a value, it is not written: `pattern` holds what ECMA 262 and Python agree on (`\\d`, `\\w`, `\\s`, `$`
 before a last newline), also under `not`. `format` is enforced, not an annotation, each as a subset of its standard that all take.
+But `multipleOf` is what the standard says, arithmetic with decimal numbers: validators that divide binary floats (`jsonschema` among them)
+find that 0.07 is no multiple of 0.01.
 Of two undeclared properties with one name the last one counts, as it does for readers.
 """
 
@@ -52,6 +58,7 @@ def _keywords() -> list[str]:
         "Annotations, without effect": [*sorted(ANNOTATIONS), "x-…"],
         "Refused wherever they stand": sorted(REFUSED),
         "Formats": [*sorted(FORMATS), *sorted(INTEGER_FORMATS)],
+        "Formats without effect": sorted(FREE_FORMATS),
     }
     return [line for title, names in listed.items() for line in (f"## {title}", "", " ".join(f"`{name}`" for name in names), "")]
 

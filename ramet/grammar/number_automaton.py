@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
+from math import gcd
 from typing import NamedTuple
 
 from ramet.errors import GrammarError
@@ -33,6 +34,9 @@ class NumberSet(NamedTuple):
 def number_expression(arena: Arena, numbers: NumberSet) -> int:
     """Each character is a lexeme of its own: were whole numbers lexemes, the longest match of one alternative would hide another's."""
     low, high = numbers.low, numbers.high
+    if numbers.integer and numbers.step is not None:
+        whole = numbers.step.numerator  # the least whole multiple: of 0.01 every integer is one
+        numbers = numbers._replace(step=Fraction(whole) if whole > 1 else None)
     if numbers.step is not None and numbers.step.denominator == 1 and numbers.step > LARGE_STEP:
         numbers = numbers._replace(integer=True)
     if high is None and numbers.step is None and not numbers.avoided and low in (None, 0):
@@ -73,6 +77,15 @@ class _Divisor(NamedTuple):
     of: int
     places: int
     divides: bool
+
+    def reduced(self, rest: int, seen: int) -> int:
+        """What matters of a remainder after `seen` digits of the fraction: more digits will move it to the left."""
+        return rest % (self.of // gcd(self.of, 10 ** max(self.places - seen, 0)))
+
+    def can_divide(self, rest: int, seen: int) -> bool:
+        """Whether more digits could make it a multiple."""
+        power: int = 10 ** max(self.places - seen, 0)
+        return rest != NEVER and -rest * power % self.of < power
 
 
 NEVER = -1
@@ -151,7 +164,7 @@ class _Magnitudes:
         seen = min(at + 1, self._most)
         if seen == self._most:
             low = high = 0  # longer than the bounds: digits say nothing any more
-        rests = tuple((rest * 10 + digit) % divisor.of for rest, divisor in zip(state.rests, self._divisors, strict=True))
+        rests = tuple(divisor.reduced(rest * 10 + digit, 0) for rest, divisor in zip(state.rests, self._divisors, strict=True))
         return _State(False, seen, low, high, rests, at == 0 and digit == 0)
 
     def _whole(self, state: _State) -> tuple[int, int] | None:
@@ -177,7 +190,7 @@ class _Magnitudes:
         if low < 0 or high > 0 or state.room == 0:
             return None
         rests = tuple(_after_point(rest, divisor, digit, at) for rest, divisor in zip(state.rests, self._divisors, strict=True))
-        if any(rest == NEVER and divisor.divides for rest, divisor in zip(rests, self._divisors, strict=True)):
+        if not all(divisor.can_divide(rest, at + 1) for rest, divisor in zip(rests, self._divisors, strict=True) if divisor.divides):
             return None
         return _State(True, min(at + 1, self._most_places), low, high, rests, room=state.room - self._is_exact)
 
@@ -196,7 +209,7 @@ class _Magnitudes:
 def _after_point(rest: int, divisor: _Divisor, digit: int, at: int) -> int:
     if rest == NEVER or at >= divisor.places:
         return NEVER if digit else rest
-    return (rest * 10 + digit) % divisor.of
+    return divisor.reduced(rest * 10 + digit, at + 1)
 
 
 def _divides(rest: int, divisor: _Divisor, seen: int) -> bool:

@@ -1,14 +1,15 @@
 """Regexes as expressions. Python's own parser reads them; what is not regular, or means different things to different engines, is refused.
 
 Two dialects. `python`: what `re` matches, for regex constraints. `shared`: for `pattern` in a JSON schema, where ECMA 262 is the standard
-and validators use what they have: a class holds what ECMA and Python agree on, so that what is generated passes either way.
+and validators use what they have: a class holds what ECMA and Python agree on, so that what is generated passes either way. It also knows
+look-ahead where it is not repeated, and `(?:(?!b).)*` before the end.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -18,6 +19,7 @@ from re import _parser as parser  # isort: skip
 from ramet.errors import GrammarError
 from ramet.grammar.arena import EPSILON, UNBOUNDED, Arena
 from ramet.grammar.char_ranges import ALL, LAST, Ranges, complement, intersect, union
+from ramet.grammar.ecma_spelling import in_python
 
 Dialect = Literal["python", "shared"]
 MAX_REPEAT = 100_000
@@ -26,6 +28,9 @@ _ECMA_BLANKS = (0x20, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
 ECMA_SPACE: Ranges = union([(9, 13), (0x2000, 0x200A), *((code_point, code_point) for code_point in _ECMA_BLANKS)])
 ASCII = {"d": union([(48, 57)]), "w": union([(48, 57), (65, 90), (95, 95), (97, 122)]), "s": ECMA_SPACE}
 ANCHORS = {code.AT_BEGINNING: "^", code.AT_BEGINNING_STRING: "^", code.AT_END: "$", code.AT_END_STRING: "$"}
+LOOKS = (code.ASSERT, code.ASSERT_NOT)
+AHEAD = 1
+ONE_CHARACTER = (code.LITERAL, code.NOT_LITERAL, code.ANY, code.IN)
 
 
 class _Class(NamedTuple):
@@ -45,7 +50,7 @@ def search(arena: Arena, source: str, quoted: bool, wide: bool = False) -> int:
     """Texts in which the regex matches somewhere, as `pattern` has it; `quoted`: as they stand inside a JSON string. Where engines disagree
     these are the texts in which all of them find it, or (`wide`) some of them."""
     reader = _Reader(arena, "shared", quoted, wide)
-    return reader.edges(list(_parse(re.sub(r"\(\?<(?=[A-Za-z_])", "(?P<", source))), True, True)
+    return reader.edges(list(_parse(in_python(source))), True, True)
 
 
 def anything(arena: Arena, quoted: bool) -> int:
@@ -77,31 +82,61 @@ class _Reader:
         self._dialect = dialect
         self._quoted = quoted
         self._wide = wide
-        self._any = anything(arena, quoted)
+        self._character = arena.chars(ALL, quoted)
+        self._any = arena.rep(self._character)
         self._end = arena.optional(arena.chars(((10, 10),), quoted)) if wide else EPSILON  # Python's $ overlooks a last newline
         self._num_distributed = 0
 
     def edges(self, items: list[Any], open_left: bool, open_right: bool) -> int:
         """A sequence that makes up the whole regex: `open_left`, anything may come before unless ^ forbids it; `open_right` likewise."""
+        items = _with_anchors_first(items)
         head, tail = 0, len(items)
         while head < tail and self._anchor(items[head]) == "^":
             head, open_left = head + 1, False
         while tail > head and self._anchor(items[tail - 1]) == "$":
             tail, open_right = tail - 1, False
         core = items[head:tail]
-        for at in {0, len(core) - 1} if core else ():
-            if _holds_anchor(core[at]):
-                branches = self._branches(core[at])
+        for at, item in enumerate(core):
+            if (at in (0, len(core) - 1) and _holds(item, _is_anchor)) or _holds(item, _looks_ahead, inside=True):
+                branches = self._branches(item)
                 return self._arena.alt(self.edges([*core[:at], *branch, *core[at + 1 :]], open_left, open_right) for branch in branches)
+            if self._dialect == "shared" and (_looks_ahead(item) or _tempered(item) is not None):
+                return self._looking_ahead(core, at, open_left, open_right)
         body = self._sequence(core)
         return self._arena.seq(self._any if open_left else EPSILON, body, self._any if open_right else self._end)
+
+    def _looking_ahead(self, core: list[Any], at: int, open_left: bool, open_right: bool) -> int:
+        """What comes before `core[at]`, which looks ahead; then what follows as far as it is what that says."""
+        if any(_holds(item, _is_beginning) for item in core[at + 1 :]):
+            _refuse("^ may only stand at the very beginning")
+        before, looked_at = self._sequence(core[:at]), _tempered(core[at])
+        if looked_at is not None:
+            if open_right or core[at + 1 :]:
+                _refuse("a repeated look-ahead may only stand before the end")
+            following = self._arena.seq(self._never_before(core[at][1], looked_at), self._end)
+        else:
+            following = self._arena.conj((self.edges(core[at + 1 :], False, open_right), self._ahead(*core[at])))
+        return self._arena.seq(self._any if open_left else EPSILON, before, following)
+
+    def _ahead(self, op: Any, of: Any) -> int:
+        is_negative = op is code.ASSERT_NOT
+        found = _Reader(self._arena, self._dialect, self._quoted, self._wide != is_negative).edges(list(of[1]), False, True)
+        return self._arena.negate(found) if is_negative else found
+
+    def _never_before(self, repetition: Any, looked_at: Any) -> int:
+        """Repeated characters before none of which the look-ahead finds what it must not."""
+        low, high, part = repetition
+        character = self._item(*(part[0][1][3] if part[0][0] is code.SUBPATTERN else part)[1])
+        found = self._arena.conj((self._arena.negate(self._ahead(*looked_at)), self._arena.seq(self._character, self._any)))
+        every = self._arena.rep(character, low, UNBOUNDED if high is code.MAXREPEAT else high)
+        return self._arena.conj((every, self._arena.negate(self._arena.seq(self._any, found))))
 
     def _branches(self, item: Any) -> list[list[Any]]:
         self._num_distributed += 1
         if self._num_distributed > MAX_DISTRIBUTED:
             _refuse("too many alternatives with anchors of their own")
         op, of = item
-        if op is code.SUBPATTERN:
+        if op is code.SUBPATTERN and not (of[1] or of[2]):
             return [list(of[3])]
         if op is code.BRANCH:
             return [list(branch) for branch in of[1]]
@@ -168,13 +203,42 @@ class _Reader:
         return _Class(intersect(ASCII[name], python), wide)
 
 
-def _holds_anchor(item: Any) -> bool:
+def _holds(item: Any, is_it: Callable[[Any], bool], inside: bool = False) -> bool:
+    """Whether it, or an item of its groups and alternatives, is one; `inside`: one of the latter."""
     op, of = item
-    if op is code.AT:
-        return of in ANCHORS
-    if op is code.SUBPATTERN:
-        return any(_holds_anchor(child) for child in of[3])
-    return op is code.BRANCH and any(_holds_anchor(child) for branch in of[1] for child in branch)
+    if not inside and is_it(item):
+        return True
+    branches = [of[3]] if op is code.SUBPATTERN else of[1] if op is code.BRANCH else []
+    return any(_holds(child, is_it) for branch in branches for child in branch)
+
+
+def _is_anchor(item: Any) -> bool:
+    return item[0] is code.AT and item[1] in ANCHORS
+
+
+def _is_beginning(item: Any) -> bool:
+    return item[0] is code.AT and ANCHORS.get(item[1]) == "^"
+
+
+def _looks_ahead(item: Any) -> bool:
+    return item[0] in LOOKS and item[1][0] == AHEAD
+
+
+def _tempered(item: Any) -> Any:
+    """Of a repeated character with a look-ahead that must not find something before it: that look-ahead."""
+    if item[0] not in (code.MAX_REPEAT, code.MIN_REPEAT):
+        return None
+    part = item[1][2]
+    if len(part) == 1 and part[0][0] is code.SUBPATTERN and not any(part[0][1][1:3]):
+        part = part[0][1][3]
+    is_tempered = len(part) == 2 and _looks_ahead(part[0]) and part[0][0] is code.ASSERT_NOT and part[1][0] in ONE_CHARACTER
+    return part[0] if is_tempered else None
+
+
+def _with_anchors_first(items: list[Any]) -> list[Any]:
+    """^ before what looks ahead in the same place."""
+    size = next((at for at, item in enumerate(items) if not (_looks_ahead(item) or _is_beginning(item))), len(items))
+    return [*sorted(items[:size], key=_looks_ahead), *items[size:]]
 
 
 @lru_cache(maxsize=3)

@@ -12,11 +12,15 @@ from ramet.grammar.schema_resources import Resources, escape
 ANNOTATIONS = frozenset(
     (
         *("title", "description", "default", "examples", "example", "$comment", "deprecated", "readOnly", "writeOnly"),
-        *("$schema", "$id", "$anchor", "$dynamicAnchor", "$vocabulary", "$defs", "definitions"),
+        *("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$vocabulary", "$defs", "definitions"),
         *("discriminator", "externalDocs", "xml", "contentEncoding", "contentMediaType", "contentSchema"),
+        *("markdownDescription", "enumDescriptions", "markdownEnumDescriptions", "enumNames", "enumItemLabels", "propertyOrdering"),
+        *("deprecationMessage", "markdownDeprecationMessage", "errorMessage", "patternErrorMessage", "defaultSnippets"),
+        *("doNotSuggest", "suggestSortText", "allowComments", "allowTrailingCommas", "fileMatch", "self", "tsType", "tsEnumNames"),
+        *("javaType", "javaEnumNames", "javaInterfaces", "existingJavaType"),
     )
 )
-"""They say nothing about which values are valid."""
+"""They say nothing about which values are valid: the standard's, OpenAPI's, and those of editors, registries and code generators."""
 UNEVALUATED = ("unevaluatedProperties", "unevaluatedItems")
 SUBSCHEMAS = ("not", "if", "then", "else", "items", "contains", "additionalProperties", "propertyNames", "additionalItems", *UNEVALUATED)
 SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -39,6 +43,7 @@ PLAIN = (
 )
 ENFORCED = frozenset({*SUBSCHEMAS, *SUBSCHEMA_LISTS, *SUBSCHEMA_MAPS, *COUNTS, *NUMBERS, *PLAIN})
 REFUSED = {"$recursiveRef": "use $ref", "$recursiveAnchor": "use $anchor"}
+EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 TYPES = ("null", "boolean", "number", "integer", "string", "array", "object")
 
 
@@ -53,6 +58,7 @@ class Document:
         self._resources = Resources(root)
 
     def add(self, pointer: str, schema: Any) -> str:
+        schema = _modern(schema)
         if self.schemas.setdefault(pointer, schema) != schema:
             pointer = self.add(pointer + "'", schema)
         return pointer
@@ -110,6 +116,19 @@ def _descend(target: Any, step: str, reference: str, where: str) -> Any:
     if isinstance(target, list) and step.isdecimal() and int(step) < len(target):
         return target[int(step)]
     refuse(f"nothing is at {reference!r}", where)
+
+
+def _modern(schema: Any) -> Any:
+    """A schema with the exclusive bounds of draft 4, which say yes or no about their neighbour, as they are written since."""
+    if not isinstance(schema, Mapping) or not any(isinstance(schema.get(key), bool) for key in EXCLUSIVE):
+        return schema
+    found = dict(schema)
+    for exclusive, bound in EXCLUSIVE.items():
+        if isinstance(schema.get(exclusive), bool) and (bound in schema or not schema[exclusive]):
+            del found[exclusive]
+            if schema[exclusive]:
+                found[exclusive] = found.pop(bound)
+    return found
 
 
 # ── what stands where ──

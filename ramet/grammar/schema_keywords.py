@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ramet.errors import GrammarError
 from ramet.grammar.json_strings import StringFacts
+from ramet.grammar.number_automaton import EXACT_DIGITS
 from ramet.grammar.schema_branches import (
     ANYTHING,
     EVERYTHING,
@@ -41,6 +42,7 @@ class Context(Protocol):
 
 
 def typed_branches(schema: Mapping[str, Any], pointer: str, context: Context) -> tuple[Branch, ...]:
+    formats = _formats(schema, pointer)
     types = types_of(schema)
     found: list[Branch] = []
     wanted = set(TYPES if types is None else types)
@@ -49,7 +51,7 @@ def typed_branches(schema: Mapping[str, Any], pointer: str, context: Context) ->
     if "number" in wanted or "integer" in wanted:
         numbers = _numbers(schema, pointer, integer="number" not in wanted)
         found += [numbers] if numbers is not None else []
-    found += [_strings(schema, pointer, context)] if "string" in wanted else []
+    found += [_strings(schema, formats, pointer, context)] if "string" in wanted else []
     found += [_arrays(schema, pointer, context)] if "array" in wanted else []
     found += [_objects(schema, pointer, context)] if "object" in wanted else []
     return EVERYTHING if tuple(found) == EVERYTHING else tuple(found)
@@ -80,24 +82,23 @@ def _numbers(schema: Mapping[str, Any], pointer: str, integer: bool) -> Branch |
 
 
 def whole_step(schema: Mapping[str, Any], pointer: str) -> Fraction:
-    """Its multipleOf."""
-    step, where = Fraction(repr(schema["multipleOf"])), pointer + "/multipleOf"
-    if step != Fraction(schema["multipleOf"]):
-        refuse("validators compute with binary floats and disagree about multiples of this; use a whole number, 0.5, 0.25 …", where)
-    if step.numerator * step.denominator > MAX_STEP:
-        refuse(f"is too large or too fine to be enforced; the limit is {MAX_STEP}", where)
+    """Its multipleOf, as the decimal number that is written there."""
+    step = Fraction(repr(schema["multipleOf"]))
+    if step.numerator > MAX_STEP or (step * 10**EXACT_DIGITS).denominator != 1:
+        refuse(f"is too large or too fine to be enforced; the limit is {MAX_STEP}", pointer + "/multipleOf")
     return step
 
 
-def _strings(schema: Mapping[str, Any], pointer: str, context: Context) -> Strings:
+def _strings(schema: Mapping[str, Any], formats: frozenset[str], pointer: str, context: Context) -> Strings:
     found = Strings(int(schema.get("minLength", 0)), None if "maxLength" not in schema else int(schema["maxLength"]))
     patterns = frozenset({schema["pattern"]}) if "pattern" in schema else frozenset()
-    found = Strings(found.low, found.high, patterns, _formats(schema, pointer))
+    found = Strings(found.low, found.high, patterns, formats)
     readable(patterns, pointer + "/pattern", context)
     return found
 
 
 def _formats(schema: Mapping[str, Any], pointer: str) -> frozenset[str]:
+    """What `format` asks of strings."""
     name = schema.get("format")
     if name is None or name in ANNOTATIONS or name in INTEGER_FORMATS:
         return frozenset()

@@ -38,9 +38,11 @@ class Resources:
                     self._look(value, f"{pointer}/{escape(key)}", resource)
 
     def _enter(self, schema: Mapping[str, Any], pointer: str, resource: str) -> str:
-        """Its own names; returns the resource that it belongs to."""
-        own = schema.get("$id")
-        if isinstance(own, str) and not own.startswith("#"):
+        """Its own names, as those of draft 4 (id) and 7 ($id: "#name") too; returns the resource that it belongs to."""
+        own = schema.get("$id", schema.get("id"))
+        if isinstance(own, str) and own.startswith("#"):
+            self.anchors.setdefault((resource, own[1:]), []).append(pointer)
+        elif isinstance(own, str):
             base = self._bases[resource]
             resource, self._bases[pointer] = pointer, urldefrag(urljoin(base, own) or own).url
         for key in ("$anchor", "$dynamicAnchor"):

@@ -11,41 +11,74 @@ _DATE = rf"(?:{_YEAR}-{_DAY}|{_LEAP}-02-29)"
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 _SPAN = r"(?:\d+H(?:\d+M(?:\d+S)?)?|\d+M(?:\d+S)?|\d+S)"
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+_SIMPLE_LABEL = r"[a-zA-Z0-9](?:-?[a-zA-Z0-9]){0,31}"
 _HOST = rf"{_LABEL}(?:\.{_LABEL})*"
 _ATOM = r"[a-zA-Z0-9!#$%&'*+/=?^_`{|}~-]+"
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"
 _H = r"[0-9a-fA-F]{1,4}"
+_MIXED = [rf"(?:{_H}:){{6}}{_IPV4}", rf"::(?:{_H}:){{0,5}}{_IPV4}", rf"{_H}::(?:{_H}:){{0,4}}{_IPV4}"]
 _IPV6 = "|".join(
     [rf"(?:{_H}:){{7}}{_H}", "::"]
     + [rf"(?:{_H}:){{{n}}}(?::{_H}){{1,{7 - n}}}" for n in range(1, 7)]
     + [rf"(?:{_H}:){{1,7}}:", rf":(?::{_H}){{1,7}}"]
+    + _MIXED
 )
 _PCHAR = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})"
 _AFTER = rf"(?:\?(?:{_PCHAR}|[/?])*)?(?:#(?:{_PCHAR}|[/?])*)?"
 _AUTHORITY = rf"(?:[A-Za-z0-9\-._~!$&'()*+,;=]*@)?{_HOST}(?::[0-9]{{1,5}})?"
-_URI = rf"[A-Za-z][A-Za-z0-9+.\-]*:(?://{_AUTHORITY}(?:/{_PCHAR}*)*|/?{_PCHAR}+(?:/{_PCHAR}*)*){_AFTER}"
+_PATH = rf"(?://{_AUTHORITY}(?:/{_PCHAR}*)*|/?{_PCHAR}+(?:/{_PCHAR}*)*)"
+_URI = rf"[A-Za-z][A-Za-z0-9+.\-]*:{_PATH}{_AFTER}"
+_RELATIVE = rf"(?:/(?:{_PCHAR}+(?:/{_PCHAR}*)*)?|[A-Za-z0-9\-._~]+(?:/{_PCHAR}*)*)?{_AFTER}"
+_VARIABLES = r"\{[+#./;?&]?[A-Za-z0-9_]+(?:\*|:[1-9][0-9]{0,3})?(?:,[A-Za-z0-9_]+(?:\*|:[1-9][0-9]{0,3})?)*\}"
+_EMAIL = rf"{_ATOM}(?:\.{_ATOM})*@{_HOST}"
+_POINTER = r"(?:/(?:[^~/]|~[01])*)*"
+_HEX = "[0-9a-fA-F]"
+_BASE64 = r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?"
+_REGEX_ATOM = r"(?:[A-Za-z0-9 _,:;@#%&=~<>!'/-]|\.|\\[dswDSW.()\[\]{}*+?|^$]|\[\^?(?:a-z|A-Z|0-9|[A-Za-z0-9_ ])+\])"
+_REGEX_PART = rf"{_REGEX_ATOM}(?:[*+?]|\{{[0-9]{{1,2}}\}})?"
 
 FORMATS: Mapping[str, str] = {
     "date": _DATE,
     "time": _TIME,
     "date-time": rf"{_DATE}T{_TIME}",
     "duration": rf"P(?:(?:\d+D|\d+M(?:\d+D)?|\d+Y(?:\d+M(?:\d+D)?)?)(?:T{_SPAN})?|T{_SPAN}|\d+W)",
-    "email": rf"{_ATOM}(?:\.{_ATOM})*@{_HOST}",
+    "email": _EMAIL,
+    "idn-email": _EMAIL,
+    "name-email": rf"(?:[A-Za-z]+(?: [A-Za-z]+)* <{_EMAIL}>|{_EMAIL})",
     "hostname": _HOST,
+    "idn-hostname": rf"{_SIMPLE_LABEL}(?:\.{_SIMPLE_LABEL})*",
     "ipv4": _IPV4,
     "ipv6": _IPV6,
+    "ipvanyaddress": rf"{_IPV4}|{_IPV6}",
+    "ipv4network": rf"{_IPV4}(?:/32)?",
+    "ipv6network": rf"(?:{_IPV6})(?:/128)?",
     "uri": _URI,
-    "uuid": r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}",
-    "json-pointer": r"(?:/(?:[^~/]|~[01])*)*",
+    "url": _URI,
+    "iri": _URI,
+    "multi-host-uri": _URI,
+    "uri-reference": rf"(?:{_URI}|{_RELATIVE})",
+    "iri-reference": rf"(?:{_URI}|{_RELATIVE})",
+    "uri-template": rf"(?:[A-Za-z0-9\-._~/:?#@!$&()*+,;=]|%{_HEX}{{2}}|{_VARIABLES})*",
+    "uuid": rf"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}",
+    **{f"uuid{n}": rf"{_HEX}{{8}}-{_HEX}{{4}}-{n}{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}" for n in range(1, 9)},
+    "json-pointer": _POINTER,
+    "relative-json-pointer": rf"(?:0|[1-9][0-9]{{0,8}})(?:#|{_POINTER})",
+    "regex": rf"\^?(?:{_REGEX_PART}(?:\|{_REGEX_PART})*)*\$?",
+    "byte": _BASE64,
+    "base64": _BASE64,
 }
-MAX_LENGTHS: Mapping[str, int] = {"hostname": 253}
+MAX_LENGTHS: Mapping[str, int] = {"hostname": 253, "idn-hostname": 253}
 INTEGER_FORMATS: Mapping[str, tuple[int, int]] = {
+    "int8": (-(2**7), 2**7 - 1),
+    "int16": (-(2**15), 2**15 - 1),
     "int32": (-(2**31), 2**31 - 1),
     "int64": (-(2**63), 2**63 - 1),
+    "uint8": (0, 2**8 - 1),
+    "uint16": (0, 2**16 - 1),
     "uint32": (0, 2**32 - 1),
     "uint64": (0, 2**64 - 1),
 }
 """OpenAPI's. They bound numbers, and say nothing about fractions."""
-ANNOTATIONS = frozenset({"float", "double", "password"})
-"""OpenAPI's that leave the set of values as it is."""
+ANNOTATIONS = frozenset({"float", "double", "password", "binary", "path", "file-path", "directory-path"})
+"""OpenAPI's and pydantic's that leave the set of values as it is, or that no text tells apart."""

@@ -1,0 +1,149 @@
+"""What the jsonschema package cannot judge: decimal multiples, formats that it checks only with others' help, other drafts' spellings."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import json
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ramet.grammar.arena import Arena
+from ramet.grammar.derivatives import Walker
+from ramet.grammar.json_layout import Layout
+from ramet.grammar.lowering import lower
+from ramet.grammar.schema_lowering import lower_schema
+from ramet.grammar.string_formats import FORMATS
+from tests.grammar.test_json_schema import COMPILER, accepts, walk_randomly
+
+
+class Texts:
+    """The texts that a schema allows."""
+
+    def __init__(self, schema: Any) -> None:
+        arena = Arena()
+        self._start = lower_schema(arena, Layout(arena), schema)
+        self._walker = Walker(arena)
+
+    def hold(self, text: str) -> bool:
+        return self._walker.matches(self._start, text.encode())
+
+    def hold_value(self, value: Any) -> bool:
+        return self.hold(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+STEPS = {step: Texts({"type": "number", "multipleOf": json.loads(step)}) for step in ("0.01", "0.1", "0.05", "0.0001", "0.3", "0.03125")}
+"""Validators that divide binary floats say that 0.07 is no multiple of 0.01. The standard is about the numbers, not about floats."""
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(sorted(STEPS)), st.integers(-3000, 3000), st.sampled_from(["0", "0.0001", "0.001", "0.01", "0.1", "1"]))
+def test_multiples_are_those_of_decimal_arithmetic(step: str, times: int, off: str) -> None:
+    value = Decimal(step) * times + Decimal(off)
+    assert STEPS[step].hold(f"{value:f}") == (value % Decimal(step) == 0 and not (value == 0 and value.is_signed()))
+
+
+def test_every_integer_is_a_multiple_of_a_decimal_fraction() -> None:
+    found = Texts({"type": "integer", "multipleOf": 1e-8})
+    assert found.hold("12391239123") and not found.hold("0.5")
+    assert [Texts({"type": "integer", "multipleOf": 0.4}).hold(str(value)) for value in (1, 2, 3, 4)] == [False, True, False, True]
+
+
+def test_a_decimal_multiple_is_what_masks_write() -> None:
+    lowered = lower("json_schema", json.dumps({"type": "number", "multipleOf": 0.05, "minimum": 0, "maximum": 3}))
+    grammar, (walker, start, _) = COMPILER.assemble(lowered), lowered.read()
+    for seed in range(20):
+        assert Decimal(walk_randomly(grammar, walker, start, seed) or "") % Decimal("0.05") == 0
+    assert accepts(grammar, "0.15") and not accepts(grammar, "0.16")
+
+
+# ── formats ──
+
+EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "idn-email": (("a.b@c.de",), ("a@", "a b@c.de")),
+    "name-email": (("Ann Lee <a@b.co>", "a@b.co"), ("Ann <a>",)),
+    "idn-hostname": (("a-b.example",), ("-a.example", "a--b")),
+    "ipv6": (("::ffff:192.168.0.1", "1:2:3:4:5:6:1.2.3.4", "1::1.2.3.4"), ("1:2:3:4:5:6:7:1.2.3.4", "::1.2.3.256")),
+    "ipvanyaddress": (("127.0.0.1", "::1"), ("127.0.0.1/32",)),
+    "ipv4network": (("10.0.0.1", "10.0.0.1/32"), ("10.0.0.1/24",)),
+    "url": (("https://a.b/c?d#e",), ("a.b/c",)),
+    "uri-reference": (("/a/b?c", "a/b", "#x", "", "http://a.b"), ("a b", "\\a")),
+    "iri": (("http://a.b/c",), ("/c",)),
+    "uri-template": (("/a/{b}{?c,d*}{e:3}",), ("/a/{b", "/{}")),
+    "relative-json-pointer": (("0", "12#", "1/a~1b"), ("01", "/a", "1#/a", "1/~2")),
+    "regex": (("^[a-z]+x?$", r"\d{0}", "a|b*"), ("(", "a**", "[", "\\")),
+    "byte": (("", "AQ==", "AQI=", "AQID"), ("AQ=", "A", "AR==")),
+    "uuid4": (("2eb8aa08-aa98-41ea-b4aa-73b441d16380",), ("2eb8aa08-aa98-11ea-b4aa-73b441d16380",)),
+}
+READERS: dict[str, Callable[[str], object]] = {
+    "ipv6": ipaddress.IPv6Address,
+    "ipvanyaddress": ipaddress.ip_address,
+    "ipv4network": ipaddress.IPv4Network,
+    "ipv6network": ipaddress.IPv6Network,
+    "regex": re.compile,
+    "byte": lambda text: base64.b64decode(text, validate=True),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_formats_take_their_examples(name: str) -> None:
+    found, (taken, not_taken) = Texts({"type": "string", "format": name}), EXAMPLES[name]
+    assert [text for text in taken if not found.hold_value(text)] == []
+    assert [text for text in not_taken if found.hold_value(text)] == []
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_a_format_writes_can_be_read(name: str) -> None:
+    lowered = lower("json_schema", json.dumps({"type": "string", "format": name}))
+    grammar, (walker, start, _) = COMPILER.assemble(lowered), lowered.read()
+    for seed in range(12):
+        READERS[name](json.loads(walk_randomly(grammar, walker, start, seed) or ""))
+
+
+def test_formats_of_strings_say_nothing_of_numbers() -> None:
+    assert Texts({"type": ["integer", "string"], "format": "date"}).hold("12")
+    assert set(EXAMPLES) <= set(FORMATS)
+
+
+# ── spellings ──
+
+
+@pytest.mark.parametrize(
+    ("pattern", "taken", "not_taken"),
+    [
+        (r"^\p{Lu}\p{Letter}+$", ("Éa", "Ab"), ("ab", "A1")),
+        (r"^[\P{L}_]$", ("1", "_"), ("a", "é")),
+        (r"^[\w-.]+$", ("a-.b",), ("a b",)),
+        (r"^\cJ\u{1F600}$", ("\n😀",), ("J",)),
+        (r"^(?<first>a)$", ("a",), ("b",)),
+        (r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$", ("1.5", "+0", "007", "-.5"), ("", "-.", "a")),
+        (r"^(?=.*[a-z])(?=.*\d)[a-z\d]{4,}$", ("abc1",), ("abcd", "1234", "a1")),
+    ],
+)
+def test_patterns_of_ecma(pattern: str, taken: tuple[str, ...], not_taken: tuple[str, ...]) -> None:
+    found = Texts({"type": "string", "pattern": pattern})
+    assert [text for text in taken if not found.hold_value(text)] == []
+    assert [text for text in not_taken if found.hold_value(text)] == []
+
+
+def test_exclusive_bounds_of_draft_4() -> None:
+    found = Texts({"type": "integer", "minimum": 1, "exclusiveMinimum": True, "maximum": 4, "exclusiveMaximum": False})
+    assert [value for value in range(7) if found.hold(str(value))] == [2, 3, 4]
+    opposite = Texts({"type": "integer", "not": {"minimum": 1, "exclusiveMinimum": True}})
+    assert [value for value in range(4) if opposite.hold(str(value))] == [0, 1]
+
+
+@pytest.mark.parametrize("key", ["id", "$id"])
+def test_names_of_older_drafts(key: str) -> None:
+    schema = {
+        key: "http://x.org/root.json",
+        "$ref": "root.json#/definitions/a",
+        "definitions": {"a": {"$ref": "#b"}, "b": {key: "#b", "type": "null"}},
+    }
+    assert Texts(schema).hold("null") and not Texts(schema).hold("1")
