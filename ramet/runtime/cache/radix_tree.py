@@ -245,7 +245,8 @@ class RadixTree:
         rest, below = tokens[matched:], node.key[inside:]
         if inside == len(node.key):
             children = [*islice(node.children.values(), 64)]
-            node = max(children, key=lambda child: (_common_len(child.key, rest), child.last_access), default=node)
+            part_of_page = self.page_size > 1  # some child may agree with the first tokens of its first page
+            node = max(children, key=lambda child: (part_of_page and _common_len(child.key, rest), child.last_access), default=node)
             below = node.key if children else _NOTHING
         shared = _common_len(below, rest)
         found = [below[shared:]]

@@ -120,14 +120,10 @@ class Worker:
 
     def _plan(self) -> BatchPlan | None:
         try:
-            plan = self._scheduler.plan()
+            return self._scheduler.plan()
         except Exception as error:
             self._fail_all(error)
             return None
-        report = self._scheduler.batch_report(plan, self._log_interval) if plan is not None else None
-        if report is not None:
-            _log.info(report.line(cuda_graph=self._cuda_graph))
-        return plan
 
     def _launch(self, plan: BatchPlan) -> Exception | None:
         """An error is handed back, not handled: the step before this one must be committed first."""
@@ -162,7 +158,10 @@ class Worker:
             return
         self._in_doubt = False
         self._probe_failures = 0
+        report = self._scheduler.batch_report(step.plan, self._log_interval)
         self._commit(step.plan, result)
+        if report is not None:
+            _log.info(report.line(cuda_graph=self._cuda_graph))
 
     def _commit(self, plan: BatchPlan, result: StepResult) -> None:
         try:
@@ -171,6 +170,7 @@ class Worker:
             self._fail_all(error)
             return
         self._emit([*outputs, *self._scheduler.drain()])
+        self._scheduler.settle()
 
     def _rest(self) -> None:
         self._emit(self._scheduler.drain())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,9 +21,25 @@ _GRAM = 8  # tokens in a row that say "the same text again"
 _LEAST_MEMORY = 1 << 18
 
 
+@dataclass(frozen=True, slots=True)
+class _Admission:
+    name: str
+    namespace: str
+    tokens: TokenArray
+    num_reusable: int
+    num_cached: int
+    num_loaded: int
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    namespace: str
+    tokens: TokenArray
+
+
 class CacheHistory:
     """A second tree, of tokens without KV, holds what was asked and said, up to `memory` tokens. What it would have found is what a
-    cache of unlimited size would have found."""
+    cache of unlimited size would have found. Events are taken at once and looked into by `settle`, when nobody waits for it."""
 
     def __init__(self, page_size: int, pool_tokens: int, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -33,39 +49,59 @@ class CacheHistory:
         self._lookups: OrderedDict[str, tuple[Lookup, TokenArray]] = OrderedDict()
         self._places: OrderedDict[bytes, Divergence] = OrderedDict()
         self._ticks: list[tuple[int, float]] = []
-        self.possible_tokens = 0
+        self._possible_tokens = 0
+        self._events: deque[_Admission | _End] = deque()
 
     def admitted(self, state: RequestState, num_cached: int, tick: int) -> None:
         """`state` starts for the first time with `num_cached` tokens; `tick` is the cache's own time."""
-        namespace, prompt, reusable = state.request.cache_namespace, state.tokens[: state.prompt_len], state.reusable[: state.prompt_len]
-        matched, seen = self._tree.continuation(namespace, prompt, _SEEN_TOKENS)
-        possible = max(num_cached, min(matched - matched % self._tree.page_size, len(reusable)))
-        self.possible_tokens += possible
-        lookup = Lookup(
-            request_id=state.request_id.rpartition("#")[0] or state.request_id,
-            prompt_tokens=len(prompt),
-            cached_tokens=num_cached,
-            possible_tokens=possible,
-            loaded_tokens=state.loaded_tokens,
-            reason=self._reason(namespace, prompt, num_cached, possible, matched, seen),
-            position=matched,
-            seen=tuple(seen.tolist()),
-        )
-        self._remember(lookup, prompt)
-        self._add(namespace, prompt)
+        prompt, num_reusable = state.tokens[: state.prompt_len], min(len(state.reusable), state.prompt_len)
+        name = state.request_id.rpartition("#")[0] or state.request_id
+        self._events.append(_Admission(name, state.request.cache_namespace, prompt, num_reusable, num_cached, state.loaded_tokens))
         self._note_time(tick)
 
     def left(self, state: RequestState) -> None:
         """What was said can be gone on from, too."""
-        self._add(state.request.cache_namespace, state.computed_tokens())
+        self._events.append(_End(state.request.cache_namespace, state.computed_tokens()))
+
+    def settle(self) -> None:
+        """Look into what has happened."""
+        while self._events:
+            event = self._events.popleft()
+            if isinstance(event, _Admission):
+                self._look_up(event)
+            self._add(event.namespace, event.tokens)
+
+    @property
+    def possible_tokens(self) -> int:
+        """Prompt tokens that a cache of unlimited size would have had."""
+        self.settle()
+        return self._possible_tokens
+
+    def _look_up(self, asked: _Admission) -> None:
+        matched, seen = self._tree.continuation(asked.namespace, asked.tokens, _SEEN_TOKENS)
+        possible = max(asked.num_cached, min(matched - matched % self._tree.page_size, asked.num_reusable))
+        self._possible_tokens += possible
+        lookup = Lookup(
+            request_id=asked.name,
+            prompt_tokens=len(asked.tokens),
+            cached_tokens=asked.num_cached,
+            possible_tokens=possible,
+            loaded_tokens=asked.num_loaded,
+            reason=self._reason(asked, possible, matched, seen),
+            position=matched,
+            seen=tuple(seen.tolist()),
+        )
+        self._remember(lookup, asked.tokens)
 
     def explain(self, request_id: str) -> Lookup | None:
         """The last request of this name; None when it is too long ago."""
+        self.settle()
         found = self._lookups.get(request_id)
         return None if found is None else _with_prompt(*found)
 
     def divergences(self, most: int) -> tuple[Divergence, ...]:
         """Where most was computed behind a place at which prompts part."""
+        self.settle()
         return tuple(sorted(self._places.values(), key=lambda place: -place.computed_tokens)[:most])
 
     def seconds_since(self, tick: int) -> float:
@@ -73,12 +109,13 @@ class CacheHistory:
         at = bisect_right(self._ticks, (tick, float("inf")))
         return self._clock() - self._ticks[at - 1][1] if at else 0.0
 
-    def _reason(self, namespace: str, prompt: TokenArray, cached: int, possible: int, matched: int, seen: TokenArray) -> MissReason:
-        if possible > cached:
+    def _reason(self, asked: _Admission, possible: int, matched: int, seen: TokenArray) -> MissReason:
+        if possible > asked.num_cached:
             return MissReason.EVICTED
-        if matched >= len(prompt) - 1:
+        if matched >= len(asked.tokens) - 1:
             return MissReason.NONE
-        if matched == 0 and any(self._tree.peek(other, prompt)[1] for other in self._tree.namespaces(most=16) if other != namespace):
+        others = (each for each in self._tree.namespaces(most=16) if each != asked.namespace)
+        if matched == 0 and any(self._tree.peek(other, asked.tokens)[1] for other in others):
             return MissReason.NAMESPACE
         if len(seen):
             return MissReason.DIFFERS

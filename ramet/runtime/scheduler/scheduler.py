@@ -243,6 +243,10 @@ class Scheduler:
         )
         return stats if self._tier is None else _with_tier(stats, self._tier.view())
 
+    def settle(self) -> None:
+        """Keep the books that nobody waits for: to be called when the device has something to do, or nobody has."""
+        self._history.settle()
+
     def explain(self, request_id: str) -> Lookup | None:
         """Why the prompt of this request was, or was not, found in the cache; None when it is unknown or too long ago."""
         return self._history.explain(request_id)
@@ -269,8 +273,8 @@ class Scheduler:
         )
 
     def batch_report(self, plan: BatchPlan, decode_interval: int = 40) -> BatchReport | None:
-        """For the log, right after `plan`: every step that prefills, and every `decode_interval`-th step that only decodes."""
-        builder = self._flights[-1][1]
+        """For the log, before `plan` is committed: every step that prefills, and every `decode_interval`-th that only decodes."""
+        builder = self._flights[0][1]
         if not builder.num_prefill_tokens and plan.step % decode_interval:
             return None
         throughput = self._throughput.last if builder.num_prefill_tokens else self._throughput.read(self.counters.generation_tokens)
