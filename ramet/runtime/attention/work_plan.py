@@ -8,7 +8,7 @@ Rows with more queries are cut into tiles.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,10 @@ class WorkPlan:
     order: Int32Array  # [P]
     tiles: Int32Array  # [N, 4]
 
+    @property
+    def arrays(self) -> tuple[Int32Array, ...]:
+        return self.items, self.shared_items, self.members, self.rows, self.order, self.tiles
+
 
 @dataclass(frozen=True, slots=True)
 class PlanSizes:
@@ -58,24 +62,23 @@ class PlanSizes:
 
     @classmethod
     def of(cls, plan: WorkPlan) -> PlanSizes:
-        return cls(*(len(getattr(plan, f.name)) for f in fields(WorkPlan)))
+        return cls(*map(len, plan.arrays))
 
     @property
     def lengths(self) -> list[int]:
         """Numbers per array, in order."""
-        widths = (5, 5, 3, 3, 1, 4)
-        return [getattr(self, f.name) * width for f, width in zip(fields(self), widths, strict=True)]
+        return [5 * self.items, 5 * self.shared_items, 3 * self.members, 3 * self.rows, self.order, 4 * self.tiles]
 
     def holds(self, plan: WorkPlan) -> bool:
-        return all(len(getattr(plan, f.name)) <= getattr(self, f.name) for f in fields(self))
+        return all(array.size <= length for array, length in zip(plan.arrays, self.lengths, strict=True))
 
     def pack(self, plan: WorkPlan) -> Int32Array:
         """One flat array; what the plan does not fill is zero, which means: no members, no partials, no queries."""
-        packed = np.zeros(sum(self.lengths), dtype=np.int32)
+        lengths = self.lengths
+        packed = np.zeros(sum(lengths), dtype=np.int32)
         start = 0
-        for f, length in zip(fields(WorkPlan), self.lengths, strict=True):
-            values = getattr(plan, f.name).reshape(-1)
-            packed[start : start + len(values)] = values
+        for array, length in zip(plan.arrays, lengths, strict=True):
+            packed[start : start + array.size] = array.reshape(-1)
             start += length
         return packed
 

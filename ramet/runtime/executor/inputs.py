@@ -41,16 +41,19 @@ class SlotTables:
         """Write the plan's new pages behind those that the slots have."""
         if self.groups is not None:
             self.groups.add_pages(rows)
-        width = self.pages.shape[1]
-        index = [row.slot * width + row.first_page + i for row in rows for i in range(len(row.new_pages))]
-        if not index:
+        for row in rows:
+            if len(row.new_pages) > 1:
+                here = self.pages[row.slot, row.first_page : row.first_page + len(row.new_pages)]
+                here.copy_(on_host(np.array(row.new_pages, dtype=np.int32), self.pages.device), non_blocking=True)
+        single = [(row.slot * self.pages.shape[1] + row.first_page, row.new_pages[0]) for row in rows if len(row.new_pages) == 1]
+        if not single:
             return
-        pages = [page for row in rows for page in row.new_pages]
         if not self.pages.is_cuda:
-            self.pages.view(-1).numpy()[index] = pages
+            places, pages = zip(*single, strict=True)
+            self.pages.view(-1).numpy()[list(places)] = pages
             return
-        packed = to_device(np.array([index, pages], dtype=np.int64), self.pages.device)
-        self.pages.view(-1)[packed[0]] = packed[1].to(torch.int32)
+        packed = device_tensor(single, np.int64, self.pages.device)
+        self.pages.view(-1).index_copy_(0, packed[:, 0], packed[:, 1].to(torch.int32))
 
     def build(self, rows: Sequence[PlanRow], wanted: Sequence[range] | None = None) -> StepInputs:
         """The step as tensors; applies the rows' new pages. `wanted`, parallel to `rows`: tokens of the row, counted from its first,
@@ -90,8 +93,13 @@ class SlotTables:
 
 def to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
     """One copy; from pinned memory and without waiting where the device is not the CPU."""
+    return on_host(array, device).to(device, non_blocking=True)
+
+
+def on_host(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """From where `device` can copy without anybody waiting."""
     tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor if device.type == "cpu" else tensor.pin_memory()
 
 
 def device_tensor(values: object, dtype: npt.DTypeLike, device: torch.device) -> torch.Tensor:
