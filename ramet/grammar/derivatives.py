@@ -9,10 +9,12 @@ from typing import Any
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import NONE, Arena
+from ramet.grammar.components import components
 
 INFINITE = 1 << 40
 MAX_SEARCH = 20_000
 """States that the search for the shortest text of an intersection may visit."""
+HAVE_PARTS = frozenset({"seq", "alt", "conj", "rep", "negate", "lexeme"})
 NICE = b'0a "A1.-_:/@T'
 """Bytes that a shortest text is made of where others would do as well."""
 
@@ -29,6 +31,7 @@ class Walker:
         self._texts: dict[int, bytes] = {}
         self._nullable: list[bool] = []
         self._shortest: list[int] = []
+        self.groups: list[list[int]] = []  # nodes with rules in them: what leads to each other, after what it leads to
         if settled is None:
             self._settle_rules()
         else:
@@ -132,32 +135,39 @@ class Walker:
         """Least fixpoints over the rules: what can be empty only grows, then lengths only fall. Nodes that lead to no rule are measured
         when they are asked for: a search among them must meet no length that is still on its way down."""
         size = len(self.arena.nodes)
-        self._nullable = [False] * size
-        while self._pass(self._nullable, self._is_nullable, range(size)):
-            pass
-        recursive = self.recursive_nodes()
-        self._shortest = [-1] * size
+        recursive = self._recursive_nodes()
+        self.groups = self._in_groups(recursive)
+        self._nullable, self._shortest = [False] * size, [-1] * size
+        for node in sorted(set(range(size)).difference(recursive)):
+            self._nullable[node] = self._is_nullable(node)
         for node in recursive:
             self._shortest[node] = INFINITE
-        while self._pass(self._shortest, self._length, recursive):
-            pass
+        for group in self.groups:
+            settle(self._nullable, self._is_nullable, group)
+            settle(self._shortest, self._length, group)
 
-    def _pass(self, known: list[Any], find: Callable[[int], Any], nodes: Iterable[int]) -> bool:
-        """Whether something changed."""
-        changed = False
-        for node in nodes:
-            found = find(node)
-            if found != known[node]:
-                known[node], changed = found, True
-        return changed
-
-    def recursive_nodes(self) -> list[int]:
+    def _recursive_nodes(self) -> list[int]:
         """Those with references to rules in them."""
         found: set[int] = set()
         for node, (op, _) in enumerate(self.arena.nodes):
-            if op == "ref" or not found.isdisjoint(self.arena.parts(node)):
+            if op == "ref" or (op in HAVE_PARTS and not found.isdisjoint(self.arena.parts(node))):
                 found.add(node)
         return sorted(found)
+
+    def _in_groups(self, nodes: list[int]) -> list[list[int]]:
+        """`nodes` that lead to each other together, and after those that they lead to."""
+        arena, place = self.arena, {node: index for index, node in enumerate(nodes)}
+
+        def inside(index: int) -> list[int]:
+            op, of = arena.nodes[nodes[index]]
+            parts = (arena.rules[of],) if op == "ref" else arena.parts(nodes[index])
+            return [place[part] for part in parts if part in place]
+
+        component = components(len(nodes), inside)
+        groups: list[list[int]] = [[] for _ in range(max(component, default=-1) + 1)]
+        for node, group in zip(nodes, component, strict=True):
+            groups[group].append(node)
+        return groups
 
     def _grow(self) -> None:
         """Nodes that came after the rules were settled stand on older ones."""
@@ -285,6 +295,17 @@ class Walker:
         if op in ("negate", "lexeme"):
             return self.cuts(of)
         return self.cuts(of[0]) if op == "rep" else self.cuts(self.arena.rules[of]) if op == "ref" else ()
+
+
+def settle(known: list[Any], find: Callable[[int], Any], group: list[int]) -> None:
+    """Least fixpoint: `find` what is `known` of a group's nodes until nothing changes. What does not lead to itself is asked once."""
+    changed = True
+    while changed:
+        changed = False
+        for node in group:
+            found = find(node)
+            if found != known[node]:
+                known[node], changed = found, len(group) > 1
 
 
 def _nice(mask: int) -> int:

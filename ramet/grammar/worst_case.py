@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from ramet.grammar.arena import NONE
+from ramet.grammar.char_ranges import ALL
 from ramet.grammar.components import components
-from ramet.grammar.derivatives import INFINITE, Walker
+from ramet.grammar.derivatives import INFINITE, Walker, settle
 
 MAX_STATES = 300
+MAX_SPELLING = 12
+"""Bytes of a character in a JSON string."""
 
 
 class LongestEndings:
@@ -33,31 +36,29 @@ class LongestEndings:
         """Least fixpoint over the rules, if there is one."""
         if self._grows():
             return False
-        recursive = self._walker.recursive_nodes()
-        for node in sorted(set(range(len(self._settled))).difference(recursive)):
-            self._settled[node] = self._bound(node)
-        changed = True
-        while changed:
-            changed = False
-            for node in recursive:
-                found = self._bound(node)
-                if found != self._settled[node]:
-                    self._settled[node], changed = found, True
+        recursive = {node for group in self._walker.groups for node in group}
+        for node in range(len(self._settled)):
+            if node not in recursive:
+                self._settled[node] = self._bound(node)
+        for group in self._walker.groups:
+            settle(self._settled, self._bound, group)
         return True
 
     def _grows(self) -> bool:
         """Whether some place comes up again inside of itself with something still to be written behind it."""
         arena, walker = self._walker.arena, self._walker
-        alive = [not walker.is_empty(node) for node in range(len(self._settled))]
+        nodes = [node for group in walker.groups if len(group) > 1 for node in group if not walker.is_empty(node)]
+        place = {node: index for index, node in enumerate(nodes)}
 
-        def inside(node: int) -> list[int]:
+        def inside(index: int) -> list[int]:
+            op, of = arena.nodes[nodes[index]]
+            return [place[part] for part in ((arena.rules[of],) if op == "ref" else arena.parts(nodes[index])) if part in place]
+
+        component = components(len(nodes), inside)
+        for index, node in enumerate(nodes):
             op, of = arena.nodes[node]
-            return [part for part in ((arena.rules[of],) if op == "ref" else arena.parts(node)) if alive[part]]
-
-        component = components(len(self._settled), inside)
-        for node, (op, of) in enumerate(arena.nodes[: len(self._settled)]):
             behind = walker.shortest(of[1]) if op == "seq" else (of[1] - 1) * walker.shortest(of[0]) if op == "rep" else 0
-            if behind > 0 and alive[node] and component[of[0]] == component[node]:
+            if behind > 0 and of[0] in place and component[place[of[0]]] == component[index]:
                 return True
         return False
 
@@ -82,6 +83,8 @@ class LongestEndings:
             found = len(of)
         elif op == "rep":
             found = worst(of[0]) + max(of[1] - 1, 0) * walker.shortest(of[0])
+        elif op == "conj" and (part := self._beside_length(of)) is not None:
+            found = MAX_SPELLING * (worst(part) + 2)
         elif op in ("conj", "negate"):
             found = self._explore(node)
         elif op == "chars":
@@ -89,6 +92,27 @@ class LongestEndings:
         elif op in ("ref", "lexeme"):
             found = worst(walker.arena.rules[of] if op == "ref" else of)
         return min(found, INFINITE)
+
+    def _beside_length(self, parts: tuple[int, ...]) -> int | None:
+        """Of an intersection of one expression with greatest lengths, that expression. From a place in it, its own shortest ending fits; or
+        some ending has fewer characters than that one has bytes. Before either, a character may have to be finished."""
+        others = [part for part in parts if not self._is_length(part)]
+        return others[0] if len(others) == 1 and self._walker.arena.nodes[others[0]].op != "negate" else None
+
+    def _is_length(self, node: int) -> bool:
+        """Any characters, up to a number of them, perhaps behind the rest of one."""
+        op, of = self._walker.arena.nodes[node]
+        if op == "seq":
+            return self._is_rest(of[0]) and self._is_length(of[1])
+        if op == "rep":
+            part = self._walker.arena.nodes[of[0]]
+            return bool(of[1] == 0 and part.op == "chars" and part.of[0] == ALL)
+        return self._is_rest(node)
+
+    def _is_rest(self, node: int) -> bool:
+        """Of a character's spelling."""
+        op, of = self._walker.arena.nodes[node]
+        return op in ("word", "epsilon") or (op == "alt" and all(self._walker.arena.nodes[part].op in ("word", "epsilon") for part in of))
 
     def _explore(self, start: int) -> int:
         """By walking. What was found of a place holds for all that it leads to."""

@@ -133,7 +133,7 @@ def test_a_thread_beside_hostile_constraints_keeps_its_pace() -> None:
     before and after, so that what else runs on the machine counts on both sides."""
     compiler = create_grammar_compiler("llguidance", BYTES, isolated=True)
     compiler.compile("regex", "warm")
-    cache = GrammarCache(compiler)
+    cache = GrammarCache(compiler, BYTES.size)
     before = steps_in(1.5)
     for index, (kind, source) in enumerate(HOSTILE):
         cache.request(GrammarSpec(kind, source), str(index))  # type: ignore[arg-type]

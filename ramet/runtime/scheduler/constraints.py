@@ -18,6 +18,7 @@ from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler, Matcher
 from ramet.log import get_logger
 from ramet.runtime.plan import TokenMasks
 from ramet.runtime.request import GrammarSpec
+from ramet.runtime.scheduler.forced_runs import ForcedRuns
 
 ALL_ALLOWED = np.uint32(0xFFFFFFFF)
 
@@ -32,8 +33,9 @@ class GrammarCache:
     """Compiles each grammar once, in the background, and keeps the last `max_cached`. Failures are not kept. Threads mostly wait for the
     processes of the compiler: there are so many that some slow grammars do not hold up the others."""
 
-    def __init__(self, compiler: GrammarCompiler, *, max_cached: int = 256, num_threads: int = 64) -> None:
+    def __init__(self, compiler: GrammarCompiler, vocab_size: int, *, max_cached: int = 256, num_threads: int = 64) -> None:
         self._compiler = compiler
+        self._vocab_size = vocab_size
         self._max_cached = max_cached
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ramet-grammar", initializer=_stand_back)
         self._cached: OrderedDict[GrammarSpec, CompiledGrammar] = OrderedDict()
@@ -47,14 +49,14 @@ class GrammarCache:
             self._cached.move_to_end(spec)
         return self._cached.get(spec)
 
-    def request(self, spec: GrammarSpec, request_id: str) -> None:
-        """Compile `spec`; `ready` will name the request."""
+    def request(self, spec: GrammarSpec, request_id: str, max_tokens: int | None = None) -> None:
+        """Compile `spec` for a request of `max_tokens`; `ready` will name it."""
         if spec in self._waiting:
             self._waiting[spec].append(request_id)
             return
         self._waiting[spec] = [request_id]
         begin = time.monotonic()
-        future = self._pool.submit(self._compile, spec)
+        future = self._pool.submit(self._compile, spec, max_tokens)
         future.add_done_callback(lambda done: self._done.put((spec, _outcome(done), time.monotonic() - begin)))
 
     def ready(self) -> list[tuple[str, GrammarSpec, Compiled]]:
@@ -73,8 +75,18 @@ class GrammarCache:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._compiler.close()
 
-    def _compile(self, spec: GrammarSpec) -> CompiledGrammar:
-        return self._compiler.compile(spec.kind, spec.source)
+    def _compile(self, spec: GrammarSpec, max_tokens: int | None) -> CompiledGrammar:
+        grammar = self._compiler.compile(spec.kind, spec.source)
+        self._look_ahead(grammar, max_tokens)
+        return grammar
+
+    def _look_ahead(self, grammar: CompiledGrammar, max_tokens: int | None) -> None:
+        """What the scheduler will ask first takes longest, and is remembered: milliseconds, near the end of a budget, that no step waits
+        for here."""
+        matcher = ForcedRuns(grammar.matcher(max_tokens))
+        forced = matcher.forced_tokens()
+        if (max_tokens is None or len(forced) < max_tokens) and matcher.accept(forced) == len(forced):
+            matcher.fill_mask(np.empty(-(-self._vocab_size // 32), np.uint32))
 
     def _keep(self, spec: GrammarSpec, grammar: CompiledGrammar) -> None:
         self._cached[spec] = grammar

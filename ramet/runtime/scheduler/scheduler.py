@@ -66,7 +66,7 @@ class Scheduler:
         self._vocab_size = vocab_size
         self._options = options
         self._clock = clock
-        self._grammars = GrammarCache(compiler) if compiler is not None else None
+        self._grammars = GrammarCache(compiler, vocab_size) if compiler is not None else None
         memory = memory or MemoryConfig()
         self._lifetimes = KvLifetimes(cache, clock, memory.kv_pin_seconds, memory.kv_pin_share, capacity.num_tokens)
         self._history = CacheHistory(capacity.page_size, capacity.num_tokens, clock)
@@ -336,7 +336,7 @@ class Scheduler:
         self._waiting_grammar[state.request_id] = state
         compiled = self._grammars.get(spec)
         if compiled is None:
-            self._grammars.request(spec, state.request_id)
+            self._grammars.request(spec, state.request_id, state.max_outputs)
         else:
             self._grammar_is_ready(state, compiled)
 

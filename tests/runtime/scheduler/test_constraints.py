@@ -159,7 +159,7 @@ def test_others_run_while_a_grammar_compiles() -> None:
 
 def test_one_grammar_is_compiled_once_and_the_cache_is_bounded() -> None:
     compiler = SlowCompiler()
-    cache = GrammarCache(compiler, max_cached=2)
+    cache = GrammarCache(compiler, vocab_size=64, max_cached=2)
 
     def compile_all(*sources: str) -> None:
         for source in sources:
@@ -175,6 +175,29 @@ def test_one_grammar_is_compiled_once_and_the_cache_is_bounded() -> None:
     compile_all("3", "5")
     assert cache.get(spec("4")) is None and cache.get(spec("3")) is not None
     cache.close()
+
+
+def test_the_first_mask_is_made_where_grammars_compile() -> None:
+    makers: list[str] = []
+
+    class Watched(CyclingMatcher):
+        def fill_mask(self, row: npt.NDArray[np.uint32]) -> None:
+            makers.append(threading.current_thread().name)
+            super().fill_mask(row)
+
+    class WatchedGrammar:
+        def matcher(self, max_tokens: int | None = None) -> Watched:
+            assert max_tokens == 5
+            return Watched(7)
+
+    class WatchedCompiler(SlowCompiler):
+        def compile(self, kind: str, source: str) -> WatchedGrammar:  # type: ignore[override]
+            return WatchedGrammar()
+
+    drive = Drive(compiler=WatchedCompiler())
+    drive.add(request("a", [9], 5, grammar=spec("7")))
+    run(drive)
+    assert makers[0].startswith("ramet-grammar") and not any(name.startswith("ramet-grammar") for name in makers[1:])
 
 
 def test_without_a_compiler_constraints_are_refused_by_flag() -> None:
