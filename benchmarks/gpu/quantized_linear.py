@@ -118,8 +118,8 @@ def main() -> None:
     began = time.monotonic()
     for kind in arguments.kinds:
         if arguments.tune:
-            one = [Tiles(rows, depth, 4, 1) for rows in (1, 2, 4, 8) for depth in (1024, 2048)]
-            many = [Tiles(rows, depth, 4, 3, splits) for rows in (32, 64) for depth in (128, 256) for splits in (1, 2, 4)]
+            one = [Tiles(rows, depth, warps, 1) for rows in (1, 2, 4, 8) for depth in (1024, 2048, 4096) for warps in (2, 4, 8)]
+            many = [Tiles(rows, 128, 4, stages, splits) for rows in (64, 128) for stages in (2, 3, 4) for splits in (1, 2, 4)]
             for num_tokens in arguments.tune:
                 tune(kind, num_tokens, one if num_tokens == 1 else many)
         else:

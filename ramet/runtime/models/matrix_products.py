@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ramet.errors import Unsupported
 from ramet.runtime.kernels.gpu.fixed_linear import fixed_linear
-from ramet.runtime.kernels.gpu.quantized_linear import MAX_TOKENS, Codes, covers, dequantise, few_tokens_linear, fp8_linear, multiplies_fp8
+from ramet.runtime.kernels.gpu.quantized_linear import Codes, covers, dequantise, few_tokens_linear, fp8_linear, multiplies_fp8
 from ramet.runtime.kernels.gpu.skinny_linear import MAX_TOKENS as FEW
 from ramet.runtime.kernels.gpu.skinny_linear import fits, skinny_linear
 from ramet.runtime.layers.linear import Linear
@@ -60,10 +60,10 @@ def quantized_product(weight: QuantizedWeight, x: torch.Tensor, bias: torch.Tens
     if not num_tokens or not covers(codes, x.dtype):
         return weight.linear(x, bias)
     x = weight.ordered(x)
-    if codes.is_rowwise_fp8 and num_tokens > FEW and multiplies_fp8(x.device):
+    if codes.is_rowwise_fp8 and num_tokens > FEW and len(codes.codes) % 16 == 0 and multiplies_fp8(x.device):  # as the library wants it
         out = fp8_linear(x, codes)
         return out if bias is None else out.add_(bias)
-    if num_tokens <= MAX_TOKENS:
+    if num_tokens <= codes.max_tokens:
         return few_tokens_linear(x, codes, bias=bias)
     return F.linear(x, dequantise(codes, x.dtype), bias)
 

@@ -1,9 +1,10 @@
 """Products with weights of 8 or 4 bits, which become numbers inside the tile that needs them. Torch: `QuantizedWeight.linear`.
 
-tokens     1                          vector times matrix in float32, without the matrix units
-           up to MAX_TOKENS           tiles of codes through the matrix units; fp8 with one scale per row as fp8 on both sides
-           more, fp8 per row          the library's fp8 product, activations scaled per token (`fp8_linear`)
-           more                       the whole matrix becomes 16-bit numbers (`dequantise`), then an ordinary product
+fp8 per row     few tokens     tiles of codes through the matrix units, activations in fp8 too, one scale per token
+                more           the library's fp8 product, activations rounded likewise (`fp8_linear`)
+others          one token      vector times matrix in float32, without the matrix units
+                few            tiles of codes, widened on their way to the matrix units
+                more           the whole matrix becomes 16-bit numbers (`dequantise`), then an ordinary product
 """
 
 from __future__ import annotations
@@ -54,13 +55,18 @@ class Codes:
         return self.codes.view(torch.uint8) if self.kind == 0 else self.codes
 
     @property
+    def max_tokens(self) -> int:
+        """Up to which `few_tokens_linear` is the fastest way."""
+        return MAX_TOKENS // 2 if self.kind == 2 else MAX_TOKENS
+
+    @property
     def is_rowwise_fp8(self) -> bool:
         return self.kind == 0 and self.group == self.num_columns
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """`rows` of W and `depth` inputs at a time."""
+    """`rows` of W and `depth` inputs at a time; several tokens take 4-bit codes by SEGMENT."""
 
     rows: int
     depth: int
@@ -84,18 +90,20 @@ def few_tokens_linear(
     add_to: torch.Tensor | None = None,  # [T, N], updated in place and returned
     tiles: Tiles | None = None,
 ) -> torch.Tensor:
-    """x Wᵀ + b, summed in float32. Several tokens that meet fp8 weights of one scale per row are rounded to fp8, each with its scale."""
+    """x Wᵀ + b, summed in float32. Tokens that meet fp8 weights of one scale per row are rounded to fp8, each with its scale."""
     num_tokens, num_rows = x.shape[0], weight.codes.shape[0]
     out = add_to if add_to is not None else torch.empty(num_tokens, num_rows, dtype=x.dtype, device=x.device)
     flags = {"HAS_BIAS": bias is not None, "ADD": add_to is not None, **launch_options(x.device)}
-    some_bias, b = weight.scales if bias is None else bias, tiles or default_tiles(weight, num_tokens)
-    if num_tokens == 1 and weight.group >= 32:
+    in_fp8 = weight.is_rowwise_fp8 and multiplies_fp8(x.device)
+    alone = num_tokens == 1 and not in_fp8
+    some_bias, b = weight.scales if bias is None else bias, tiles or default_tiles(weight, num_tokens, alone=alone)
+    if alone:
         _one_token[(triton.cdiv(num_rows, b.rows),)](
             x, weight.bytes, weight.scales, weight.some_zeros, some_bias, out, num_rows, K=weight.num_columns, GROUP=weight.group,
             KIND=weight.kind, BLOCK_N=b.rows, BLOCK_K=b.depth, num_warps=b.warps, num_stages=b.stages, **flags,
         )  # fmt: skip
         return out
-    x, x_scales = quantise_rows(x) if weight.is_rowwise_fp8 and multiplies_fp8(x.device) else (x, weight.scales)
+    x, x_scales = quantise_rows(x) if in_fp8 else (x, weight.scales)
     partials = out if b.splits == 1 else torch.empty(b.splits, num_tokens, num_rows, dtype=torch.float32, device=x.device)
     _few_tokens[(triton.cdiv(num_rows, b.rows), b.splits)](
         x, x_scales, weight.codes, weight.scales, weight.some_zeros, some_bias, out, partials, num_tokens, num_rows, x.stride(0),
@@ -113,14 +121,18 @@ def multiplies_fp8(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def default_tiles(weight: Codes, num_tokens: int) -> Tiles:
-    """What was fastest on an H200 for the layers of an 8B model."""
-    depth = next(size for size in (2048, 1024, 512, 256, SEGMENT) if weight.num_columns % size == 0)
-    if num_tokens == 1:
-        return Tiles(4 if weight.kind == 2 else 1, depth, 4, 1)
-    splits = next(count for count in (4, 2, 1) if weight.num_columns % (count * SEGMENT) == 0) if len(weight.codes) <= 8192 else 1
-    depth = SEGMENT if weight.group >= SEGMENT or weight.kind == 2 else weight.group
-    return Tiles(64 if num_tokens <= 64 else 128, depth, 4, 4, splits)
+def default_tiles(weight: Codes, num_tokens: int, *, alone: bool) -> Tiles:
+    """What was fastest on an H200 for the layers of an 8B model. `alone`: for the kernel of one token."""
+    if alone:
+        depth = next(size for size in (4096, 2048, 1024, 512, 256, SEGMENT) if weight.num_columns % size == 0)
+        if weight.kind == 2:
+            return Tiles(8, depth, 8, 1) if depth == 4096 else Tiles(2, depth, 4, 1)
+        return Tiles(2, depth, 2, 1) if depth == 4096 else Tiles(4, depth, 8, 1)
+    is_tall = len(weight.codes) > 8192
+    splits = 1 if is_tall else next(count for count in (4, 2, 1) if weight.num_columns % (count * SEGMENT) == 0)
+    if weight.kind == 2:
+        return Tiles(128 if is_tall else 64, SEGMENT, 4, 3, splits)
+    return Tiles(64 if num_tokens <= 64 else 128, min(weight.group, SEGMENT), 4, 4, splits)
 
 
 @triton.jit
@@ -137,6 +149,15 @@ def _code(words, NTH: tl.constexpr):
     return ((bits & 0x780000) | 0x3F800000).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def _less_zero(words, zero, NTH: tl.constexpr, dtype: tl.constexpr):
+    """Code NTH of every word less `zero`, exactly: a code becomes the last bits of 128 (bfloat16) or 1024 (float16) + code."""
+    ONE: tl.constexpr = 128 if dtype == tl.bfloat16 else 1024
+    BITS: tl.constexpr = 0x4300 if dtype == tl.bfloat16 else 0x6400
+    above = ((words >> (4 * NTH)) & 15 | BITS).to(tl.int16).to(dtype, bitcast=True)
+    return above - (zero + ONE).to(dtype)
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def _few_tokens(
     x, x_scales, codes, scales, zeros, bias, out, partials, num_tokens, num_rows, x_stride,
@@ -151,22 +172,24 @@ def _few_tokens(
     is_token = (t < num_tokens)[None, :]
     x_rows = x + t[None, :].to(tl.int64) * x_stride
     GROUPS: tl.constexpr = K // GROUP
+    CODES: tl.constexpr = min(GROUP, 128) // 16  # of a word, that have one scale
     if PDL:
-        gdc_launch_dependents()
         gdc_wait()
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     first = tl.program_id(1) * (K // SPLITS)
     for step in range(0, K // SPLITS, BLOCK_K):
         begin = first + step
         if KIND == 2:
-            p = tl.arange(0, BLOCK_K // 8)
-            words = tl.load(codes + row[:, None] * (K // 8) + begin // 8 + p[None, :], eviction_policy="evict_first")
-            x_at = x_rows + begin + (p // 16 * 128 + p % 16)[:, None]
-            for i in tl.static_range(8):
-                group = row[:, None] * GROUPS + ((begin + p // 16 * 128 + i * 16) // GROUP)[None, :]
-                scale, zero = tl.load(scales + group).to(tl.float32), tl.load(zeros + group).to(tl.float32)
-                w = _code(words, i) * (16.0 * scale) - (16.0 + zero) * scale
-                acc = tl.dot(w.to(x.dtype.element_ty), tl.load(x_at + i * 16, mask=is_token, other=0.0), acc)
+            j = tl.arange(0, 16)
+            words = tl.load(codes + row[:, None] * (K // 8) + begin // 8 + j[None, :], eviction_policy="evict_first")
+            for first_code in tl.static_range(0, 8, CODES):
+                group = row * GROUPS + (begin + first_code * 16) // GROUP
+                scale, zero = tl.load(scales + group).to(tl.float32), tl.load(zeros + group)
+                part = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+                for i in tl.static_range(first_code, first_code + CODES):
+                    here = tl.load(x_rows + begin + i * 16 + j[:, None], mask=is_token, other=0.0)
+                    part = tl.dot(_less_zero(words, zero[:, None], i, x.dtype.element_ty), here, part)
+                acc += part * scale[:, None]
         else:
             k = tl.arange(0, BLOCK_K)
             w = tl.load(codes + row[:, None] * K + begin + k[None, :], eviction_policy="evict_first")
@@ -178,6 +201,8 @@ def _few_tokens(
                 acc += tl.dot(w.to(here.dtype), here) * tl.load(scales + group).to(tl.float32)[:, None]
             else:
                 acc = tl.dot(w.to(here.dtype), here, acc)
+    if PDL:
+        gdc_launch_dependents()  # not before: programs that wait would take the place of some that read
     if KIND != 2 and GROUP == K:
         acc *= tl.load(scales + row).to(tl.float32)[:, None]
     if x.dtype.element_ty.primitive_bitwidth == 8:
@@ -225,6 +250,7 @@ def _one_token(
     RUNS: tl.constexpr = BLOCK_K // 128
     WIDTH: tl.constexpr = 16 if KIND == 2 else 128  # words or bytes of a run
     GROUPS: tl.constexpr = K // GROUP
+    CODES: tl.constexpr = min(GROUP, 128) // 16  # of a word, that have one scale
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     s, j = tl.arange(0, RUNS), tl.arange(0, WIDTH)
     inside = n < num_rows
@@ -236,26 +262,20 @@ def _one_token(
         gdc_wait()
     acc = tl.zeros([BLOCK_N, RUNS], tl.float32)
     inputs = x + s[:, None] * 128 + j[None, :]
-    scale = tl.zeros([BLOCK_N, RUNS], tl.float32)
-    zero = scale
     for begin in range(0, K, BLOCK_K):
         w, next_at = ahead, at + tl.minimum(begin + BLOCK_K, K - BLOCK_K) // 128 * WIDTH
         ahead = tl.load(next_at, eviction_policy="evict_first", mask=begin + BLOCK_K < K, other=0)
         group = row[:, None] * GROUPS + ((begin + s * 128) // GROUP)[None, :]
         if KIND == 2:
-            run = tl.zeros([BLOCK_N, RUNS, WIDTH], tl.float32)
-            for i in tl.static_range(8):
-                own = group if GROUP >= 128 else group + i * 16 // GROUP
-                if i == 0 or i * 16 % GROUP == 0:
-                    scale, zero = tl.load(scales + own).to(tl.float32), tl.load(zeros + own).to(tl.float32)
-                here = tl.load(inputs + begin + i * 16).to(tl.float32)[None, :, :]
-                value = (_code(w, i) * 16.0 - (16.0 + zero)[:, :, None]) * here
-                if GROUP < 128:
-                    acc += tl.sum(value, 2) * scale
-                else:
-                    run += value
-            if GROUP >= 128:
-                acc += tl.sum(run, 2) * scale
+            for first_code in tl.static_range(0, 8, CODES):
+                own = group + first_code * 16 // GROUP
+                scale, zero = tl.load(scales + own).to(tl.float32), tl.load(zeros + own).to(tl.float32)
+                part, whole = tl.zeros([BLOCK_N, RUNS, WIDTH], tl.float32), tl.zeros([1, RUNS, WIDTH], tl.float32)
+                for i in tl.static_range(first_code, first_code + CODES):
+                    here = tl.load(inputs + begin + i * 16).to(tl.float32)[None, :, :]
+                    part += _code(w, i) * here
+                    whole += here
+                acc += (16.0 * tl.sum(part, 2) - (16.0 + zero) * tl.sum(whole, 2)) * scale
         else:
             here = tl.load(inputs + begin).to(tl.float32)[None, :, :]
             if KIND == 0:
