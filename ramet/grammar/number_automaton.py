@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 from math import gcd
 from typing import NamedTuple
 
@@ -16,13 +18,17 @@ EXACT_DIGITS = 15
 """Fractions of so many digits are what floats can tell apart: more could make a multiple of what is none."""
 
 
+SMALL, LARGE = Decimal("1e-4"), Decimal("1e16")
+"""Between them Python writes floats without exponent."""
+LEAST = Decimal("1e-30")
+"""The lower bound of what must be greater than 0; see `schema_branches`."""
 LARGE_STEP = 100
 """Multiples of larger whole numbers are written without fraction, which is fewer states."""
 
 
 class NumberSet(NamedTuple):
     """Numbers from `low` to `high` (both in it) that `step`, if given, divides, and none of `avoided`. Written without exponent if there is
-    a bound or a step."""
+    a step; if there is a bound, with one where floats are (below 0.0001, from 1e16 on)."""
 
     integer: bool
     low: Decimal | None = None
@@ -43,9 +49,9 @@ def number_expression(arena: Arena, numbers: NumberSet) -> int:
         return _unbounded(arena, numbers.integer, signed=low is None)
     zero, parts = Decimal(0), []
     if high is None or high >= 0:
-        parts.append(_Magnitudes(arena, numbers, max(low or zero, zero), high).expression())
+        parts.append(_magnitudes(arena, numbers, max(low or zero, zero), high))
     if low is None or low < 0:
-        negative = _Magnitudes(arena, numbers, max(-(high or zero), zero), None if low is None else -low).expression()
+        negative = _magnitudes(arena, numbers, max(-(high or zero), zero), None if low is None else -low)
         parts.append(arena.seq(arena.lexeme(arena.text("-")), negative))
     return arena.alt(parts)
 
@@ -55,20 +61,55 @@ def literal_number(arena: Arena, text: str) -> int:
 
 
 def _unbounded(arena: Arena, integer: bool, signed: bool) -> int:
-    def one(low: str, high: str) -> int:
-        return arena.lexeme(arena.chars(((ord(low), ord(high)),)))
-
-    digits, sign = arena.rep(one("0", "9")), arena.lexeme(arena.text("-"))
-    whole = arena.alt((one("0", "0"), arena.seq(one("1", "9"), digits)))
+    digit = _spelled(arena, "09")
+    sign = arena.optional(_spelled(arena, "--")) if signed else EPSILON
+    whole = arena.alt((_spelled(arena, "00"), arena.seq(_spelled(arena, "19"), arena.rep(digit))))
     if integer:
-        return arena.seq(arena.optional(sign) if signed else EPSILON, whole)
-    fraction = arena.optional(arena.seq(one(".", "."), one("0", "9"), digits))
-    if not signed:
-        return arena.seq(whole, fraction)
+        return arena.seq(sign, whole)
+    fraction = arena.optional(arena.seq(_spelled(arena, ".."), arena.rep(digit, 1)))
     signs = arena.optional(arena.lexeme(arena.chars(((0x2B, 0x2B), (0x2D, 0x2D)))))
-    power = arena.alt((arena.seq(one("0", "9"), arena.optional(one("0", "9"))), arena.seq(one("1", "2"), one("0", "9"), one("0", "9"))))
-    exponent = arena.optional(arena.seq(arena.lexeme(arena.chars(((0x45, 0x45), (0x65, 0x65)))), signs, power))
-    return arena.seq(arena.optional(sign), whole, fraction, exponent)
+    power = arena.alt((arena.rep(digit, 1, 2), _spelled(arena, "12", "09", "09")))
+    exponent = arena.optional(arena.seq(_exponent(arena), signs, power))
+    extreme = arena.alt((_large(arena, ("33", "00", "07")), _small(arena, ("33", "02", "09"))))
+    return arena.seq(sign, arena.alt((arena.seq(whole, fraction, exponent), extreme)))
+
+
+def _magnitudes(arena: Arena, numbers: NumberSet, low: Decimal, high: Decimal | None) -> int:
+    found = [_Magnitudes(arena, numbers, low, high).expression()]
+    if not (numbers.integer or numbers.step or numbers.avoided):
+        if low <= LEAST and (high is None or high >= SMALL):
+            found.append(_small(arena, ("59",), ("00", "59"), ("19", "09"), ("12", "09", "09"), ("33", "02", "09")))
+        if high is None and low <= LARGE:
+            found.append(_large(arena, ("11", "69"), ("29", "09"), ("12", "09", "09"), ("33", "00", "07")))
+    return arena.alt(found)
+
+
+def _small(arena: Arena, *powers: tuple[str, ...]) -> int:
+    mantissa, minus = _mantissa(arena), _spelled(arena, "--")
+    return arena.seq(mantissa, _exponent(arena), minus, arena.alt(_spelled(arena, *power) for power in powers))
+
+
+def _large(arena: Arena, *powers: tuple[str, ...]) -> int:
+    """Also the largest floats."""
+    plus = arena.optional(_spelled(arena, "++"))
+    found = arena.seq(_mantissa(arena), _exponent(arena), plus, arena.alt(_spelled(arena, *power) for power in powers))
+    digits, _, power = repr(sys.float_info.max).partition("e+")
+    mantissa = arena.seq(literal_number(arena, digits[:-1]), _spelled(arena, "0" + digits[-1]))
+    return arena.alt((found, arena.seq(mantissa, _exponent(arena), plus, literal_number(arena, power))))
+
+
+def _mantissa(arena: Arena) -> int:
+    fraction = arena.seq(_spelled(arena, ".."), arena.rep(_spelled(arena, "09"), 1))
+    return arena.seq(_spelled(arena, "19"), arena.optional(fraction))
+
+
+def _exponent(arena: Arena) -> int:
+    return arena.lexeme(arena.chars(((0x45, 0x45), (0x65, 0x65))))
+
+
+def _spelled(arena: Arena, *ranges: str) -> int:
+    """One character of each range ("09"), each a lexeme."""
+    return arena.seq(*[arena.lexeme(arena.chars(((ord(ends[0]), ord(ends[1])),))) for ends in ranges])
 
 
 class _Divisor(NamedTuple):
@@ -135,19 +176,31 @@ class _Magnitudes:
         return self._rules[start]
 
     def _body(self, state: _State, queue: list[_State]) -> Iterator[int]:
-        digits: dict[_State, list[int]] = {}
-        for digit in range(10):
-            following = self._fraction_digit(state, digit) if state.fraction else self._whole_digit(state, digit)
+        digits: dict[_State, list[tuple[int, int]]] = {}
+        for first, last in pairwise(self._cuts(state)):
+            following = self._fraction_digit(state, first) if state.fraction else self._whole_digit(state, first)
             if following is not None:
-                digits.setdefault(following, []).append(digit)
-        for following, values in digits.items():
-            chars = self._arena.chars(tuple((48 + value, 48 + value) for value in values))
+                digits.setdefault(following, []).append((first, last))
+        for following, spans in digits.items():
+            chars = self._arena.chars(tuple((48 + value, 48 + value) for span in spans for value in range(*span)))
             yield self._arena.seq(self._arena.lexeme(chars), self._rule(following, queue))
         point = None if state.fraction or self._integer else self._point(state)
         if point is not None:
             yield self._arena.seq(self._arena.lexeme(self._arena.text(".")), self._rule(point, queue))
         if self._accepts(state):
             yield EPSILON
+
+    def _cuts(self, state: _State) -> list[int]:
+        """Digits at which one begins to lead elsewhere, and 10: but for remainders, only those of the bounds do, and a first zero."""
+        if self._divisors:
+            return list(range(11))
+        found = {0, 10}
+        for bound in (self._low, self._high or self._low):
+            digit = _place(bound[state.fraction], state.seen)
+            found |= {digit, digit + 1}
+        if not state.fraction and state.seen == 0:
+            found.add(1)
+        return sorted(found)
 
     def _rule(self, state: _State, queue: list[_State]) -> int:
         if state not in self._rules:

@@ -49,6 +49,22 @@ def test_multiples_are_those_of_decimal_arithmetic(step: str, times: int, off: s
     assert STEPS[step].hold(f"{value:f}") == (value % Decimal(step) == 0 and not (value == 0 and value.is_signed()))
 
 
+BOUNDED = [{"type": "number", "minimum": low, "exclusiveMaximum": high} for low, high in ((0, 1), (-2.5, 1e300), (5, 1e17), (-1, -1e-5))]
+NUMBERS = [(schema, Texts(schema)) for schema in ({"type": "number"}, {"type": "number", "exclusiveMinimum": 0}, *BOUNDED)]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.floats(-3, 3), st.sampled_from(NUMBERS))
+def test_floats_are_taken_as_python_writes_them(value: float, numbers: tuple[dict[str, Any], Texts]) -> None:
+    schema, found = numbers
+    text = repr(value)
+    low, high = schema.get("minimum", schema.get("exclusiveMinimum", -2e308)), schema.get("exclusiveMaximum", 2e308)
+    inside = low < value < high or (value == schema.get("minimum") and value != 0)
+    if inside and (abs(value) < 1.7e308) and (high > 1e308 or "e+" not in text) and not (high < 0 and "e-" in text):
+        assert found.hold(text)
+    assert inside or value == 0 or not found.hold(text)
+
+
 def test_every_integer_is_a_multiple_of_a_decimal_fraction() -> None:
     found = Texts({"type": "integer", "multipleOf": 1e-8})
     assert found.hold("12391239123") and not found.hold("0.5")
