@@ -67,6 +67,13 @@ def test_import_ramet_is_light() -> None:
     assert done.stdout.splitlines()[1] == "[]"
 
 
+@pytest.mark.parametrize("module", ["ramet.server.announcing_server", "ramet.runtime.executor.default_executor"])
+def test_who_starts_a_server_on_a_cpu_never_imports_torch(module: str) -> None:
+    """Neither the front process, whatever the model, nor the worker before it has looked at the model."""
+    code = f"import sys, ramet.cli.serve, ramet.runtime.engine.worker_main, {module}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 def test_file_names_occur_once() -> None:
     counts = Counter(path.name for path in FILES if path.name != "__init__.py")
     assert [name for name, count in counts.items() if count > 1] == []

@@ -18,7 +18,7 @@ from typing import Any
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.fan_out import complete_all
-from ramet.runtime.engine.worker_parts import MODEL_TEXT, TORCH_EXECUTOR, TextParts
+from ramet.runtime.engine.worker_parts import MODEL_EXECUTOR, MODEL_TEXT, TextParts
 from ramet.runtime.request import Delta, Generation, SamplingParams
 from ramet.version import __version__
 
@@ -34,7 +34,7 @@ class PeerEngine:
 
     version = __version__
 
-    def __init__(self, model_dir: str, *, with_text: bool, extra: Mapping[str, Any], executor_factory: str = TORCH_EXECUTOR) -> None:
+    def __init__(self, model_dir: str, *, with_text: bool, extra: Mapping[str, Any], executor_factory: str = MODEL_EXECUTOR) -> None:
         options = {
             "model_path": model_dir, "load_format": "dummy", "dtype": "bfloat16", "context_length": CONTEXT_LEN, "device": "cuda",
             "log_level": "info", "grammar_backend": "llguidance" if with_text else "none", **extra,

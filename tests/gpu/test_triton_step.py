@@ -169,7 +169,7 @@ def test_greedy_choice_takes_the_first_of_equals() -> None:
 
 
 def test_mask_kernel_equals_unpacked_bits() -> None:
-    from ramet.runtime.executor.token_choice import unpack_masks
+    from ramet.runtime.executor.torch_choice import unpack_masks
     from ramet.runtime.kernels.gpu.token_masks import mask_logits
 
     vocab, rows = 50001, [6, 0, 3]

@@ -28,7 +28,7 @@ from ramet.runtime.engine.request_builder import RequestBuilder
 from ramet.runtime.engine.request_table import Delivery, Entry, RequestTable, Stream
 from ramet.runtime.engine.result_cache import Recording, ResultCache, ResultKey, result_key
 from ramet.runtime.engine.supervisor import Supervisor
-from ramet.runtime.engine.worker_parts import MODEL_TEXT, TORCH_EXECUTOR, ExecutorFactory, TextFactory, TextParts, WorkerSpec
+from ramet.runtime.engine.worker_parts import MODEL_EXECUTOR, MODEL_TEXT, ExecutorFactory, TextFactory, TextParts, WorkerSpec
 from ramet.runtime.plan import Capacity, ModelInfo
 from ramet.runtime.request import Delta, EngineStats, Finish, FinishKind, Generation, KvHint, Request, RequestOutput
 from ramet.runtime.resolve import check
@@ -83,7 +83,7 @@ class AsyncEngine:
         config: EngineConfig,
         *,
         worker: Literal["process", "thread"] = "process",
-        executor_factory: str | ExecutorFactory = TORCH_EXECUTOR,
+        executor_factory: str | ExecutorFactory = MODEL_EXECUTOR,
         text_factory: str | TextFactory = MODEL_TEXT,
         on_end: Callable[[RametError], None] | None = None,
     ) -> AsyncEngine:

@@ -14,7 +14,7 @@ from ramet.runtime.engine.generation_engine import ChatTemplate, Tokenizer
 from ramet.runtime.executor.executor import Executor, Rank
 
 ExecutorFactory = Callable[..., Executor]
-TORCH_EXECUTOR = "ramet.runtime.executor.torch_executor:create_executor"
+MODEL_EXECUTOR = "ramet.runtime.executor.default_executor:create_executor"
 MODEL_TEXT = "ramet.runtime.engine.worker_parts:load_text"
 
 
@@ -36,7 +36,7 @@ class WorkerSpec:
     `rank` it describes a process that follows tensor-parallel rank 0; where there are ranks, an executor's factory is given one too."""
 
     config: EngineConfig
-    executor: str | ExecutorFactory = TORCH_EXECUTOR
+    executor: str | ExecutorFactory = MODEL_EXECUTOR
     text: str | TextFactory = MODEL_TEXT
     rank: Rank | None = None
 

@@ -1,11 +1,9 @@
-"""A loaded model that only lacks its KV pool: torch operation by operation, or on a CPU the quantised step in one call.
-
-Which of the two is decided here, once, and said in the log. `--quantization none` is the exact one.
+"""A loaded model that only lacks its KV pool: operation by operation, or on a GPU by our kernels and graphs. Which is decided here, once,
+and said in the log.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,20 +15,13 @@ from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardB
 from ramet.runtime.attention.flashinfer_prefill import FlashInferPrefill, PrefillShape, covers, is_compiled
 from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import EngineConfig, ModelConfig
-from ramet.runtime.executor.cpu_choice import CpuChoice
-from ramet.runtime.executor.cpu_decode import CpuDecode
 from ramet.runtime.executor.inputs import SlotTables
-from ramet.runtime.executor.quantized_weights import load_quantized, why_not
 from ramet.runtime.executor.step_runner import FastPath, Forward
-from ramet.runtime.executor.token_choice import TokenChoice
-from ramet.runtime.executor.weight_storage import check_quantization
 from ramet.runtime.executor.weights import LoadedModel, load_model
-from ramet.runtime.kernels import cpu_library
 from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.model_files import ModelFiles
 from ramet.runtime.model_spec import ModelSpec
 from ramet.runtime.models.hf_config import model_spec
-from ramet.runtime.models.model_info import model_info
 from ramet.runtime.plan import ModelInfo
 
 _LOG = get_logger(__name__)
@@ -45,8 +36,6 @@ DTYPES = {
     "fp8_e4m3": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
-BITS = {"q4_1": 4, "int4": 4, "q8_0": 8, "int8": 8, None: None, "awq": None, "gptq": None, "compressed-tensors": None}
-"""--quantization → bits of every matrix in the CPU step; None: the file's own."""
 CPU_ONLY = ("q4_1", "q8_0")
 
 
@@ -54,8 +43,7 @@ CPU_ONLY = ("q4_1", "q8_0")
 class Computation:
     """`info` describes the whole model, `local` the part that this rank keeps keys and values of.
     `bind` makes the forward pass over a pool, `bind_fast` the faster way through decode steps, where there is one.
-    `choice`: how tokens are chosen, where torch is not the fastest way. `activation_bytes`: of one prompt token at the widest point of a
-    layer. `torch_threads`: None leaves torch's choice, one per core."""
+    `activation_bytes`: of one prompt token at the widest point of a layer."""
 
     info: ModelInfo
     local: ModelInfo
@@ -63,20 +51,14 @@ class Computation:
     activation_bytes: int
     bind: Callable[[KVPool], Forward]
     bind_fast: Callable[[KVPool], Callable[[SlotTables], FastPath] | None] = lambda pool: None
-    torch_threads: int | None = None
-    choice: TokenChoice | None = None
 
 
 def load_computation(config: EngineConfig, device: torch.device, files: ModelFiles, ranks: RankGroup | None = None) -> Computation:
     """Load the weights, or this rank's part of them. Raises what `load_model` raises, and `Unsupported` for a quantization that cannot be
     had."""
     options = config.model
-    if device.type == "cpu":
-        spec = model_spec(files, overrides=options.json_model_override_args, context_length=options.context_length)
-        if ranks is not None:
-            _check_ranks(options)
-        elif (step := _quantized_step(config, files, spec)) is not None:
-            return step
+    if device.type == "cpu" and ranks is not None:
+        _check_ranks(options)
     if config.backend.enable_deterministic_inference:
         _check_deterministic(config, device, ranks)
     if options.quantization in CPU_ONLY and device.type != "cpu":
@@ -189,61 +171,6 @@ def _check_ranks(options: ModelConfig) -> None:
     if options.quantization in (*CPU_ONLY, "int4", "int8"):
         raise Unsupported(f"quantization={options.quantization} runs on one rank of a CPU; leave it out, or leave out tp_size")
     _LOG.info("Tensor parallelism on CPU computes in float32, operation by operation")
-
-
-def _quantized_step(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> Computation | None:
-    """The C++ step where it was asked for by name; or, left alone, for a model in few bits that it holds exactly, on a machine where it can
-    be built. None: torch computes."""
-    options = config.model
-    if options.quantization in ("none", "fp8") or options.load_format == "dummy":
-        return None
-    check_quantization(options, spec)
-    if BITS[options.quantization] is not None:
-        return _quantized(config, files, spec)
-    integers = spec.checkpoint is not None and spec.checkpoint.layout != "fp8"
-    if not (files.format == "gguf" or integers) or options.dtype != "auto":
-        return None
-    try:
-        if reason := why_not(spec):
-            raise Unsupported(reason)
-        cpu_library.load()
-        return _quantized(config, files, spec)
-    except Unsupported as error:
-        if error.param is not None:
-            raise
-        _LOG.info("The weights are dequantised to float32: %s", error.message)
-        return None
-
-
-def _quantized(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> Computation:
-    options = config.model
-    kv_dtype = torch.float16 if options.kv_cache_dtype == "auto" else DTYPES[options.kv_cache_dtype]
-    if kv_dtype.itemsize == 1:
-        message = "the quantised CPU kernels keep keys and values in 16 or 32 bits; use --kv-cache-dtype float16, or --quantization none"
-        raise Unsupported(message, param="kv_cache_dtype")
-    threads = torch.get_num_threads()
-    deterministic = config.backend.enable_deterministic_inference
-    loaded = load_quantized(files, spec, bits=BITS[options.quantization], threads=threads, kv_dtype=kv_dtype, deterministic=deterministic)
-    info = model_info(
-        spec,
-        name=options.served_model_name or files.name,
-        num_parameters=loaded.num_parameters,
-        weight_bytes=loaded.num_bytes,
-        dtype="float32",
-        kv_dtype=str(kv_dtype).removeprefix("torch."),
-    )
-    choice = CpuChoice(loaded.step.context)
-    _LOG.info("Quantised CPU kernels on %d of %d cores; --quantization none computes in float32", threads, os.cpu_count() or threads)
-    return Computation(
-        info,
-        info,
-        kv_dtype,
-        activation_bytes(spec, torch.float32),
-        lambda pool: lambda batch: loaded.step.forward(batch, pool),
-        lambda pool: lambda tables: CpuDecode(loaded.step, pool, tables, choice),
-        torch_threads=1,  # others would spin on the cores that the kernels' own threads need
-        choice=choice,
-    )
 
 
 def eager_forward(loaded: LoadedModel, attention: AttentionBackend, pool: KVPool) -> Forward:

@@ -1,16 +1,18 @@
-"""Tokens from logits on the CPU: one pass over a row where torch needs five, and a sort of the few tokens that count."""
+"""Tokens from logits on the CPU: one pass over a row where torch needs five, and a sort of the few tokens that count.
+No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ramet.runtime.executor.random_choice import Draw
+from ramet.runtime.executor.draws import Draw
 from ramet.runtime.kernels.packed_weight import CpuContext
 
+Array = npt.NDArray[Any]
 _DRAW = np.dtype([("uniform", "f8"), ("top_p", "f8"), ("min_p", "f8"), ("inverse_temperature", "f4"), ("top_k", "i4")])
 """`DrawParams` of kernels/cpu/sampling.h."""
 
@@ -21,11 +23,11 @@ class CpuChoice:
     def __init__(self, context: CpuContext) -> None:
         self._context = context
 
-    def forbid(self, logits: torch.Tensor, rows: Sequence[int], masks: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:
+    def forbid(self, logits: Array, rows: Sequence[int], masks: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:
         which, lines, allowed = _index(rows), _index(masks), np.ascontiguousarray(bits)
         self._context.library.ramet_forbid(
             self._context.handle,
-            logits.data_ptr(),
+            logits.ctypes.data,
             which.ctypes.data,
             lines.ctypes.data,
             len(which),
@@ -34,26 +36,26 @@ class CpuChoice:
             allowed.shape[1],
         )
 
-    def likeliest(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    def likeliest(self, logits: Array, rows: Sequence[int]) -> Array:
         which, tokens = _index(rows), np.empty(len(rows), dtype=np.int64)
         self._context.library.ramet_likeliest(
-            self._context.handle, logits.data_ptr(), which.ctypes.data, len(which), logits.shape[1], tokens.ctypes.data
+            self._context.handle, logits.ctypes.data, which.ctypes.data, len(which), logits.shape[1], tokens.ctypes.data
         )
-        return torch.from_numpy(tokens)
+        return tokens
 
-    def draw(self, logits: torch.Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> torch.Tensor:
+    def draw(self, logits: Array, rows: Sequence[int], draws: Sequence[Draw]) -> Array:
         which, tokens = _index(rows), np.empty(len(rows), dtype=np.int64)
         params = np.array([_parameters(draw) for draw in draws], dtype=_DRAW)
         self._context.library.ramet_draw(
             self._context.handle,
-            logits.data_ptr(),
+            logits.ctypes.data,
             which.ctypes.data,
             len(which),
             logits.shape[1],
             params.ctypes.data,
             tokens.ctypes.data,
         )
-        return torch.from_numpy(tokens)
+        return tokens
 
 
 def _parameters(draw: Draw) -> tuple[float, float, float, float, int]:
@@ -61,5 +63,5 @@ def _parameters(draw: Draw) -> tuple[float, float, float, float, int]:
     return draw.uniform, params.top_p, params.min_p, 1.0 / params.temperature, params.top_k
 
 
-def _index(rows: Sequence[int]) -> npt.NDArray[np.int64]:
+def _index(rows: Sequence[int]) -> Array:
     return np.array(rows, dtype=np.int64)

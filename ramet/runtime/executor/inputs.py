@@ -14,9 +14,8 @@ import torch
 
 from ramet.runtime.attention.attention_backend import ForwardBatch
 from ramet.runtime.executor.prefix_groups import PrefixGroups
+from ramet.runtime.executor.step_layout import Int64Array, lay_out, table_width
 from ramet.runtime.plan import PENDING_TOKEN, Capacity, PlanRow
-
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class SlotTables:
 
     def __init__(self, capacity: Capacity, context_len: int, device: torch.device) -> None:
         self.page_size = capacity.page_size
-        width = -(-min(context_len, capacity.num_tokens) // capacity.page_size) + 1
+        width = table_width(capacity, context_len)
         self.pages = torch.zeros(capacity.max_running, width, dtype=torch.int32, device=device)
         self.last_token = torch.zeros(capacity.max_running, dtype=torch.int64, device=device)
         self.groups = PrefixGroups(capacity.max_running, width, capacity.page_size) if device.type == "cuda" else None
@@ -59,20 +58,13 @@ class SlotTables:
         """The step as tensors; applies the rows' new pages. `wanted`, parallel to `rows`: tokens of the row, counted from its first,
         whose logits are needed besides those of the last token of every sampling row."""
         self.add_pages(rows)
-        lens = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
-        ends = np.array([row.end for row in rows], dtype=np.int64)
-        starts = np.concatenate(([0], np.cumsum(lens)))
-        slots = np.array([row.slot for row in rows], dtype=np.int64)
-        token_ids = np.array([token for row in rows for token in row.token_ids], dtype=np.int64)
-        positions = np.arange(starts[-1]) + np.repeat(ends - starts[1:], lens)
-        extra = _flat(starts, wanted or [])
-        sampled = starts[1:][[row.samples for row in rows]] - 1
-        parts = (token_ids, positions, np.repeat(slots, lens), slots, starts, ends, np.concatenate((extra, sampled)))
+        plan = lay_out(rows, wanted or [])
+        parts = (plan.token_ids, plan.positions, plan.token_slots, plan.slots, plan.starts, plan.ends, plan.logit_indices)
         device = self.pages.device
         tokens, position, token_slot, row_slot, query_starts, kv_lens, logits = unpack(to_device(np.concatenate(parts), device), parts)
-        if any(row.token_ids[0] == PENDING_TOKEN for row in rows):
+        if plan.has_pending:
             tokens = torch.where(tokens == PENDING_TOKEN, self.last_token[token_slot], tokens)
-        num_pages = -(-int(ends.max()) // self.page_size)
+        num_pages = -(-int(plan.ends.max()) // self.page_size)
         batch = ForwardBatch(
             token_ids=tokens,
             positions=position,
@@ -81,11 +73,11 @@ class SlotTables:
             kv_lens=kv_lens.to(torch.int32),
             page_table=self.pages[:, :num_pages].index_select(0, row_slot),
             logit_indices=logits,
-            query_lens=tuple(lens.tolist()),
-            kv_lens_host=tuple(ends.tolist()),
+            query_lens=tuple(plan.lens.tolist()),
+            kv_lens_host=tuple(plan.ends.tolist()),
             shared_prefixes=self.groups.find(rows) if self.groups is not None else (),
         )
-        return StepInputs(batch, len(extra))
+        return StepInputs(batch, plan.num_wanted)
 
     def _places(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return self.pages[slots, positions // self.page_size].long() * self.page_size + positions % self.page_size
@@ -105,12 +97,6 @@ def on_host(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tenso
 def device_tensor(values: object, dtype: npt.DTypeLike, device: torch.device) -> torch.Tensor:
     """Numbers of the host as a tensor, without waiting for the device's queue (which `torch.tensor` would)."""
     return to_device(np.array(values, dtype=dtype), device)
-
-
-def _flat(starts: Int64Array, wanted: Sequence[range]) -> Int64Array:
-    """Row-wise token numbers as token numbers of the step."""
-    parts = [start + np.arange(part.start, part.stop) for start, part in zip(starts, wanted, strict=False) if part]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
 def unpack(packed: torch.Tensor, parts: Sequence[Int64Array]) -> Sequence[torch.Tensor]:

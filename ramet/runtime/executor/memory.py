@@ -15,7 +15,7 @@ both together. The automatic CPU share is small because a computer has other thi
     logits      = 3 * max_running * vocab_size * 4 bytes                   (logits, their sorted copy, probabilities)
     graphs      = 1 GiB where CUDA graphs are on
 
-The same reserve must fit beside the pool whichever way the pool was sized on a GPU.
+The same reserve must fit beside the pool whichever way the pool was sized on a GPU. No torch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from ramet.errors import OutOfMemory
 from ramet.log import get_logger
@@ -97,11 +95,8 @@ def log_plan(plan: MemoryPlan, model: ModelInfo, dtype: str) -> None:
         )
 
 
-def measure_memory(device: torch.device, weight_bytes: int) -> DeviceMemory:
-    """Look at the device now. Call it after the weights were loaded."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return DeviceMemory(total, free)
+def measure_ram(weight_bytes: int) -> DeviceMemory:
+    """Look at this machine's memory now. Call it after the weights were loaded."""
     free = available_ram()
     return DeviceMemory(free + weight_bytes, free)
 

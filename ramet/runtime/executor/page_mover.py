@@ -13,16 +13,22 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from ramet.errors import OutOfMemory
+from ramet.errors import ConfigError, OutOfMemory
 from ramet.log import get_logger
 from ramet.runtime.attention.attention_backend import KVPool
+from ramet.runtime.config import EngineConfig
 from ramet.runtime.executor.memory import available_ram
-from ramet.runtime.plan import PageMove
+from ramet.runtime.host_memory import block_pages
+from ramet.runtime.model_files import ModelFiles
+from ramet.runtime.model_fingerprint import model_fingerprint
+from ramet.runtime.plan import ModelInfo, PageMove
 
 _LOG = get_logger(__name__)
 _MOST_AT_ONCE = 8
 """Blocks that are gathered on a GPU before they are copied; they take memory there."""
 _MOST_OF_RAM = 0.9
+_STAGING_BYTES = 256 << 20
+"""Host memory of the second tier on a CPU."""
 _WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
@@ -112,3 +118,20 @@ def _allocate(shape: tuple[int, ...], word: torch.dtype, *, pinned: bool) -> tor
     except RuntimeError as error:
         message = f"no {size / 2**30:.2f} GiB of host memory for the second tier ({error}); lower --hicache-size or --hicache-ratio"
         raise OutOfMemory(message) from error
+
+
+def make_page_mover(config: EngineConfig, info: ModelInfo, pool: KVPool, files: ModelFiles, kv_dtype: str) -> PageMover:
+    """Host memory for evicted KV of the model `info`. On a CPU it would only be a second pool: there it is where files come and go."""
+    on_cpu, options = pool.keys[0].device.type == "cpu", config.memory
+    if on_cpu and options.hicache_storage_backend is None:
+        raise ConfigError(
+            "enable_hierarchical_cache on a CPU needs files to put KV into: add --hicache-storage-backend file. "
+            "For more KV in memory raise --max-total-tokens",
+            param="enable_hierarchical_cache",
+        )
+    pages, token_bytes = block_pages(pool.page_size), 2 * len(pool.keys) * pool.keys[0][0].nbytes
+    block_bytes, pool_bytes = token_bytes * pages * pool.page_size, token_bytes * len(pool.keys[0])
+    auto_bytes = _STAGING_BYTES if on_cpu else int(options.hicache_ratio * pool_bytes)
+    num_blocks = max((options.hicache_size * 10**9 or auto_bytes) // block_bytes, 1)
+    layout = f"{len(pool.keys)} {tuple(pool.keys[0].shape[1:])} {kv_dtype} {pages}x{pool.page_size}"
+    return PageMover(pool, num_blocks, pages, model_fingerprint(config, files, info, layout))

@@ -11,12 +11,8 @@ from ramet.runtime.executor.inputs import device_tensor
 from ramet.runtime.request import SamplingParams
 
 
-def is_penalised(params: SamplingParams) -> bool:
-    return bool(params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1.0)
-
-
 class PenaltyCounts:
-    """Per penalised slot: how often each token was put out, and which tokens occurred at all (prompt included)."""
+    """Implements `Penalties` in torch."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._counts = torch.zeros(0, vocab_size, dtype=torch.float32, device=device)
@@ -28,7 +24,6 @@ class PenaltyCounts:
         return slot in self._row_of_slot
 
     def reset(self, slot: int, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
-        """Start counting for a request in `slot`, from what it brings."""
         row = self._row_of_slot.get(slot)
         if row is None:
             row = self._row_of_slot[slot] = self._free.pop() if self._free else self._grow()
@@ -43,14 +38,11 @@ class PenaltyCounts:
             self._free.append(row)
 
     def add(self, slots: Sequence[int], tokens: torch.Tensor) -> None:
-        """Count one more output token per slot; a slot may occur several times."""
         rows = self._tensor([self._row_of_slot[slot] for slot in slots])
         self._counts.index_put_((rows, tokens), torch.ones((), device=tokens.device), accumulate=True)
         self._occurred[rows, tokens] = True
 
     def apply(self, logits: torch.Tensor, at: Sequence[int], slots: Sequence[int], params: Sequence[SamplingParams]) -> None:
-        """Penalise rows `at` of `logits` [S, vocab] in place. Repetition first (Keskar et al. 2019: positive logits are divided,
-        negative ones multiplied), then frequency * count + presence * (count > 0), as OpenAI defines them."""
         index, rows = self._tensor(at), self._tensor([self._row_of_slot[slot] for slot in slots])
         penalised = logits[index]
         if any(p.repetition_penalty != 1.0 for p in params):

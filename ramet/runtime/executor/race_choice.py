@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ramet.runtime.executor.draws import Draw, is_filtered
 from ramet.runtime.executor.inputs import device_tensor
-from ramet.runtime.executor.random_choice import Draw, is_filtered, kept_ranks
-from ramet.runtime.executor.token_choice import TokenChoice, rows_of
+from ramet.runtime.executor.random_choice import kept_ranks
+from ramet.runtime.executor.token_choice import TokenChoice
+from ramet.runtime.executor.torch_choice import rows_of
 
 _CANDIDATES = 512
 """Likeliest tokens that are looked at before all are sorted, on a CPU."""
@@ -26,7 +28,7 @@ _GOLDEN, _FIRST, _SECOND = (value - (1 << 64) for value in (0x9E3779B97F4A7C15, 
 class RaceChoice:
     """Implements `TokenChoice`: draws by races, and leaves the rest to another one."""
 
-    def __init__(self, other: TokenChoice) -> None:
+    def __init__(self, other: TokenChoice[torch.Tensor]) -> None:
         self._other = other
 
     def forbid(self, logits: torch.Tensor, rows: Sequence[int], masks: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:

@@ -9,24 +9,23 @@ Order of application (SGLang's; what comes first sees what came before it):
     5. temperature, then top_k, top_p, min_p       judged together, see `random_choice`
     6. greedy rows: argmax after step 4; the others: inverse CDF at hash(seed, output position)
 
-Stop ids keep a finite logit in step 2 so that a grammar which allows nothing but the end has the last word.
+Stop ids keep a finite logit in step 2 so that a grammar which allows nothing but the end has the last word. No torch: `RowArithmetic`
+brings it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
-import torch
 
-from ramet.runtime.executor.inputs import device_tensor
-from ramet.runtime.executor.penalties import PenaltyCounts, is_penalised
-from ramet.runtime.executor.random_choice import Draw, uniforms
-from ramet.runtime.executor.token_choice import TokenChoice, TorchChoice
+from ramet.runtime.executor.draws import Draw, uniforms
+from ramet.runtime.executor.token_choice import A, RowArithmetic, is_penalised
 from ramet.runtime.plan import PlanRow, RowStart, TokenMasks
 
-_FORBIDDEN = torch.finfo(torch.float32).min
+_FORBIDDEN = float(np.finfo(np.float32).min)
 
 
 @dataclass(slots=True)
@@ -42,15 +41,14 @@ class SlotSampling:
         return row.end - len(self.start.prompt_ids)
 
 
-class Sampler:
+class Sampler(Generic[A]):
     """State per slot and the sampling of a step. Used by one thread; `begin` and `sample` alternate in the order of the steps."""
 
-    def __init__(self, vocab_size: int, device: torch.device, *, chooses: bool = True, choice: TokenChoice | None = None) -> None:
+    def __init__(self, vocab_size: int, arithmetic: RowArithmetic[A], *, chooses: bool = True) -> None:
         """Without `chooses` it only remembers what each slot's request is: somebody else samples."""
-        self._vocab_size, self._device, self._chooses = vocab_size, device, chooses
-        self._choice = choice or TorchChoice(device)
+        self._vocab_size, self._chooses, self._array = vocab_size, chooses, arithmetic.array
+        self._choice, self._penalties = arithmetic.choice, arithmetic.penalties
         self._slots: dict[int, SlotSampling] = {}
-        self._penalties = PenaltyCounts(vocab_size, device)
 
     def __getitem__(self, slot: int) -> SlotSampling:
         return self._slots[slot]
@@ -62,10 +60,10 @@ class Sampler:
                 self._reset(row.slot, row.reset)
             if (state := self._slots[row.slot]).penalised and row.end > state.counted:
                 forced = row.token_ids[max(state.counted - row.start, 0) :]
-                self._penalties.add([row.slot] * len(forced), device_tensor(forced, np.int64, self._device))
+                self._penalties.add([row.slot] * len(forced), self._array(forced, np.int64))
                 state.counted = row.end
 
-    def sample(self, rows: Sequence[PlanRow], logits: torch.Tensor, masks: TokenMasks | None) -> torch.Tensor:
+    def sample(self, rows: Sequence[PlanRow], logits: A, masks: TokenMasks | None) -> A:
         """One token [S] for each of `rows`, from `logits` [S, vocab] float32, which are overwritten."""
         states = [self._slots[row.slot] for row in rows]
         penalised = [i for i, state in enumerate(states) if state.penalised]
@@ -78,7 +76,7 @@ class Sampler:
         self._add_biases(states, logits)
         tokens = self._choose(rows, states, logits)
         if penalised:
-            self._penalties.add([rows[i].slot for i in penalised], tokens[device_tensor(penalised, np.int64, self._device)])
+            self._penalties.add([rows[i].slot for i in penalised], tokens[self._array(penalised, np.int64)])
             for i in penalised:
                 states[i].counted = rows[i].end + 1
         return tokens
@@ -95,7 +93,7 @@ class Sampler:
         else:
             self._penalties.release(slot)
 
-    def _forbid_stops(self, rows: Sequence[PlanRow], states: Sequence[SlotSampling], logits: torch.Tensor) -> None:
+    def _forbid_stops(self, rows: Sequence[PlanRow], states: Sequence[SlotSampling], logits: A) -> None:
         early = [
             (i, token)
             for i, (row, state) in enumerate(zip(rows, states, strict=True))
@@ -104,15 +102,15 @@ class Sampler:
             if token < self._vocab_size
         ]
         if early:
-            where = device_tensor(early, np.int64, self._device)
+            where = self._array(early, np.int64)
             logits[where[:, 0], where[:, 1]] = _FORBIDDEN
 
-    def _apply_masks(self, rows: Sequence[PlanRow], logits: torch.Tensor, masks: TokenMasks) -> None:
+    def _apply_masks(self, rows: Sequence[PlanRow], logits: A, masks: TokenMasks) -> None:
         constrained = [(i, row.mask_row) for i, row in enumerate(rows) if row.mask_row is not None]
         if constrained:
             self._choice.forbid(logits, [i for i, _ in constrained], [mask_row for _, mask_row in constrained], masks.bits)
 
-    def _add_biases(self, states: Sequence[SlotSampling], logits: torch.Tensor) -> None:
+    def _add_biases(self, states: Sequence[SlotSampling], logits: A) -> None:
         biased = [
             (i, token, bias)
             for i, state in enumerate(states)
@@ -121,10 +119,10 @@ class Sampler:
         ]
         if biased:
             row, token, bias = zip(*biased, strict=True)
-            where = device_tensor([row, token], np.int64, self._device)
-            logits[where[0], where[1]] += device_tensor(bias, np.float32, self._device)
+            where = self._array([row, token], np.int64)
+            logits[where[0], where[1]] += self._array(bias, np.float32)
 
-    def _choose(self, rows: Sequence[PlanRow], states: Sequence[SlotSampling], logits: torch.Tensor) -> torch.Tensor:
+    def _choose(self, rows: Sequence[PlanRow], states: Sequence[SlotSampling], logits: A) -> A:
         drawing = [i for i, state in enumerate(states) if not state.start.sampling.greedy]
         greedy = [i for i, state in enumerate(states) if state.start.sampling.greedy]
         if not drawing:
@@ -134,8 +132,8 @@ class Sampler:
         draws = [Draw(states[i].start.sampling, float(number)) for i, number in zip(drawing, numbers, strict=True)]
         if not greedy:
             return self._choice.draw(logits, drawing, draws)
-        tokens = torch.empty(len(rows), dtype=torch.int64, device=self._device)
-        at_greedy, at_drawing = (device_tensor(part, np.int64, self._device) for part in (greedy, drawing))
+        tokens = self._array([0] * len(rows), np.int64)
+        at_greedy, at_drawing = (self._array(part, np.int64) for part in (greedy, drawing))
         tokens[at_greedy] = self._choice.likeliest(logits, greedy)
         tokens[at_drawing] = self._choice.draw(logits, drawing, draws)
         return tokens

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ramet.runtime.executor.logprobs import LogprobTensors, readable
+from ramet.runtime.executor.prompt_pieces import without_context
 from ramet.runtime.plan import BatchPlan, RowResult, StepResult
 from ramet.runtime.request import LogprobParams, TokenLogprob
 
@@ -59,7 +60,7 @@ class StepReadback:
         sampled = iter(tokens.tolist())
         drawn = [(next(sampled),) if row.samples else () for row in self._plan.rows]
         logprobs: list[tuple[TokenLogprob, ...]] = [()] * len(drawn)
-        prompt: list[list[TokenLogprob]] = [_without_context(row.token_ids, row.start, row.prompt_logprobs_from) for row in self._plan.rows]
+        prompt: list[list[TokenLogprob]] = [without_context(row) for row in self._plan.rows]
         for number, part in enumerate((*self._sampled, *self._prompt)):
             values = readable(tensors[5 * number : 5 * number + 5], part.params)
             if number < len(self._sampled):
@@ -69,11 +70,6 @@ class StepReadback:
                 prompt[part.rows[0]] += values
         rows = zip(drawn, logprobs, prompt, strict=True)
         return StepResult(tuple(RowResult(d, own, tuple(before)) for d, own, before in rows), self._clock.seconds())
-
-
-def _without_context(token_ids: Sequence[int], start: int, wanted_from: int | None) -> list[TokenLogprob]:
-    """The first token of a prompt has no logprob, but a place in the list."""
-    return [TokenLogprob(token_ids[0], None)] if start == 0 and wanted_from is not None and wanted_from <= 0 else []
 
 
 class StepClock:

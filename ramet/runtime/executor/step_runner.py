@@ -11,11 +11,13 @@ import torch
 
 from ramet.runtime.attention.attention_backend import ForwardBatch, SharedPrefix
 from ramet.runtime.executor.inputs import SlotTables, device_tensor
-from ramet.runtime.executor.logprobs import PromptPiece, compute_logprobs, split_output, split_prompt
+from ramet.runtime.executor.logprobs import compute_logprobs
 from ramet.runtime.executor.page_mover import PageMover
+from ramet.runtime.executor.prompt_pieces import PromptPiece, split_output, split_prompt
 from ramet.runtime.executor.sampler import Sampler
 from ramet.runtime.executor.step_readback import RowLogprobs, StepClock, StepReadback
 from ramet.runtime.executor.token_choice import TokenChoice
+from ramet.runtime.executor.torch_choice import torch_arithmetic
 from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, PlanRow, TokenMasks
 from ramet.runtime.request import LogprobParams
@@ -74,7 +76,7 @@ class StepRunner:
         fast_path: Callable[[SlotTables], FastPath] | None = None,
         ranks: RankGroup | None = None,
         mover: PageMover | None = None,
-        choice: TokenChoice | None = None,
+        choice: TokenChoice[torch.Tensor] | None = None,
         one_by_one: bool = False,
     ) -> None:
         """`ranks`: the others that run the same plans; rank 0 chooses the tokens and tells them. `mover`: to and from host memory.
@@ -86,7 +88,7 @@ class StepRunner:
         self._tables = SlotTables(capacity, model.context_len, device)
         self._fast_path = fast_path(self._tables) if fast_path is not None else None
         self._fast: FastResult | None = None
-        self._sampler = Sampler(model.vocab_size, device, chooses=self._chooses, choice=choice)
+        self._sampler = Sampler(model.vocab_size, torch_arithmetic(model.vocab_size, device, choice), chooses=self._chooses)
         self._clock = StepClock(device)
         self._logits: torch.Tensor | None = None  # of the sampling rows, between forward and sample
         self._prompt: list[RowLogprobs] = []

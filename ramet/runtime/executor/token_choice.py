@@ -1,67 +1,67 @@
-"""What is done to whole rows of logits: forbidding, taking the likeliest token, drawing one."""
+"""What is done to whole rows of logits, whether they lie in torch's tensors or in numpy's arrays. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ramet.runtime.executor.inputs import device_tensor, to_device
-from ramet.runtime.executor.random_choice import Draw, draw_tokens
+from ramet.runtime.executor.draws import Draw
+from ramet.runtime.request import SamplingParams
 
 
-class TokenChoice(Protocol):
+class Array(Protocol):
+    """A tensor or an array: both are read and written by lists of places."""
+
+    def __getitem__(self, places: Any, /) -> Any: ...
+
+    def __setitem__(self, places: Any, values: Any, /) -> None: ...
+
+
+A = TypeVar("A", bound=Array)
+A_contra = TypeVar("A_contra", bound=Array, contravariant=True)
+
+
+class TokenChoice(Protocol[A]):
     """`logits` are [n, vocab] float32, contiguous; `rows` name some of them. A row's token depends on nothing but the row."""
 
-    def forbid(self, logits: torch.Tensor, rows: Sequence[int], masks: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:
+    def forbid(self, logits: A, rows: Sequence[int], masks: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:
         """-inf in row i wherever `bits[masks[i]]` (bit t of a line: token t) is not set."""
 
-    def likeliest(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    def likeliest(self, logits: A, rows: Sequence[int]) -> A:
         """Token ids [len(rows)]."""
 
-    def draw(self, logits: torch.Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> torch.Tensor:
+    def draw(self, logits: A, rows: Sequence[int], draws: Sequence[Draw]) -> A:
         """Token ids [len(rows)], by the distribution that `random_choice` describes. May overwrite the rows."""
 
 
-class TorchChoice:
-    """Implements `TokenChoice` on every device; the twin of the CPU's kernels."""
+class Penalties(Protocol[A_contra]):
+    """How often the requests in penalised slots have put out each token, and which tokens occurred at all (prompt included)."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def reset(self, slot: int, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
+        """Start counting for a request in `slot`, from what it brings."""
 
-    def forbid(self, logits: torch.Tensor, rows: Sequence[int], masks: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:
-        if self._device.type == "cuda":
-            _forbid_on_gpu(logits, rows, bits[list(masks)])
-            return
-        index = device_tensor(rows, np.int64, self._device)
-        allowed = unpack_masks(bits[list(masks)], logits.shape[1], self._device)
-        logits[index] = logits[index].masked_fill_(~allowed, float("-inf"))
+    def release(self, slot: int) -> None: ...
 
-    def likeliest(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        return rows_of(logits, rows).argmax(-1)
+    def add(self, slots: Sequence[int], tokens: A_contra) -> None:
+        """Count one more output token per slot; a slot may occur several times."""
 
-    def draw(self, logits: torch.Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> torch.Tensor:
-        return draw_tokens(rows_of(logits, rows), draws)
+    def apply(self, logits: A_contra, at: Sequence[int], slots: Sequence[int], params: Sequence[SamplingParams]) -> None:
+        """Penalise rows `at` of `logits` [S, vocab] in place. Repetition first (Keskar et al. 2019: positive logits are divided,
+        negative ones multiplied), then frequency * count + presence * (count > 0), as OpenAI defines them."""
 
 
-def rows_of(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """A copy of these rows, or all of `logits` itself: `rows` are in order."""
-    return logits if len(rows) == len(logits) else logits[device_tensor(rows, np.int64, logits.device)]
+@dataclass(frozen=True, slots=True)
+class RowArithmetic(Generic[A]):
+    """All that the sampler does with numbers. `array`: plain values, and their type, in the kind of array that the rows are."""
+
+    choice: TokenChoice[A]
+    penalties: Penalties[A]
+    array: Callable[[object, npt.DTypeLike], A]
 
 
-def _forbid_on_gpu(logits: torch.Tensor, rows: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:
-    """One copy and one kernel. Imported here, since only a GPU has Triton."""
-    from ramet.runtime.kernels.gpu.token_masks import mask_logits
-
-    packed = to_device(np.concatenate((np.array(rows, dtype=np.int32), bits.reshape(-1).view(np.int32))), logits.device)
-    mask_logits(logits, packed[: len(rows)], packed[len(rows) :].view(len(rows), -1))
-
-
-def unpack_masks(bits: npt.NDArray[np.uint32], vocab_size: int, device: torch.device) -> torch.Tensor:
-    """`TokenMasks.bits` [n, words] as booleans [n, vocab_size] on the device. Packed, they are small to copy."""
-    packed = to_device(np.ascontiguousarray(bits.astype("<u4", copy=False)).view(np.uint8), device)
-    single = (packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
-    return single.view(packed.shape[0], -1)[:, :vocab_size].bool()
+def is_penalised(params: SamplingParams) -> bool:
+    return bool(params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1.0)

@@ -16,28 +16,25 @@ import torch
 
 from ramet.errors import ConfigError, InternalError, OutOfMemory
 from ramet.log import get_logger
-from ramet.runtime.attention.attention_backend import KVPool
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.executor.computation import Computation, load_computation
 from ramet.runtime.executor.executor import PendingResult, Rank
 from ramet.runtime.executor.gpu_warm_up import warm_up
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
-from ramet.runtime.executor.memory import DeviceMemory, log_plan, measure_memory, plan_memory
-from ramet.runtime.executor.page_mover import PageMover
+from ramet.runtime.executor.memory import DeviceMemory, log_plan, measure_ram, plan_memory
+from ramet.runtime.executor.page_mover import PageMover, make_page_mover
 from ramet.runtime.executor.race_choice import RaceChoice
 from ramet.runtime.executor.step_readback import StepReadback
 from ramet.runtime.executor.step_runner import FastPath, Forward, StepRunner
-from ramet.runtime.executor.token_choice import TokenChoice, TorchChoice
-from ramet.runtime.host_memory import HostMemory, block_pages
+from ramet.runtime.executor.token_choice import TokenChoice
+from ramet.runtime.executor.torch_choice import TorchChoice
+from ramet.runtime.host_memory import HostMemory
 from ramet.runtime.layers.rank_group import RankGroup
-from ramet.runtime.model_files import ModelFiles, locate_model
-from ramet.runtime.model_fingerprint import model_fingerprint
+from ramet.runtime.model_files import locate_model
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, StepResult, TokenMasks
 
 _LOG = get_logger(__name__)
-STAGING_BYTES = 256 << 20
-"""Host memory of the second tier on a CPU."""
 
 
 class TorchExecutor:
@@ -54,7 +51,7 @@ class TorchExecutor:
         fast_path: Callable[[SlotTables], FastPath] | None = None,
         ranks: RankGroup | None = None,
         mover: PageMover | None = None,
-        choice: TokenChoice | None = None,
+        choice: TokenChoice[torch.Tensor] | None = None,
         one_by_one: bool = False,
     ) -> None:
         self._model, self._capacity = model, capacity
@@ -126,20 +123,20 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
     computation = load_computation(config, device, files, ranks)
     capacity, kv_dtype = _plan_pool(config, computation, device, ranks), computation.kv_dtype
     pool = allocate_pool(computation.local, num_pages=capacity.num_pages, page_size=capacity.page_size, dtype=kv_dtype, device=device)
-    fast_path, threads = computation.bind_fast(pool), computation.torch_threads
-    if ranks is not None and device.type == "cpu":
-        threads = torch.get_num_threads()
-    mover = _page_mover(config, computation, pool, files) if config.memory.enable_hierarchical_cache else None
+    threads = torch.get_num_threads() if ranks is not None and device.type == "cpu" else None
+    mover = None
+    if config.memory.enable_hierarchical_cache:
+        mover = make_page_mover(config, computation.info, pool, files, str(kv_dtype))
     executor = TorchExecutor(
         computation.bind(pool),
         computation.info,
         capacity,
         device,
         num_threads=threads,
-        fast_path=fast_path,
+        fast_path=computation.bind_fast(pool),
         ranks=ranks,
         mover=mover,
-        choice=_choice(config, computation, device),
+        choice=_choice(config, device),
         one_by_one=device.type == "cuda" and config.backend.enable_deterministic_inference,
     )
     if device.type == "cuda":
@@ -147,11 +144,9 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
     return executor
 
 
-def _choice(config: EngineConfig, computation: Computation, device: torch.device) -> TokenChoice | None:
+def _choice(config: EngineConfig, device: torch.device) -> TokenChoice[torch.Tensor] | None:
     """With a draft model both draw by races, in which they agree most often."""
-    if config.speculative.speculative_algorithm != "STANDALONE":
-        return computation.choice
-    return RaceChoice(computation.choice or TorchChoice(device))
+    return RaceChoice(TorchChoice(device)) if config.speculative.speculative_algorithm == "STANDALONE" else None
 
 
 def _join(rank: Rank, device: torch.device) -> RankGroup:
@@ -160,28 +155,10 @@ def _join(rank: Rank, device: torch.device) -> RankGroup:
     return join_ranks(rank, device)
 
 
-def _page_mover(config: EngineConfig, computation: Computation, pool: KVPool, files: ModelFiles) -> PageMover:
-    """Host memory for evicted KV. On a CPU it would only be a second pool: there it is where files come and go."""
-    on_cpu, options = pool.keys[0].device.type == "cpu", config.memory
-    if on_cpu and options.hicache_storage_backend is None:
-        raise ConfigError(
-            "enable_hierarchical_cache on a CPU needs files to put KV into: add --hicache-storage-backend file. "
-            "For more KV in memory raise --max-total-tokens",
-            param="enable_hierarchical_cache",
-        )
-    pages = block_pages(pool.page_size)
-    block_bytes = kv_bytes_per_token(computation.local, computation.kv_dtype) * pages * pool.page_size
-    pool_bytes = block_bytes * len(pool.keys[0]) // (pages * pool.page_size)
-    auto_bytes = STAGING_BYTES if on_cpu else int(options.hicache_ratio * pool_bytes)
-    num_blocks = max((options.hicache_size * 10**9 or auto_bytes) // block_bytes, 1)
-    layout = f"{len(pool.keys)} {tuple(pool.keys[0].shape[1:])} {computation.kv_dtype} {pages}x{pool.page_size}"
-    return PageMover(pool, num_blocks, pages, model_fingerprint(config, files, computation.info, layout))
-
-
 def _plan_pool(config: EngineConfig, computation: Computation, device: torch.device, ranks: RankGroup | None) -> Capacity:
     """All ranks have as many pages as the one that has room for the fewest."""
     info, local, kv_dtype = computation.info, computation.local, computation.kv_dtype
-    memory = measure_memory(device, info.weight_bytes)
+    memory = _measure_memory(device, info.weight_bytes)
     if ranks is not None and device.type == "cpu":
         memory = DeviceMemory(memory.total // ranks.size, memory.free // ranks.size)  # which all ranks share
     plan = plan_memory(
@@ -195,6 +172,14 @@ def _plan_pool(config: EngineConfig, computation: Computation, device: torch.dev
     _LOG.info("Model %s: %s on %s", info.name, info.architecture, device)
     log_plan(plan, info, str(kv_dtype).removeprefix("torch."))
     return plan.capacity if ranks is None else replace(plan.capacity, num_pages=ranks.least(plan.capacity.num_pages))
+
+
+def _measure_memory(device: torch.device, weight_bytes: int) -> DeviceMemory:
+    """Look at the device now. Call it after the weights were loaded."""
+    if device.type != "cuda":
+        return measure_ram(weight_bytes)
+    free, total = torch.cuda.mem_get_info(device)
+    return DeviceMemory(total, free)
 
 
 def resolve_device(name: str, rank: Rank | None = None) -> torch.device:

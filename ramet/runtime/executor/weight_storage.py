@@ -11,6 +11,7 @@ import torch
 from ramet.errors import ConfigError, Unsupported
 from ramet.log import get_logger
 from ramet.runtime.config import ModelConfig
+from ramet.runtime.executor.checkpoint_fit import check_quantization
 from ramet.runtime.executor.gguf_weights import GgufSource
 from ramet.runtime.executor.packed_checkpoint import PackedCheckpoint
 from ramet.runtime.executor.safetensors_weights import SafetensorsSource
@@ -30,7 +31,6 @@ ROUNDED = MappingProxyType(
     }
 )
 """--quantization of numbers while they are loaded. Embedding, head, norms and biases stay numbers."""
-CHECKPOINTS = ("awq", "gptq", "compressed-tensors", "fp8")
 INT4_GROUPS = (128, 64, 32)
 
 _LOG = get_logger(__name__)
@@ -67,17 +67,6 @@ def open_source(config: ModelConfig, files: ModelFiles, spec: ModelSpec) -> Weig
     if files.format == "gguf":
         return GgufSource(files, spec)
     return SafetensorsSource(files) if spec.checkpoint is None else PackedCheckpoint(files, spec, spec.checkpoint)
-
-
-def check_quantization(config: ModelConfig, spec: ModelSpec) -> None:
-    """Whether what was asked for is what the checkpoint is, or can be made of it."""
-    wanted, found = config.quantization, None if spec.checkpoint is None else spec.checkpoint.method
-    if wanted in (None, "none", found) or (found is None and wanted not in CHECKPOINTS[:3]):
-        return
-    advice = (
-        f"it is {found}: leave --quantization out, or none to dequantise it" if found else "its config.json says nothing of quantization"
-    )
-    raise ConfigError(f"quantization={wanted} does not fit the checkpoint: {advice}", param="quantization")
 
 
 def _as_stored(source: PackedCheckpoint, config: ModelConfig, on_gpu: bool) -> Weights:

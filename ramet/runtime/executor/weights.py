@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from ramet.errors import InvalidRequest
 from ramet.log import get_logger
 from ramet.runtime.config import ModelConfig
+from ramet.runtime.executor.checkpoint_fit import check_fit
 from ramet.runtime.executor.dummy_weights import fill_randomly
 from ramet.runtime.executor.weight_source import Piece, WeightSource
 from ramet.runtime.executor.weight_storage import open_weights
@@ -30,7 +29,6 @@ from ramet.runtime.models.transformer import Transformer
 from ramet.runtime.plan import ModelInfo
 
 MAX_THREADS = 8
-NAMED_IN_ERRORS = 4
 
 logger = get_logger(__name__)
 
@@ -81,28 +79,6 @@ def fill(slots: Mapping[str, Slot], source: WeightSource, files: ModelFiles, spe
     with bar, ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for done in as_completed([pool.submit(place, piece) for piece in pieces]):
             bar.update(done.result())
-
-
-def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], files: ModelFiles, spec: ModelSpec) -> None:
-    """Raise one InvalidRequest that names what is missing, unexpected and mis-shaped."""
-    mis_shaped = [f"{name} is {found[name]} instead of {wanted[name]}" for name in wanted if name in found and found[name] != wanted[name]]
-    problems = {
-        "missing": sorted(set(wanted) - set(found)),
-        "unexpected": sorted(name for name in set(found) - set(wanted) if not _known_surplus(name, spec)),
-        "of another shape": mis_shaped,
-    }
-    if text := "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names):
-        raise InvalidRequest(f"the weights in {files.path} do not fit its config ({spec.architecture}). Tensors {text}")
-
-
-def _known_surplus(name: str, spec: ModelSpec) -> bool:
-    """Tensors that hold nothing new: the copy of tied embeddings, and tables that old checkpoints kept."""
-    return (spec.tied_embeddings and name == "lm_head.weight") or bool(re.search(r"rotary_emb\.inv_freq$|\.masked_bias$", name))
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - NAMED_IN_ERRORS
-    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _info(config: ModelConfig, model: Transformer, files: ModelFiles, dtype: torch.dtype, storage: Storage | None) -> ModelInfo:

@@ -1,7 +1,7 @@
 """Weights in the panel layout of `kernels/cpu/linear.h`: made from GGUF blocks without changing a bit, or quantised from numbers.
 
 Blocks have 32 values along the input dimension. 4-bit: w = d·q + m with q in 0…15 (Q4_1; Q4_0 is the case m = −8d).
-8-bit: w = d·q with q in −127…127 (Q8_0). Scales are fp16.
+8-bit: w = d·q with q in −127…127 (Q8_0). Scales are fp16. No torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ramet.errors import Unsupported
 from ramet.runtime.gguf_file import BLOCK_TYPES
@@ -130,12 +129,13 @@ class PackedWeight:
     n: int
     k: int
     bits: int
-    data: torch.Tensor  # uint8
-    bias: torch.Tensor | None = None  # [n] float32
+    data: Bytes
+    bias: Floats | None = None  # [n]
 
     def descriptor(self) -> cpu_library.Linear:
         """The C view; valid as long as this object lives."""
-        return cpu_library.Linear(self.n, self.k, self.bits, self.data.data_ptr(), None if self.bias is None else self.bias.data_ptr())
+        bias = None if self.bias is None else self.bias.ctypes.data
+        return cpu_library.Linear(self.n, self.k, self.bits, self.data.ctypes.data, bias)
 
 
 class CpuContext:
@@ -151,13 +151,13 @@ class CpuContext:
             self.library.ramet_context_free(self.handle)
             self.handle = None
 
-    def pack_stored(self, parts: Sequence[StoredRows], bias: torch.Tensor | None = None) -> PackedWeight:
+    def pack_stored(self, parts: Sequence[StoredRows], bias: Floats | None = None) -> PackedWeight:
         """Matrices of a GGUF file under each other, all of one width in bits: `pack(from_gguf(…))` in one pass over the bytes."""
         k, bits = parts[0].k, EXACT_BITS[parts[0].kind]
         sizes = [self.library.ramet_packed_bytes(bits, *_panels(len(part.rows), part.k)) for part in parts]
         with self._packing:
             data = self._memory.empty(sum(sizes))
-            at = data.data_ptr()
+            at = data.ctypes.data
             for part, size in zip(parts, sizes, strict=True):
                 rows = np.ascontiguousarray(part.rows)
                 self.library.ramet_pack_stored(
@@ -166,21 +166,21 @@ class CpuContext:
                 at += size
         return PackedWeight(sum(len(part.rows) for part in parts), k, bits, data, bias)
 
-    def pack(self, blocks: Blocks, bias: torch.Tensor | None = None) -> PackedWeight:
+    def pack(self, blocks: Blocks, bias: Floats | None = None) -> PackedWeight:
         n, k = _panels(*blocks.q.shape)
         low = blocks.d if blocks.m is None else blocks.m
         with self._packing:
             data = self._memory.empty(self.library.ramet_packed_bytes(blocks.bits, n, k))
             self.library.ramet_pack(
-                self.handle, blocks.bits, n, k, blocks.q.ctypes.data, blocks.d.ctypes.data, low.ctypes.data, data.data_ptr()
+                self.handle, blocks.bits, n, k, blocks.q.ctypes.data, blocks.d.ctypes.data, low.ctypes.data, data.ctypes.data
             )
         return PackedWeight(n, k, blocks.bits, data, bias)
 
-    def linear(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, k] float32 → [rows, n] float32, activations quantised to 8 bits."""
-        x = x.contiguous()
-        y = torch.empty(len(x), weight.n)
-        self.library.ramet_linear(self.handle, ctypes.byref(weight.descriptor()), x.data_ptr(), len(x), y.data_ptr())
+    def linear(self, weight: PackedWeight, x: Floats) -> Floats:
+        """x [rows, k] → [rows, n], activations quantised to 8 bits."""
+        x = np.ascontiguousarray(x)
+        y = np.empty((len(x), weight.n), dtype=np.float32)
+        self.library.ramet_linear(self.handle, ctypes.byref(weight.descriptor()), x.ctypes.data, len(x), y.ctypes.data)
         return y
 
 

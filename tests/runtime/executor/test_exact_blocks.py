@@ -12,10 +12,13 @@ from torch.nn import functional as F
 
 from ramet.errors import Unsupported
 from ramet.runtime.config import EngineConfig
-from ramet.runtime.executor.computation import load_computation
+from ramet.runtime.executor.cpu_executor import CpuExecutor
+from ramet.runtime.executor.default_executor import create_executor
 from ramet.runtime.executor.exact_blocks import exact_blocks
 from ramet.runtime.executor.quantized_weights import load_quantized
+from ramet.runtime.executor.torch_executor import TorchExecutor
 from ramet.runtime.kernels import cpu_library
+from ramet.runtime.kernels.cpu_kv_pool import KV_TYPES
 from ramet.runtime.kernels.packed_weight import CpuContext
 from ramet.runtime.layers.quantized_weight import GroupedMatrix
 from ramet.runtime.models.hf_config import model_spec
@@ -60,7 +63,7 @@ def test_the_kernels_take_codes_of_minus_128(num_tokens: int) -> None:
     context = CpuContext(1)
     x = torch.randint(-127, 128, (num_tokens, 128)).float()
     x.view(num_tokens, 4, 32)[:, :, 0] = 127  # so that activations are rounded to themselves
-    found = context.linear(context.pack(blocks), x)
+    found = torch.from_numpy(context.linear(context.pack(blocks), x.numpy()))
     torch.testing.assert_close(found, F.linear(x, made.dequantise()), rtol=1e-4, atol=1e-2)
     context.close()
 
@@ -73,26 +76,30 @@ def test_the_step_runs_the_checkpoint(case: str, tmp_path: Path) -> None:
     """By name or left alone; its logits are those of the numbers, but for what the kernels round."""
     write(tmp_path, *EXACT[case])
     files = files_of(tmp_path)
-    loaded = load_quantized(files, model_spec(files), bits=None, threads=1, kv_dtype=torch.float32)
+    loaded = load_quantized(files, model_spec(files), bits=None, threads=1, kv_type=KV_TYPES["float32"])
     assert loaded.num_parameters > 4 * loaded.num_bytes / 10
     for wanted in (None, EXACT[case][1]["quant_method"]):
-        config = EngineConfig.from_options({"model_path": str(tmp_path), "quantization": wanted})
-        assert load_computation(config, torch.device("cpu"), files).torch_threads == 1  # the mark of the C++ step
+        executor = create_executor(options(tmp_path, quantization=wanted))
+        assert isinstance(executor, CpuExecutor)
+        executor.close()
 
 
 @pytest.mark.parametrize("case", ["gptq 4, sorted inputs", "gptq 8", "fp8"])
 def test_otherwise_torch_computes_and_says_why(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, *CASES[case])
-    files = files_of(tmp_path)
     with caplog.at_level(logging.INFO, "ramet"):
-        computation = load_computation(EngineConfig.from_options({"model_path": str(tmp_path)}), torch.device("cpu"), files)
-    assert computation.torch_threads is None and "dequantised" in caplog.text
+        executor = create_executor(options(tmp_path))
+    assert isinstance(executor, TorchExecutor) and "dequantised" in caplog.text
+    executor.close()
     if case != "fp8":
         assert "blocks of 32 do not hold" in caplog.text
 
 
 def test_ramet_says_what_cannot_be_had(tmp_path: Path) -> None:
     write(tmp_path, *CASES["awq"])
-    config = EngineConfig.from_options({"model_path": str(tmp_path), "kv_cache_dtype": "fp8_e4m3"})
     with pytest.raises(Unsupported, match="kv-cache-dtype"):
-        load_computation(config, torch.device("cpu"), files_of(tmp_path))
+        create_executor(options(tmp_path, kv_cache_dtype="fp8_e4m3"))
+
+
+def options(folder: Path, **more: Any) -> EngineConfig:
+    return EngineConfig.from_options({"model_path": str(folder), "device": "cpu", "max_total_tokens": 512, **more})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ramet.runtime.executor.draws import Draw, uniforms
 from ramet.runtime.executor.race_choice import RaceChoice
-from ramet.runtime.executor.random_choice import Draw, draw_tokens, kept_ranks, uniforms
-from ramet.runtime.executor.token_choice import TorchChoice
+from ramet.runtime.executor.random_choice import draw_tokens, kept_ranks
+from ramet.runtime.executor.torch_choice import TorchChoice
 from ramet.runtime.request import SamplingParams
 
 CHOICE = RaceChoice(TorchChoice(torch.device("cpu")))

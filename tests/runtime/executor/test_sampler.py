@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.runtime.executor.cpu_choice import CpuChoice
-from ramet.runtime.executor.random_choice import Draw, uniforms
+from ramet.runtime.executor.cpu_penalties import CpuPenalties
+from ramet.runtime.executor.draws import Draw, uniforms
 from ramet.runtime.executor.sampler import Sampler
-from ramet.runtime.executor.token_choice import TokenChoice, TorchChoice, unpack_masks
+from ramet.runtime.executor.token_choice import RowArithmetic
+from ramet.runtime.executor.torch_choice import TorchChoice, torch_arithmetic, unpack_masks
 from ramet.runtime.kernels import cpu_library
 from ramet.runtime.kernels.packed_weight import CpuContext
 from ramet.runtime.plan import PENDING_TOKEN, PlanRow, RowStart, TokenMasks
@@ -24,9 +27,28 @@ from ramet.runtime.request import SamplingParams
 CPU = torch.device("cpu")
 VOCAB = 71
 TORCH = TorchChoice(CPU)
-CHOICES: list[TokenChoice] = [TORCH]
+
+
+class KernelChoice:
+    """`CpuChoice` for tensors, in the memory where they lie."""
+
+    def __init__(self, own: CpuChoice) -> None:
+        self.own = own
+
+    def forbid(self, logits: torch.Tensor, rows: Sequence[int], masks: Sequence[int], bits: npt.NDArray[np.uint32]) -> None:
+        self.own.forbid(logits.numpy(), rows, masks, bits)
+
+    def likeliest(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        return torch.from_numpy(self.own.likeliest(logits.numpy(), rows))
+
+    def draw(self, logits: torch.Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> torch.Tensor:
+        return torch.from_numpy(self.own.draw(logits.contiguous().numpy(), rows, draws))
+
+
+Choice = TorchChoice | KernelChoice
+CHOICES: list[Choice] = [TORCH]
 if cpu_library.processor_features() >= cpu_library.REQUIRED_FEATURES:
-    CHOICES.append(CpuChoice(CpuContext(2)))
+    CHOICES.append(KernelChoice(CpuChoice(CpuContext(2))))
 by_every_choice = pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: type(choice).__name__)
 Floats = npt.NDArray[np.float64]
 
@@ -48,12 +70,26 @@ class Asked:
         return PlanRow(f"r{slot}", slot, tokens, 0, 0, (), True, start, None, mask_row)
 
 
-def sample(asked: Sequence[Asked], logits: torch.Tensor, choice: TokenChoice = TORCH, sampler: Sampler | None = None) -> list[int]:
-    sampler = sampler or Sampler(logits.shape[1], CPU, choice=choice)
+def sampler_of(vocab: int, choice: Choice) -> Sampler[Any]:
+    """In torch; or in numpy around the kernels, as the CPU's executor has it."""
+    if isinstance(choice, TorchChoice):
+        return Sampler(vocab, torch_arithmetic(vocab, CPU))
+    arithmetic: RowArithmetic[Any] = RowArithmetic(choice.own, CpuPenalties(vocab), np.array)
+    return Sampler(vocab, arithmetic)
+
+
+def sample(asked: Sequence[Asked], logits: torch.Tensor, choice: Choice = TORCH, sampler: Sampler[Any] | None = None) -> list[int]:
+    sampler = sampler or sampler_of(logits.shape[1], choice)
     masked = [a for a in asked if a.allowed is not None]
     rows = [a.row(slot, None if a.allowed is None else masked.index(a)) for slot, a in enumerate(asked)]
     sampler.begin(rows)
-    return sampler.sample(rows, logits.clone(), masks_of([a.allowed or () for a in masked], logits.shape[1]) if masked else None).tolist()
+    masks = masks_of([a.allowed or () for a in masked], logits.shape[1]) if masked else None
+    tokens: list[int] = sampler.sample(rows, own_logits(choice, logits), masks).tolist()
+    return tokens
+
+
+def own_logits(choice: Choice, logits: torch.Tensor) -> Any:
+    return logits.clone() if isinstance(choice, TorchChoice) else logits.clone().numpy()
 
 
 def masks_of(allowed: Sequence[Sequence[int]], vocab: int) -> TokenMasks:
@@ -131,7 +167,7 @@ asked_strategy = st.builds(
 @by_every_choice
 @given(asked=st.lists(asked_strategy, min_size=1, max_size=5), seed=st.integers(0, 99))
 @settings(max_examples=80, deadline=None)
-def test_greedy_tokens_after_every_change_of_the_logits_equal_the_twin(choice: TokenChoice, asked: list[Asked], seed: int) -> None:
+def test_greedy_tokens_after_every_change_of_the_logits_equal_the_twin(choice: Choice, asked: list[Asked], seed: int) -> None:
     logits = torch.randn(len(asked), VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
     expected = [int(changed_logits(a, logits[i].numpy().astype(np.float64)).argmax()) for i, a in enumerate(asked)]
     assert sample(asked, logits, choice) == expected
@@ -151,7 +187,7 @@ FILTERS = {
 
 @by_every_choice
 @pytest.mark.parametrize(("name", "vocab"), [*((name, VOCAB) for name in FILTERS), ("plain", 700), ("top_p", 700), ("min_p", 700)])
-def test_draws_follow_the_exact_distribution(choice: TokenChoice, name: str, vocab: int) -> None:
+def test_draws_follow_the_exact_distribution(choice: Choice, name: str, vocab: int) -> None:
     """700 tokens: more than the first width of sorted candidates, so that flat distributions draw again from wider ones."""
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(3)) * (2.0 if vocab == VOCAB else 0.6)
     num = 1500
@@ -169,7 +205,7 @@ def test_chi_square_check_can_fail() -> None:
 
 @by_every_choice
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_draw_equals_the_inverse_cdf_of_the_twin(choice: TokenChoice, name: str) -> None:
+def test_a_draw_equals_the_inverse_cdf_of_the_twin(choice: Choice, name: str) -> None:
     """Unfiltered rows run through the vocabulary, filtered ones through the tokens by descending probability."""
     params, vocab = FILTERS[name], 700
     logits = torch.randn(40, vocab, generator=torch.Generator().manual_seed(5))
@@ -198,7 +234,7 @@ mixed = [
 @by_every_choice
 @given(order=st.permutations(range(len(mixed))), size=st.integers(1, len(mixed)), seed=st.integers(0, 50))
 @settings(max_examples=25, deadline=None)
-def test_a_row_draws_the_same_in_every_company(choice: TokenChoice, order: list[int], size: int, seed: int) -> None:
+def test_a_row_draws_the_same_in_every_company(choice: Choice, order: list[int], size: int, seed: int) -> None:
     logits = torch.randn(len(mixed), 3000, generator=torch.Generator().manual_seed(seed))
     alone = [sample([asked], logits[i : i + 1], choice)[0] for i, asked in enumerate(mixed)]
     some = order[:size]
@@ -226,50 +262,52 @@ def test_uniforms_are_uniform_and_uncorrelated() -> None:
     assert abs(np.corrcoef(by_position, by_seed)[0, 1]) < 0.03
 
 
-def test_penalties_count_tokens_as_they_come() -> None:
+@by_every_choice
+def test_penalties_count_tokens_as_they_come(choice: Choice) -> None:
     """Over steps: a sampled token (pending or named in the next plan, never twice), forced tokens, another request in the slot."""
-    sampler = Sampler(VOCAB, CPU)
+    sampler = sampler_of(VOCAB, choice)
     asked = Asked(SamplingParams(temperature=0.0, frequency_penalty=1.0), prompt=(1, 2))
     logits = torch.zeros(1, VOCAB)
     logits[0, [10, 20]] = torch.tensor([2.5, 1.0])
-    assert sample([asked], logits, sampler=sampler) == [10]
+    assert sample([asked], logits, choice, sampler) == [10]
 
     def step(tokens: tuple[int, ...], start: int) -> list[int]:
         row = PlanRow("r0", 0, tokens, start, 0, (), True)
         sampler.begin([row])
-        return sampler.sample([row], logits.clone(), None).tolist()
+        return list(sampler.sample([row], own_logits(choice, logits), None).tolist())
 
     assert step((PENDING_TOKEN,), 2) == [10]  # 2.5 - 1 against 1
     assert step((10,), 3) == [20]  # 2.5 - 2 against 1
     assert step((20, 10, 10), 4) == [0]  # two forced tokens: 10 has 2.5 - 4, 20 has 1 - 1, no better than the first of all
-    assert sample([asked], logits, sampler=sampler) == [10]  # a new request starts from nothing
+    assert sample([asked], logits, choice, sampler) == [10]  # a new request starts from nothing
 
 
-def test_state_of_many_penalised_slots_stays_apart() -> None:
+@by_every_choice
+def test_state_of_many_penalised_slots_stays_apart(choice: Choice) -> None:
     asked = [
         Asked(SamplingParams(temperature=0.0, presence_penalty=2.0, repetition_penalty=2.0), prompt=(slot,), output=(slot + 20,))
         for slot in range(11)
     ]
     logits = torch.ones(11, VOCAB)
     expected = [int(changed_logits(a, np.ones(VOCAB)).argmax()) for a in asked]
-    assert sample(asked, logits) == expected
+    assert sample(asked, logits, choice) == expected
 
 
 @by_every_choice
-def test_stop_ids_come_back_where_the_grammar_allows_nothing_else(choice: TokenChoice) -> None:
+def test_stop_ids_come_back_where_the_grammar_allows_nothing_else(choice: Choice) -> None:
     params = SamplingParams(temperature=1.0, min_new_tokens=5)
     assert sample([Asked(params, stops=(3,), allowed=(3,))], torch.zeros(1, VOCAB), choice) == [3]
     assert sample([Asked(params, stops=(3,), allowed=(3, 4))], torch.zeros(1, VOCAB), choice) == [4]
 
 
 @by_every_choice
-def test_a_bias_cannot_revive_a_forbidden_token(choice: TokenChoice) -> None:
+def test_a_bias_cannot_revive_a_forbidden_token(choice: Choice) -> None:
     params = SamplingParams(temperature=1.0, logit_bias={5: 100.0})
     assert sample([Asked(params, allowed=(6,))], torch.zeros(1, VOCAB), choice) == [6]
 
 
 @by_every_choice
-def test_ids_beyond_the_vocabulary_are_harmless(choice: TokenChoice) -> None:
+def test_ids_beyond_the_vocabulary_are_harmless(choice: Choice) -> None:
     params = SamplingParams(temperature=0.0, min_new_tokens=5, logit_bias={VOCAB + 4: 100.0})
     assert sample([Asked(params, stops=(VOCAB + 9,))], torch.zeros(1, VOCAB), choice) == [0]
 
@@ -283,7 +321,7 @@ def test_mask_bits_are_little_endian(wanted: list[list[bool]]) -> None:
 
 @by_every_choice
 @pytest.mark.parametrize("vocab", [64, 71, 300])
-def test_masks_and_the_first_of_equals(choice: TokenChoice, vocab: int) -> None:
+def test_masks_and_the_first_of_equals(choice: Choice, vocab: int) -> None:
     allowed = [[vocab - 1, 3, 40], [], list(range(vocab))]
     logits = torch.zeros(4, vocab)
     logits[2, [9, vocab - 1]] = 1.0

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,14 +15,18 @@ from ramet.errors import Unsupported
 from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool
 from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import ModelConfig
-from ramet.runtime.executor.quantized_weights import QuantizedModel, load_quantized, why_not
+from ramet.runtime.executor.quantized_weights import QuantizedModel, load_quantized, step_tensors, why_not
 from ramet.runtime.executor.weights import load_model
 from ramet.runtime.kernels import cpu_library
+from ramet.runtime.kernels.cpu_kv_pool import KV_TYPES, CpuKvPool, KvType
 from ramet.runtime.kernels.packed_weight import BLOCK, quantize
 from ramet.runtime.layers.linear import Linear
+from ramet.runtime.layers.rotary import Rotary
 from ramet.runtime.model_files import ModelFiles
+from ramet.runtime.models.decoder_step import DecoderStep, StepBatch
 from ramet.runtime.models.hf_config import model_spec
 from ramet.runtime.models.transformer import Transformer
+from ramet.runtime.rope_frequencies import rotation_tables
 
 if not cpu_library.processor_features() >= cpu_library.REQUIRED_FEATURES:
     pytest.skip("the processor lacks AVX2, FMA or F16C", allow_module_level=True)
@@ -78,7 +83,7 @@ class Twins:
     def __init__(self, folder: Path, family: str, kv_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files = checkpoint(folder, family)
         self.spec = model_spec(self.files)
-        self.quantized: QuantizedModel = load_quantized(self.files, self.spec, bits=8, threads=2, kv_dtype=kv_dtype)
+        self.quantized: QuantizedModel = load_quantized(self.files, self.spec, bits=8, threads=2, kv_type=type_of(kv_dtype))
         loaded = load_model(ModelConfig(), device="cpu", dtype=torch.float32, files=self.files)
         self.model, self.attention = loaded.model, TorchAttention()
         self.pools = [self.pool(kv_dtype), self.pool(torch.float32)]
@@ -98,12 +103,31 @@ class Twins:
     @torch.inference_mode()
     def errors(self, batch: ForwardBatch) -> torch.Tensor:
         """Relative difference of each token's logits. Afterwards both pools hold what the step wrote."""
-        found = self.quantized.step.forward(batch, self.pools[0])
+        found = logits_of(self.quantized.step, batch, self.pools[0])
         self.attention.prepare(batch, self.pools[1])
         expected = self.model(batch, self.attention)
         for own, other in zip(self.pools[0].keys + self.pools[0].values, self.pools[1].keys + self.pools[1].values, strict=True):
             other.copy_(own)
         return (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+
+
+def logits_of(step: DecoderStep, batch: ForwardBatch, pool: KVPool) -> torch.Tensor:
+    """The step over a batch and a pool of tensors, in the memory where they lie."""
+    logits = np.empty((len(batch.logit_indices), CONFIG["vocab_size"]), np.float32)
+    arrays = [t.contiguous().numpy() for t in (batch.token_ids, batch.positions, batch.kv_slots, batch.query_starts, batch.kv_lens)]
+    lines, table = np.arange(len(batch.query_lens)), batch.page_table.contiguous().numpy()
+    step.forward(StepBatch(*arrays, lines, table, batch.logit_indices.numpy()), over(pool), logits)
+    return torch.from_numpy(logits)
+
+
+def type_of(dtype: torch.dtype) -> KvType:
+    return KV_TYPES[str(dtype).removeprefix("torch.")]
+
+
+def over(pool: KVPool) -> CpuKvPool:
+    kind = type_of(pool.keys[0].dtype)
+    keys, values = (tuple(t.view(torch.uint8).numpy().view(kind.dtype) for t in side) for side in (pool.keys, pool.values))
+    return CpuKvPool(keys, values, pool.page_size, kind)
 
 
 def batch_of(rows: list[tuple[list[int], int, torch.Tensor]]) -> ForwardBatch:
@@ -161,8 +185,8 @@ def test_a_row_is_the_same_alone_and_in_a_batch(tmp_path: Path, monkeypatch: pyt
     step = Twins(tmp_path, "llama", torch.float32, monkeypatch)
     places = torch.arange(SLOTS).split(400)
     rows = [(tokens(n, n), 0, places[i]) for i, n in enumerate((300, 7, 64))]
-    together = step.quantized.step.forward(batch_of(rows), step.pools[0])
-    alone = torch.cat([step.quantized.step.forward(batch_of([row]), step.pool(torch.float32)) for row in rows])
+    together = logits_of(step.quantized.step, batch_of(rows), step.pools[0])
+    alone = torch.cat([logits_of(step.quantized.step, batch_of([row]), step.pool(torch.float32)) for row in rows])
     assert torch.equal(together, alone)
 
 
@@ -172,9 +196,9 @@ def test_the_last_layer_goes_on_with_wanted_rows_only(tmp_path: Path, monkeypatc
     twins = Twins(tmp_path, "llama", torch.float32, monkeypatch)
     places = torch.arange(SLOTS).split(400)
     rows = [(tokens(n, n), 0, places[i]) for i, n in enumerate((300, 7, 64))]
-    every = twins.quantized.step.forward(batch_of(rows), twins.pools[0])
+    every = logits_of(twins.quantized.step, batch_of(rows), twins.pools[0])
     pool = twins.pool(torch.float32)
-    some = twins.quantized.step.forward(replace(batch_of(rows), logit_indices=torch.tensor(wanted, dtype=torch.int64)), pool)
+    some = logits_of(twins.quantized.step, replace(batch_of(rows), logit_indices=torch.tensor(wanted, dtype=torch.int64)), pool)
     assert torch.allclose(some, every[wanted], rtol=0.02, atol=0.02 * float(every.abs().max()))
     for s, token in enumerate(wanted):
         assert token not in range(300, 307) or torch.equal(some[s], every[token])
@@ -187,10 +211,10 @@ def test_a_row_with_few_wanted_is_the_same_alone_and_in_a_batch(tmp_path: Path, 
     places = torch.arange(SLOTS).split(400)
     rows = [(tokens(n, n), 0, places[i]) for i, n in enumerate((300, 7, 64))]
     last = replace(batch_of(rows), logit_indices=torch.tensor([299, 306, 370]))
-    together = step.quantized.step.forward(last, step.pools[0])
+    together = logits_of(step.quantized.step, last, step.pools[0])
     for i, row in enumerate(rows):
         alone = replace(batch_of([row]), logit_indices=torch.tensor([len(row[0]) - 1]))
-        assert torch.equal(step.quantized.step.forward(alone, step.pool(torch.float32))[0], together[i])
+        assert torch.equal(logits_of(step.quantized.step, alone, step.pool(torch.float32))[0], together[i])
 
 
 def test_what_the_step_does_not_cover_is_named(tmp_path: Path) -> None:
@@ -199,4 +223,24 @@ def test_what_the_step_does_not_cover_is_named(tmp_path: Path) -> None:
     files = ModelFiles("huggingface", tmp_path, "windowed")
     assert why_not(model_spec(files)) == "a sliding window"
     with pytest.raises(Unsupported, match="--quantization none"):
-        load_quantized(files, model_spec(files), bits=8, threads=1, kv_dtype=torch.float32)
+        load_quantized(files, model_spec(files), bits=8, threads=1, kv_type=KV_TYPES["float32"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tensors_that_are_asked_for_are_those_of_the_transformer(tmp_path: Path, family: str) -> None:
+    spec = model_spec(checkpoint(tmp_path, family))
+    outline = Transformer(spec, dtype=torch.float32, device=torch.device("meta"))
+    assert step_tensors(spec) == {name: slot.shape for name, slot in outline.slots().items()}
+
+
+@pytest.mark.parametrize("theta", [10_000.0, 100_000.0, 500_000.0])
+def test_rotation_tables_are_those_of_the_transformer(tmp_path: Path, theta: float) -> None:
+    config = CONFIG | FAMILIES["llama"] | {"rope_theta": theta}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = model_spec(ModelFiles("huggingface", tmp_path, "rotated"))
+    rope = spec.layers[0].rope
+    assert rope is not None
+    cosine, sine = rotation_tables(spec)
+    turns = Rotary(rope, dtype=torch.float32, device=torch.device("cpu"))(torch.arange(spec.context_len))
+    for found, expected in ((cosine, turns[0]), (sine, turns[1])):
+        torch.testing.assert_close(torch.from_numpy(found), expected[:, 0, found.shape[1] :], rtol=0, atol=1e-6)

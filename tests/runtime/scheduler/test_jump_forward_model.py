@@ -13,7 +13,8 @@ from ramet.grammar.matcher import GrammarCompiler, Vocabulary
 from ramet.grammar.patterns import choices_regex
 from ramet.runtime.cache.prefix_cache import PrefixCache
 from ramet.runtime.config import EngineConfig, MemoryConfig, ScheduleConfig
-from ramet.runtime.executor.torch_executor import TorchExecutor, create_executor
+from ramet.runtime.executor.default_executor import create_executor
+from ramet.runtime.executor.executor import Executor
 from ramet.runtime.model_files import locate_model
 from ramet.runtime.request import EngineStats, GrammarSpec, LogprobParams, Request, RequestOutput, SamplingParams, TokenLogprob
 from ramet.runtime.scheduler.scheduler import Scheduler
@@ -69,7 +70,7 @@ class Ran:
 
 @dataclass
 class Bench:
-    executor: TorchExecutor
+    executor: Executor
     tokenizer: HfTokenizer
     compiler: GrammarCompiler
 

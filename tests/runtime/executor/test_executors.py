@@ -1,4 +1,4 @@
-"""TorchExecutor on a small random decoder: any plan, any chunking, any pages give what one pass over the whole sequence gives."""
+"""Both executors on a small random decoder: any plan, any chunking, any pages give what one pass over the whole sequence gives."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import random
 import threading
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +16,18 @@ from hypothesis import strategies as st
 from ramet.errors import InternalError, OutOfMemory
 from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool
 from ramet.runtime.attention.torch_backend import TorchAttention
-from ramet.runtime.executor.logprobs import split_prompt
+from ramet.runtime.executor.cpu_choice import CpuChoice
+from ramet.runtime.executor.cpu_executor import CpuExecutor
+from ramet.runtime.executor.cpu_runner import CpuRunner
+from ramet.runtime.executor.executor import Executor
+from ramet.runtime.executor.prompt_pieces import split_prompt
+from ramet.runtime.executor.step_runner import Forward
 from ramet.runtime.executor.torch_executor import TorchExecutor
+from ramet.runtime.kernels import cpu_library
+from ramet.runtime.kernels.cpu_kv_pool import KV_TYPES, CpuKvPool
+from ramet.runtime.kernels.packed_weight import CpuContext
 from ramet.runtime.model_spec import LayerSpec, ModelSpec, RopeSpec
+from ramet.runtime.models.decoder_step import StepBatch
 from ramet.runtime.models.transformer import Transformer
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, Capacity, ModelInfo, PlanRow, RowStart
 from ramet.runtime.request import LogprobParams, SamplingParams
@@ -30,6 +41,8 @@ SPEC = ModelSpec(
 )  # fmt: skip
 INFO = ModelInfo("test", "Test", VOCAB, 2048, LAYERS, KV_HEADS, HEAD_DIM, 0, 0, 0, "float32")
 GREEDY = SamplingParams(temperature=0.0)
+SMALL = Capacity(64, 1, 4)
+on_both = pytest.mark.parametrize("kind", ["torch", "cpu"])
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +61,7 @@ def poisoned_pool(num_pages: int, page_size: int) -> KVPool:
     return KVPool(cache(), cache(), page_size)
 
 
-def make_executor(model: Transformer, page_size: int = 1, num_pages: int = 600, max_running: int = 8) -> TorchExecutor:
+def make_executor(kind: str, model: Transformer, page_size: int = 1, num_pages: int = 600, max_running: int = 8) -> Executor:
     attention, pool = TorchAttention(), poisoned_pool(num_pages, page_size)
 
     def forward(batch: ForwardBatch) -> torch.Tensor:
@@ -56,7 +69,31 @@ def make_executor(model: Transformer, page_size: int = 1, num_pages: int = 600, 
         logits: torch.Tensor = model(batch, attention)
         return logits
 
-    return TorchExecutor(forward, INFO, Capacity(num_pages, page_size, max_running), CPU)
+    return executor_of(kind, forward, Capacity(num_pages, page_size, max_running))
+
+
+def executor_of(kind: str, forward: Forward, capacity: Capacity = SMALL) -> Executor:
+    """Over `forward`, which has a pool of its own."""
+    if kind == "torch":
+        return TorchExecutor(forward, INFO, capacity, CPU)
+    if not cpu_library.processor_features() >= cpu_library.REQUIRED_FEATURES:
+        pytest.skip("the processor lacks AVX2, FMA or F16C")
+    unused = CpuKvPool((), (), capacity.page_size, KV_TYPES["float32"])
+    return CpuExecutor(CpuRunner(TensorStep(forward), unused, INFO, capacity, CpuChoice(CpuContext(1))), INFO, capacity)
+
+
+class TensorStep:
+    """Implements `CpuStep` by a forward pass over tensors."""
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward_tensors = forward
+
+    def forward(self, batch: StepBatch, pool: CpuKvPool, logits: npt.NDArray[np.float32]) -> None:
+        table, lens = batch.page_tables[batch.lines], np.diff(batch.query_starts)
+        arrays = (batch.token_ids, batch.positions, batch.places, batch.query_starts, batch.kv_lens, table, batch.logit_indices)
+        tensors = [torch.from_numpy(array) for array in arrays]
+        with torch.inference_mode():
+            logits[:] = self.forward_tensors(ForwardBatch(*tensors, tuple(lens.tolist()), tuple(batch.kv_lens.tolist()))).numpy()
 
 
 def whole_sequence_logits(model: Transformer, tokens: tuple[int, ...]) -> torch.Tensor:
@@ -98,6 +135,7 @@ class Sequence:
         return row
 
 
+@on_both
 @given(
     prompts=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=45).map(tuple), min_size=1, max_size=4),
     page_size=st.sampled_from([1, 4, 16]),
@@ -106,13 +144,13 @@ class Sequence:
 )
 @settings(max_examples=8, deadline=None)
 def test_mixed_chunked_plans_give_the_tokens_of_whole_passes(
-    model: Transformer, prompts: list[tuple[int, ...]], page_size: int, chunk: int, seed: int
+    kind: str, model: Transformer, prompts: list[tuple[int, ...]], page_size: int, chunk: int, seed: int
 ) -> None:
     """Requests join at different steps; three steps are queued before the first result is read."""
     rng = random.Random(seed)
     pages = iter(rng.sample(range(600), 600))
     sequences = [Sequence(slot, prompt, pages, page_size, chunk) for slot, prompt in enumerate(prompts)]
-    executor = make_executor(model, page_size)
+    executor = make_executor(kind, model, page_size)
     pending = []
     for step in range(20):
         active = [s for s in sequences if step >= s.slot]
@@ -129,7 +167,7 @@ def test_mixed_chunked_plans_give_the_tokens_of_whole_passes(
             assert sequence.out == greedy_tokens_after(model, sequence.prompt, sequence.out)
 
 
-def run(executor: TorchExecutor, *rows: PlanRow) -> list[object]:
+def run(executor: Executor, *rows: PlanRow) -> list[object]:
     plan = BatchPlan(0, rows)
     executor.launch(plan)
     return list(executor.sample(plan, None).result().rows)
@@ -140,11 +178,12 @@ def prompt_row(prompt: tuple[int, ...], sampling: SamplingParams, logprobs: Logp
     return row._replace(**changes)
 
 
+@on_both
 @pytest.mark.parametrize("wanted_from", [0, 1, 7, 399, 599])
-def test_prompt_logprobs_in_pieces_equal_those_of_one_pass(model: Transformer, wanted_from: int) -> None:
+def test_prompt_logprobs_in_pieces_equal_those_of_one_pass(kind: str, model: Transformer, wanted_from: int) -> None:
     prompt = tuple(random.Random(1).choices(range(VOCAB), k=600))
     expected = torch.log_softmax(whole_sequence_logits(model, prompt).double(), -1)
-    executor = make_executor(model, num_pages=700)
+    executor = make_executor(kind, model, num_pages=700)
     params = LogprobParams(wanted_from, 3, (4, 50))
     (result,) = run(executor, prompt_row(prompt, GREEDY, params, prompt_logprobs_from=wanted_from))
     executor.close()
@@ -175,11 +214,12 @@ def test_pieces_cover_the_row_and_ask_for_few_logits(num: int, start: int, wante
     assert predicted == expected
 
 
-def test_logprobs_are_the_models_own(model: Transformer) -> None:
+@on_both
+def test_logprobs_are_the_models_own(kind: str, model: Transformer) -> None:
     """Neither bias nor temperature nor penalty shows in them."""
     prompt = (3, 1, 4, 1, 5)
     sampling = SamplingParams(temperature=1.8, logit_bias={60: 80.0}, repetition_penalty=1.9)
-    executor = make_executor(model)
+    executor = make_executor(kind, model)
     (result,) = run(executor, prompt_row(prompt, sampling, LogprobParams(-1, 2, (9,))))
     executor.close()
     expected = torch.log_softmax(whole_sequence_logits(model, prompt)[-1].double(), -1)
@@ -190,7 +230,8 @@ def test_logprobs_are_the_models_own(model: Transformer) -> None:
     assert entry.chosen[0][1] == pytest.approx(float(expected[9]), abs=1e-4)
 
 
-def test_an_exception_surfaces_in_its_step_and_the_next_step_runs(model: Transformer) -> None:
+@on_both
+def test_an_exception_surfaces_in_its_step_and_the_next_step_runs(kind: str) -> None:
     broken = [True]
 
     def forward(batch: ForwardBatch) -> torch.Tensor:
@@ -198,7 +239,7 @@ def test_an_exception_surfaces_in_its_step_and_the_next_step_runs(model: Transfo
             raise ValueError("this step is broken")
         return torch.zeros(len(batch.logit_indices), VOCAB)
 
-    executor = TorchExecutor(forward, INFO, Capacity(64, 1, 4), CPU)
+    executor = executor_of(kind, forward)
     plan = BatchPlan(0, (prompt_row((1, 2), GREEDY, None),))
     executor.launch(plan)
     pending = executor.sample(plan, None)
@@ -208,24 +249,28 @@ def test_an_exception_surfaces_in_its_step_and_the_next_step_runs(model: Transfo
     executor.close()
 
 
-def test_memory_that_runs_out_in_a_step_names_the_flags() -> None:
+@pytest.mark.parametrize(
+    ("kind", "error", "flag"), [("torch", torch.OutOfMemoryError, "--mem-fraction-static"), ("cpu", MemoryError, "--chunked-prefill-size")]
+)
+def test_memory_that_runs_out_in_a_step_names_the_flags(kind: str, error: type[Exception], flag: str) -> None:
     def forward(batch: ForwardBatch) -> torch.Tensor:
-        raise torch.OutOfMemoryError("no 3 GiB")
+        raise error("no 3 GiB")
 
-    executor = TorchExecutor(forward, INFO, Capacity(64, 1, 4), CPU)
-    with pytest.raises(OutOfMemory, match="--mem-fraction-static"):
+    executor = executor_of(kind, forward)
+    with pytest.raises(OutOfMemory, match=flag):
         run(executor, prompt_row((1, 2), GREEDY, None))
     executor.close()
 
 
-def test_launch_and_sample_return_while_the_model_still_runs() -> None:
+@on_both
+def test_launch_and_sample_return_while_the_model_still_runs(kind: str) -> None:
     release = threading.Event()
 
     def forward(batch: ForwardBatch) -> torch.Tensor:
         assert release.wait(10)
         return torch.zeros(len(batch.logit_indices), VOCAB)
 
-    executor = TorchExecutor(forward, INFO, Capacity(64, 1, 4), CPU)
+    executor = executor_of(kind, forward)
     plan = BatchPlan(0, (prompt_row((1, 2), GREEDY, None),))
     executor.launch(plan)
     pending = executor.sample(plan, None)
@@ -234,8 +279,9 @@ def test_launch_and_sample_return_while_the_model_still_runs() -> None:
     executor.close()
 
 
-def test_close_twice_and_sample_without_launch() -> None:
-    executor = TorchExecutor(lambda batch: torch.zeros(1, VOCAB), INFO, Capacity(64, 1, 4), CPU)
+@on_both
+def test_close_twice_and_sample_without_launch(kind: str) -> None:
+    executor = executor_of(kind, lambda batch: torch.zeros(1, VOCAB))
     with pytest.raises(InternalError, match="without launch"):
         executor.sample(BatchPlan(0, ()), None)
     executor.launch(BatchPlan(0, ()))
