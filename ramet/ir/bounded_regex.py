@@ -1,13 +1,15 @@
 """Python's regular expressions with a bound on work: a backtracking matcher that counts its steps.
 
 The standard engine cannot be interrupted and takes exponential time on patterns that a hostile program is free to choose. This one
-walks the standard parser's tree, gives the same answers, and stops at `MAX_STEPS`.
+walks the standard parser's tree, gives the same answers, and stops at `MAX_STEPS`. Where pattern and text are such that the standard
+engine cannot take long either, it is asked.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +19,8 @@ from re import _parser as parser  # isort: skip
 
 MAX_STEPS = 50_000
 MAX_PATTERN = 2_000
+MAX_WAYS = 1_000_000  # comparisons of the standard engine: a few milliseconds
+MAX_FLAT_REPEATS = 4
 Groups = dict[int, tuple[int, int]]
 Then = Callable[[int, Groups], "Found"]
 Found = tuple[int, Groups] | None
@@ -29,6 +33,9 @@ class TooMuchWork(Exception):
 
 def find(pattern: str, text: str, mode: str) -> Match | None:
     """`mode` is fullmatch, match or search. A match is [whole, group 1, …]."""
+    if len(pattern) <= MAX_PATTERN and (flat := _flat(pattern)) is not None and flat.num_ways(len(text)) <= MAX_WAYS:
+        hit = getattr(flat.standard, mode)(text)
+        return None if hit is None else [hit.group()]
     span = Matcher(pattern, text).find(0, mode)
     return None if span is None else span[1]
 
@@ -47,6 +54,28 @@ def find_all(pattern: str, text: str) -> list[tuple[tuple[int, int], Match]]:
 def _parsed(pattern: str) -> Any:
     """The standard parser's tree, which nobody changes."""
     return parser.parse(pattern)
+
+
+@dataclass(frozen=True, slots=True)
+class FlatPattern:
+    """Characters one after the other, `num_repeats` of them repeated, no groups and no choices."""
+
+    standard: re.Pattern[str]
+    num_repeats: int
+
+    def num_ways(self, length: int) -> int:
+        """At most so many comparisons: every repeat may end at every place, and a search begin at every place."""
+        return int(len(self.standard.pattern) * (length + 1) ** (self.num_repeats + 1))
+
+
+@lru_cache(maxsize=256)
+def _flat(pattern: str) -> FlatPattern | None:
+    items = list(_parsed(pattern))
+    repeats = [arg for op, arg in items if op in (c.MAX_REPEAT, c.MIN_REPEAT)]
+    plain = all(op in (*_SINGLE, c.AT, c.MAX_REPEAT, c.MIN_REPEAT) for op, _ in items)
+    if not plain or len(repeats) > MAX_FLAT_REPEATS or any(len(inner) != 1 or inner[0][0] not in _SINGLE for _, _, inner in repeats):
+        return None
+    return FlatPattern(re.compile(pattern), len(repeats))
 
 
 class Matcher:

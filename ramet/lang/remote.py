@@ -97,7 +97,8 @@ class _Follower:
     async def close(self) -> None:
         for task in self._calls:
             task.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
+        if self._calls:
+            await asyncio.gather(*self._calls, return_exceptions=True)
 
     def finish(self, last: Mapping[str, Any], prepared: Prepared) -> Any:
         """What the function returned; raises what the program raised, at its line."""

@@ -78,11 +78,12 @@ class Run:
 
     async def cancel(self) -> None:
         """End every generation of this run at the backend."""
-        await asyncio.gather(*(track.cancel() for track in self.tracks))
+        if busy := [track.cancel() for track in self.tracks if track.is_working]:
+            await asyncio.gather(*busy)
 
     def end(self) -> None:
         self.ended = True
-        if self.timeline is None and isinstance(self.backend, KvHints):  # the interpreter of compiled programs has told it itself
+        if self.timeline is None and not self.server_id and isinstance(self.backend, KvHints):  # else who ran it has told
             self.backend.ended(self.run_id)
         for track in self.tracks:
             track.changed.ring()

@@ -251,6 +251,10 @@ class Track:
     def is_idle(self) -> bool:
         return self.error is not None or (self._started and not self._queue)
 
+    @property
+    def is_working(self) -> bool:
+        return self._task is not None
+
     def text(self) -> str:
         """The transcript so far, in the model's own format."""
         if self._rendered[0] is not self.conversation:

@@ -15,7 +15,7 @@ from ramet.errors import InvalidRequest
 from ramet.ir import ops
 from ramet.ir.builtins import evaluate
 from ramet.ir.host_object import HostObject
-from ramet.ir.module import Function, Module
+from ramet.ir.module import Block, Function, Module
 from ramet.ir.types import Location, Type, Value
 from ramet.program.answer_shape import LOGPROB_NAMES, SERVER_NAMES
 from ramet.program.backend import Backend, Conversation
@@ -30,6 +30,10 @@ from ramet.program.timeline import Event, Timeline
 __all__ = ["HostCall", "HostCalls", "KvHints", "ProgramResult", "Watch", "run_program"]
 
 State = ConversationState
+Work = Callable[[Any], Coroutine[Any, Any, tuple[Any, Any]]]
+"""What a generation does with the conversation before it: the conversation after it, and the variable's value."""
+QUIET = (ops.Const, ops.Append, ops.Call, ops.Index, ops.MakeList, ops.MakeDict, ops.GetVar, ops.SetVar, ops.Inspect)
+"""Ops that begin nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +104,12 @@ class _Frame:
     depth: int
     values: dict[int, Any] = field(default_factory=dict)
     opened: set[int] = field(default_factory=set)
+    last: ops.Op | None = None  # a generation after which nothing is begun any more: it needs no task of its own
 
     async def run(self, state: Any, args: Sequence[Any]) -> tuple[Any, Any]:
         block, incoming = self.function.entry, [state, *args]
         while True:
+            self.last = None if self.depth else _last_generation(block)
             for argument, value in zip(block.args, incoming, strict=True):
                 self.values[argument.id] = value
             for op in block.ops[:-1]:
@@ -153,6 +159,9 @@ class _Frame:
     def _set(self, value: Value, result: Any) -> None:
         self.values[value.id] = result
 
+    async def _set_to(self, value: Value, work: Awaitable[Any]) -> None:
+        self._set(value, await work)
+
     async def _plain(self, value: Value) -> Any:
         return await self.run_.plain(self.values[value.id])
 
@@ -168,13 +177,6 @@ class _Frame:
             return compute(*[await get(each) for each in inputs])
 
         return self.run_.spawn(later(), loc)
-
-    def _split(self, work: Coroutine[Any, Any, tuple[Any, Any]], loc: Location) -> tuple[Any, Any]:
-        """Two futures for the two results of one piece of work."""
-        loop = asyncio.get_running_loop()
-        parts: tuple[asyncio.Future[Any], asyncio.Future[Any]] = (loop.create_future(), loop.create_future())
-        self.run_.spawn(work, loc).add_done_callback(lambda task: _hand_out(task, parts))
-        return parts
 
     # constants and conversations
 
@@ -202,7 +204,7 @@ class _Frame:
         held = self._held(state)
         return tuple(change(member) for member in held) if state.type is Type.GROUP else change(held)
 
-    def gen(self, op: ops.Gen) -> None:
+    def gen(self, op: ops.Gen) -> Awaitable[None] | None:
         name = None if op.name is None else self._held(op.name)
         args = [self._held(value) for value in op.args]
 
@@ -211,7 +213,7 @@ class _Frame:
             arguments = {key: await self.run_.plain(value) for key, value in zip(op.keys, args, strict=True)}
             return await self._generation(op.loc, called, before, arguments, op.hints)
 
-        self._generate(op.state, op.out, op.value, work, op.loc)
+        return self._generate(op, work)
 
     async def _generation(
         self, loc: Location, name: Any, state: State, arguments: Mapping[str, Any], hints: Mapping[str, int]
@@ -230,7 +232,7 @@ class _Frame:
         run.spent.generated(usage["completion_tokens"])
         return run.follow(state, after), value
 
-    def select(self, op: ops.Select) -> None:
+    def select(self, op: ops.Select) -> Awaitable[None] | None:
         name = None if op.name is None else self._held(op.name)
         args, options = [self._held(value) for value in op.args], self._held(op.choices)
 
@@ -243,25 +245,32 @@ class _Frame:
             run.timeline.text(op.loc, called, value)
             return run.follow(before, after), value
 
-        self._generate(op.state, op.out, op.value, work, op.loc)
+        return self._generate(op, work)
 
-    def _generate(
-        self, state: Value, out: Value, value: Value, work: Callable[[Any], Coroutine[Any, Any, tuple[Any, Any]]], loc: Location
-    ) -> None:
-        for _ in range(len(self._held(state)) if state.type is Type.GROUP else 1):
+    def _generate(self, op: ops.Gen | ops.Select, work: Work) -> Awaitable[None] | None:
+        held = self._held(op.state)
+        for _ in range(len(held) if op.state.type is Type.GROUP else 1):
             self.run_.spent.generation()
-        if state.type is Type.STATE:
-            after, made = self._split(work(self._held(state)), loc)
+        if op is self.last:
+            return self._generate_here(op, work)
+        if op.state.type is Type.STATE:
+            after, made = self.run_.split(work(held), op.loc)
         else:
-            pairs = [self._split(work(member), loc) for member in self._held(state)]
+            pairs = [self.run_.split(work(member), op.loc) for member in held]
             after = tuple(pair[0] for pair in pairs)
 
             async def every() -> list[Any]:
                 return [await get(pair[1]) for pair in pairs]
 
-            made = self.run_.spawn(every(), loc)
-        self._set(out, after)
-        self._set(value, made)
+            made = self.run_.spawn(every(), op.loc)
+        self._set(op.out, after)
+        self._set(op.value, made)
+        return None
+
+    async def _generate_here(self, op: ops.Gen | ops.Select, work: Work) -> None:
+        after, made = await work(self._held(op.state))
+        self._set(op.out, after)
+        self._set(op.value, made)
 
     # reading and writing variables
 
@@ -273,10 +282,7 @@ class _Frame:
         self._set(out, result)
         if deferred:
             self.run_.expect(result)
-        return None if deferred or not isinstance(result, asyncio.Future) else self._await(out)
-
-    async def _await(self, out: Value) -> None:
-        self._set(out, await get(self._held(out)))
+        return None if deferred or not isinstance(result, asyncio.Future) else self._set_to(out, get(result))
 
     def set_var(self, op: ops.SetVar) -> None:
         def write(state: State, name: Any, value: Any) -> State:
@@ -294,10 +300,7 @@ class _Frame:
         if op.what in ("mark", "since"):  # not a read that Python waits for
             self._set(op.out, self.run_.spawn(self._look(op, state, arg), op.loc))
             return None
-        return self._look_now(op, state, arg)
-
-    async def _look_now(self, op: ops.Inspect, state: Any, arg: Any) -> None:
-        self._set(op.out, await self._look(op, state, arg))
+        return self._set_to(op.out, self._look(op, state, arg))
 
     async def _look(self, op: ops.Inspect, held: Any, argument: Any) -> Any:
         state: State = await get(held)
@@ -367,7 +370,7 @@ class _Frame:
             self._set(op.out, self.run_.defer(self._call(op, held), op.loc))
             return None
         if any(isinstance(value, asyncio.Future | HostObject) for value in held) or self._incomplete(op.function, held):
-            return self._call_now(op, held)
+            return self._set_to(op.out, self._call(op, held))
         self._set(op.out, self._compute(op, held))
         return None
 
@@ -381,9 +384,6 @@ class _Frame:
         if function == "iterate":
             return id(held[0]) in known
         return any(isinstance(value, list | tuple | dict) for value in held)
-
-    async def _call_now(self, op: ops.Call, held: Sequence[Any]) -> None:
-        self._set(op.out, await self._call(op, held))
 
     async def _call(self, op: ops.Call, held: Sequence[Any]) -> Any:
         args = [await get(value) for value in held]
@@ -405,12 +405,9 @@ class _Frame:
             self._set(op.out, self.run_.defer(self._index(op, target, key), op.loc))
             return None
         if isinstance(target, asyncio.Future | HostObject) or isinstance(key, asyncio.Future) or id(target) in self.run_.incomplete:
-            return self._index_now(op, target, key)
+            return self._set_to(op.out, self._index(op, target, key))
         self._set(op.out, item(target, key))
         return None
-
-    async def _index_now(self, op: ops.Index, target: Any, key: Any) -> None:
-        self._set(op.out, await self._index(op, target, key))
 
     async def _index(self, op: ops.Index, target: Any, key: Any) -> Any:
         found = [await self.run_.plain(target), await self.run_.plain(key)]
@@ -443,7 +440,7 @@ class _Frame:
         args = [self._held(value) for value in op.args]
         if op.deferred:
             run.spent.nested(self.depth + 1)
-            after, value = self._split(self._called(callee, self._held(op.state), args), op.loc)
+            after, value = self.run_.split(self._called(callee, self._held(op.state), args), op.loc)
             run.expect(value)
         else:
             after, value = await run.function(callee, self._held(op.state), args, self.depth + 1)
@@ -482,16 +479,12 @@ class _Frame:
             self.run_.spawn(work(member), loc)
 
 
-def _hand_out(task: asyncio.Future[tuple[Any, Any]], parts: Sequence[asyncio.Future[Any]]) -> None:
-    """One result, or the failure, to each future."""
-    for which, part in enumerate(parts):
-        if task.cancelled():
-            part.cancel()
-        elif (error := task.exception()) is not None:
-            part.set_exception(error)
-            part.exception()  # known: the run fails with the task itself
-        else:
-            part.set_result(task.result()[which])
+def _last_generation(block: Block) -> ops.Op | None:
+    """Of the block in which a function ends, where only quiet ops come behind it."""
+    if not isinstance(block.ops[-1], ops.Return):
+        return None
+    last = next((op for op in reversed(block.ops[:-1]) if not isinstance(op, QUIET)), None)
+    return last if isinstance(last, ops.Gen | ops.Select) and last.state.type is Type.STATE else None
 
 
 _METHODS: Mapping[type[ops.Op], Callable[[_Frame, Any], Awaitable[None] | None]] = {

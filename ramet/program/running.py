@@ -96,6 +96,18 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
+def _hand_out(task: asyncio.Future[tuple[Any, Any]], parts: Sequence[asyncio.Future[Any]]) -> None:
+    """One result, or the failure, to each future."""
+    for which, part in enumerate(parts):
+        if task.cancelled():
+            part.cancel()
+        elif (error := task.exception()) is not None:
+            part.set_exception(error)
+            part.exception()  # known: the run fails with the task itself
+        else:
+            part.set_result(task.result()[which])
+
+
 def is_ready(value: Any) -> bool:
     return not isinstance(value, asyncio.Future) or (value.done() and not value.cancelled() and value.exception() is None)
 
@@ -148,6 +160,13 @@ class Running:
         if len(self._tasks) > 4096:  # a long run forgets what has ended well
             self._tasks = [each for each in self._tasks if not each.done() or each.cancelled() or each.exception() is not None]
         return task
+
+    def split(self, work: Coroutine[Any, Any, tuple[Any, Any]], loc: Location) -> tuple[Any, Any]:
+        """Two futures for the two results of one piece of work."""
+        loop = asyncio.get_running_loop()
+        parts: tuple[asyncio.Future[Any], asyncio.Future[Any]] = (loop.create_future(), loop.create_future())
+        self.spawn(work, loc).add_done_callback(lambda task: _hand_out(task, parts))
+        return parts
 
     def _ended(self, task: asyncio.Future[Any]) -> None:
         """The first failure ends the run at its next op; retrieving it here keeps the loop from logging it as lost."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ramet.errors import TooLarge, Unauthorized
@@ -50,7 +50,7 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > self._limit:
             await error_response(self._error())(scope, receive, send)
             return
-        await _LimitedCall(self._limit).run(self._app, scope, receive, send, refusal=error_response(self._error()))
+        await _LimitedCall(self._limit).run(self._app, scope, receive, send, refusal=self._error)
 
     def _error(self) -> TooLarge:
         return TooLarge(f"the request body exceeds {self._limit} bytes; split the batch, or raise --max-body-mb on the server")
@@ -63,7 +63,7 @@ class _LimitedCall:
     def __init__(self, limit: int) -> None:
         self._left = limit
 
-    async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, refusal: Response) -> None:
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, refusal: Callable[[], TooLarge]) -> None:
         async def receive_counted() -> Message:
             message = await receive()
             self._left -= len(message.get("body", b""))
@@ -77,4 +77,4 @@ class _LimitedCall:
 
         await app(scope, receive_counted, send_unless_refused)
         if self._left < 0:
-            await refusal(scope, receive, send)
+            await error_response(refusal())(scope, receive, send)

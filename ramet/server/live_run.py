@@ -5,27 +5,28 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ramet.errors import DeadlineExceeded, InternalError, InvalidRequest, QuotaExceeded, RametError, RequestNotFound
 from ramet.ir.types import Location
 from ramet.log import get_logger
-from ramet.program.backend import Backend, Part
+from ramet.program.backend import Part
 from ramet.program.budget import Budget, Spent
 from ramet.program.failure import ProgramFailed
 from ramet.program.interpreter import HostCall, ProgramResult, run_program
 from ramet.program.timeline import Event, Timeline, location_to_json, span_to_json
+from ramet.runtime.engine.program_backend import EngineBackend
 from ramet.server.programs import RegisteredProgram
+from ramet.server.run_stream import Outlet
 from ramet.wire.plain_values import from_json, to_json
 
 logger = get_logger(__name__)
 
 MAX_UNREAD_EVENTS = 50_000
 HOST_CALL = "host_call"
-
-Emit = Callable[[dict[str, Any]], None]
+CANCELLED = {"message": "the run was cancelled", "code": "cancelled", "status": 499, "param": None, "cause": "Cancelled"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,30 +60,50 @@ class LiveRun:
         self.seconds = 0.0
         self.spent = Spent(budget)
         self.timeline = Timeline(self._on_event if order.stream else None, prompts=[] if order.trace else None)
-        self.events: asyncio.Queue[dict[str, Any] | None] | None = None
-        self.task: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self._task: asyncio.Task[Any] | None = None  # that executes it
+        self._cancelled_by_name = False
         self._host_seconds = host_seconds
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self.num_host_calls = 0
 
-    async def execute(self, backend: Backend, emit: Emit) -> None:
-        """Runs to the end, which it tells as an event; only cancelling raises."""
-        self._emit = emit
+    async def execute(self, backend: EngineBackend, outlet: Outlet) -> None:
+        """Runs to the end, which it tells as an event, in the calling task. Raises only when that is cancelled from outside."""
+        self._outlet, self._task = outlet, asyncio.current_task()
         clock = self.spent.began = time.monotonic()
+        self._emit({"event": "started", "id": self.id})
         try:
             result = await self._run(backend)
             self.status = "done"
-            emit({"event": "done", "run": self.index, **self._result(result)})
+            self._emit({"event": "done", **self._result(result)})
         except asyncio.CancelledError:
             self.status = "cancelled"
-            raise
+            self._emit({"event": "failed", "failure": CANCELLED, "location": [0, 0, 0, 0]})
+            if not self._is_ours_alone():
+                raise
         except Exception as error:
             self.status = "failed"
-            emit({"event": "failed", "run": self.index, **self._failure(error)})
+            self._emit({"event": "failed", **self._failure(error)})
         finally:
             self.seconds = time.monotonic() - clock
+            self._task = None
+            self._ended.set()
 
-    async def _run(self, backend: Backend) -> ProgramResult:
+    async def cancel(self) -> None:
+        """End it now, and wait for that; the task that executes it goes on. An ended one stays as it is."""
+        if self._task is not None and not self._cancelled_by_name:
+            self._cancelled_by_name = True
+            self._task.cancel()
+        await self._ended.wait()
+
+    def _is_ours_alone(self) -> bool:
+        """Of the cancellations of the task, `cancel` has made one: are there no others?"""
+        return self._cancelled_by_name and self._task is not None and not self._task.uncancel()
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        self._outlet.emit({**event, "run": self.index})
+
+    async def _run(self, backend: EngineBackend) -> ProgramResult:
         order = self.order
         deadline = asyncio.timeout(order.timeout_s)
         try:
@@ -96,6 +117,7 @@ class LiveRun:
                     logprobs=order.logprobs,
                     budget=self.spent,
                     timeline=self.timeline,
+                    kv=backend,
                     watch=self if order.stream else None,
                     run_id=self.id,
                 )
@@ -146,9 +168,9 @@ class LiveRun:
         self._tell({"event": "set", "name": name, "value": to_json(value), "meta": None if meta is None else dict(meta)})
 
     def _tell(self, event: dict[str, Any]) -> None:
-        if self.events is not None and self.events.qsize() > MAX_UNREAD_EVENTS:
+        if self._outlet.num_pending > MAX_UNREAD_EVENTS:
             raise QuotaExceeded(f"the client left more than {MAX_UNREAD_EVENTS} events of this run unread")
-        self._emit({**event, "run": self.index})
+        self._emit(event)
 
     # host calls
 
@@ -159,7 +181,6 @@ class LiveRun:
         self._emit(
             {
                 "event": "call",
-                "run": self.index,
                 "id": self.id,
                 "number": call.number,
                 "function": call.function,

@@ -55,6 +55,10 @@ GAUGES = {
     "kv_cache_memory_bytes": ("kv_pool_bytes", "Memory of the KV pool."),
     "resident_memory_bytes": ("resident_bytes", "Memory that the worker process occupies now."),
 }
+SUMMARIES = {
+    "grammar_compile_seconds": ("grammars_total", "grammar_seconds_total", "Arrival of a new grammar to its compiled form."),
+    "grammar_mask_seconds": ("masked_rows_total", "mask_seconds_total", "The mask of one constrained row of a step."),
+}
 
 
 class Metrics:
@@ -175,11 +179,10 @@ class _EngineCollector:
             yield counter
         for name, (attribute, documentation) in GAUGES.items():
             yield self._gauge(name, documentation, getattr(self.stats, attribute))
-        compiling = SummaryMetricFamily(
-            "ramet:grammar_compile_seconds", "Arrival of a new grammar to its compiled form.", labels=["model_name"]
-        )
-        compiling.add_metric(self._labels, self.stats.grammars_total, self.stats.grammar_seconds_total)
-        yield compiling
+        for name, (count, total, documentation) in SUMMARIES.items():
+            summary = SummaryMetricFamily(f"ramet:{name}", documentation, labels=["model_name"])
+            summary.add_metric(self._labels, getattr(self.stats, count), getattr(self.stats, total))
+            yield summary
         usage = self.stats.used_tokens / self.stats.total_tokens if self.stats.total_tokens else 0.0
         yield self._gauge("token_usage", "Share of the KV pool held by running requests.", usage)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
-from contextlib import suppress
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,8 +19,8 @@ from ramet.server.live_run import LiveRun, RunOrder
 from ramet.server.openai.reply_schema import ERROR_REPLIES
 from ramet.server.program_metrics import ProgramMetrics
 from ramet.server.programs import ProgramRegistry, RegisteredProgram
+from ramet.server.run_stream import Outlet, RunStream
 from ramet.server.server_context import ServerContext
-from ramet.server.sse import Burst, EventStream
 from ramet.wire.plain_values import from_json
 
 router = APIRouter(tags=["programs"])
@@ -30,8 +28,6 @@ router = APIRouter(tags=["programs"])
 MAX_BATCH = 10_000
 MAX_TRACES = 256
 MAX_SPANS = 100_000  # of all traces kept
-LINGER_SECONDS = 0.1
-LAST_EVENTS = ("done", "failed")
 
 
 class RunRequest(BaseModel):
@@ -54,6 +50,7 @@ class LiveRuns:
 
     def __init__(self, context: ServerContext, registry: ProgramRegistry, max_live: int) -> None:
         self.context, self.registry = context, registry
+        self.backend = EngineBackend(context.engine, stream=context.generate, complete=context.complete)
         self.max_live = max_live
         self.slots = asyncio.Semaphore(max_live)
         self.metrics: ProgramMetrics | None = None
@@ -70,22 +67,16 @@ class LiveRuns:
             raise RequestNotFound(f"no run {run_id[:40]!r}; the last {MAX_TRACES} ended ones are kept")
         return found
 
-    async def execute(self, run: LiveRun, backend: EngineBackend, events: asyncio.Queue[dict[str, Any] | None]) -> None:
-        """In a slot of its own, in the calling task: `cancel` and a leaving client end that."""
+    async def execute(self, run: LiveRun, outlet: Outlet) -> None:
+        """In a slot of its own, in the calling task."""
         async with self.slots:
             self._live[run.id] = run
-            run.events, run.task = events, asyncio.current_task()
-            events.put_nowait({"event": "started", "run": run.index, "id": run.id})
             try:
-                await run.execute(backend, events.put_nowait)
+                await run.execute(self.backend, outlet)
             finally:
-                self._end(run, events)
+                self._end(run)
 
-    def _end(self, run: LiveRun, events: asyncio.Queue[dict[str, Any] | None]) -> None:
-        if run.status == "cancelled":
-            failure = {"message": "the run was cancelled", "code": "cancelled", "status": 499, "param": None, "cause": "Cancelled"}
-            events.put_nowait({"event": "failed", "run": run.index, "failure": failure, "location": [0, 0, 0, 0]})
-        run.events = None
+    def _end(self, run: LiveRun) -> None:
         del self._live[run.id]
         self._ended[run.id] = run
         self._num_spans += len(run.timeline.spans)
@@ -95,19 +86,17 @@ class LiveRuns:
             self.metrics.ended(run.status, run.seconds, run.spent.generations, run.num_host_calls)
 
 
-async def get_runs(request: Request) -> LiveRuns:
-    runs: LiveRuns = request.app.state.runs
-    return runs
-
-
-Runs = Annotated[LiveRuns, Depends(get_runs)]
+def _runs(request: Request) -> LiveRuns:
+    """Asked for by hand: FastAPI takes longer to resolve a dependency than a run takes to begin."""
+    found: LiveRuns = request.app.state.runs
+    return found
 
 
 @router.post("/v1/programs/{digest}/runs", responses=ERROR_REPLIES)
-async def run(digest: str, request: Request, runs: Runs) -> Response:
+async def run(digest: str, request: Request) -> Response:
     """Run a program once, or once per element of `batch`. The reply is a stream of events: `started`, `call` (a host call is wanted),
     `done`, `failed`, and with `stream` also `text`, `parts`, `set` and `branch`; `run` is the position in the batch."""
-    body = await _body(request)
+    runs, body = _runs(request), await _body(request)
     orders = _orders(body)
     if body.batch is None and runs.slots.locked():
         raise QueueFull(f"{runs.max_live} program runs are alive, which is the most here (--max-live-runs)", retry_after=1.0)
@@ -115,7 +104,8 @@ async def run(digest: str, request: Request, runs: Runs) -> Response:
         program = await runs.registry.register(runs.context, digest, body.program.encode("utf-8", "surrogatepass"))
     else:
         program = runs.registry.get(digest)
-    return EventStream(_events(runs, program, orders, body.concurrency))
+    patient = len(orders) == 1 and not orders[0].stream
+    return RunStream(lambda outlet: _execute(runs, program, orders, body.concurrency, outlet), patient=patient)
 
 
 async def _body(request: Request) -> RunRequest:
@@ -144,55 +134,26 @@ def _orders(body: RunRequest) -> list[RunOrder]:
     ]
 
 
-async def _events(
-    runs: LiveRuns, program: RegisteredProgram, orders: list[RunOrder], concurrency: int | None
-) -> AsyncGenerator[Burst, None]:
-    """The events of all runs, in the order in which they happen, those that are ready together in one piece. Closing this cancels the
-    runs."""
-    context = runs.context
-    limits = context.config.programs
-    events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-    backend = EngineBackend(context.engine, stream=context.generate, complete=context.complete)
+async def _execute(runs: LiveRuns, program: RegisteredProgram, orders: list[RunOrder], concurrency: int | None, outlet: Outlet) -> None:
+    """All runs of a request. Cancelling this cancels them."""
+    limits = runs.context.config.programs
     budget = Budget(steps=limits.run_steps, tokens=limits.run_tokens, forks=limits.run_forks, seconds=limits.run_seconds)
     alive = asyncio.Semaphore(concurrency or max(1, len(orders)))
 
     async def one(order: RunOrder, index: int) -> None:
         async with alive:
-            await runs.execute(LiveRun(program, order, index, budget, host_seconds=limits.host_call_seconds), backend, events)
+            await runs.execute(LiveRun(program, order, index, budget, host_seconds=limits.host_call_seconds), outlet)
 
-    tasks = [asyncio.create_task(one(order, index)) for index, order in enumerate(orders)]
-    for task in tasks:
-        task.add_done_callback(lambda ended: None if ended.cancelled() or ended.exception() is None else events.put_nowait(None))
-    quiet = len(orders) == 1 and not orders[0].stream
-    unfinished = len(orders)
-    try:
-        while unfinished:
-            found = await _ready(events, quiet=quiet)
-            if None in found:  # a crash of the server's own, which this raises
-                await asyncio.gather(*tasks)
-            told = [event for event in found if event is not None]
-            unfinished -= sum(event["event"] in LAST_EVENTS for event in told)
-            yield Burst(told, last=not unfinished)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _ready(events: asyncio.Queue[dict[str, Any] | None], *, quiet: bool) -> list[dict[str, Any] | None]:
-    """The next events. Nobody waits to hear that a lone run has started: where `quiet`, that goes with what comes after it."""
-    found = [await events.get()]
-    if quiet and found[0] is not None and found[0]["event"] == "started":
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                found.append(await events.get())
-    while not events.empty():
-        found.append(events.get_nowait())
-    return found
+    if len(orders) == 1:  # in this task, which saves it two turns of the loop
+        await one(orders[0], 0)
+        return
+    async with asyncio.TaskGroup() as group:
+        for index, order in enumerate(orders):
+            group.create_task(one(order, index))
 
 
 @router.post("/v1/runs/{run_id}/calls/{number}", responses=ERROR_REPLIES)
-async def answer(run_id: str, number: int, request: Request, runs: Runs) -> dict[str, Any]:
+async def answer(run_id: str, number: int, request: Request) -> dict[str, Any]:
     """The answer to a host call: `{"value": …}`, or `{"error": {"type": …, "message": …}}`, which fails the run."""
     try:
         body = json.loads(await request.body())
@@ -200,21 +161,19 @@ async def answer(run_id: str, number: int, request: Request, runs: Runs) -> dict
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise InvalidRequest("an answer is a JSON object")
-    runs.get(run_id).answer(number, body)
+    _runs(request).get(run_id).answer(number, body)
     return {}
 
 
 @router.delete("/v1/runs/{run_id}", responses=ERROR_REPLIES)
-async def cancel(run_id: str, runs: Runs) -> dict[str, Any]:
+async def cancel(run_id: str, request: Request) -> dict[str, Any]:
     """Cancel a run at once; its generations are aborted. An ended one stays as it is."""
-    found = runs.get(run_id)
-    if found.task is not None:
-        found.task.cancel()
-        await asyncio.wait([found.task])
+    found = _runs(request).get(run_id)
+    await found.cancel()
     return {"id": run_id, "status": found.status}
 
 
 @router.get("/v1/runs/{run_id}", responses=ERROR_REPLIES)
-async def trace(run_id: str, runs: Runs) -> Response:
+async def trace(run_id: str, request: Request) -> Response:
     """The trace of a run: what it spent, and one span per generation, select, host call, prefetch."""
-    return JSONResponse(runs.get(run_id).trace())
+    return JSONResponse(_runs(request).get(run_id).trace())

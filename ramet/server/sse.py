@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi.responses import Response
@@ -47,22 +46,14 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Burst:
-    """Events that go out in one piece: what is ready together wakes the client once. `last`: nothing comes after them."""
-
-    events: Sequence[Event]
-    last: bool = False
-
-
 class EventStream(Response):
-    """Sends each event of a generator as `data: {json}`, those of a `Burst` together, then `data: [DONE]`.
+    """Sends each event of a generator as `data: {json}`, then `data: [DONE]`.
 
     The status line waits for the first event, so that a request refused by the engine gets its real status. A failure after that
     becomes an event `{"error": …}`.
     """
 
-    def __init__(self, events: AsyncGenerator[Event | Burst, None]) -> None:
+    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
         super().__init__(media_type="text/event-stream")
         self._events = events
 
@@ -74,40 +65,30 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._events) as events:
-            first = _burst(await anext(events, Burst((), last=True)))
-            body = _encoded(first)
+            first = await anext(events, None)
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await send({"type": "http.response.body", "body": body, "more_body": not first.last})
-            if not first.last and not await self._send_rest(events, send):
-                await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            if first is not None:
+                await _send_event(send, first)
+                await self._send_rest(events, send)
+            await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
-    async def _send_rest(self, events: AsyncGenerator[Event | Burst, None], send: Send) -> bool:
-        """Whether the end has been sent too."""
+    async def _send_rest(self, events: AsyncGenerator[Event, None], send: Send) -> None:
         try:
             async for event in events:
-                burst = _burst(event)
-                await send({"type": "http.response.body", "body": _encoded(burst), "more_body": not burst.last})
-                if burst.last:
-                    return True
+                await _send_event(send, event)
         except RametError as error:
-            await _send_error(send, error)
+            await _send_event(send, error_body(error))
         except Exception:
             logger.exception("a stream crashed")
-            await _send_error(send, InternalError("internal error; the server's log has the traceback"))
-        return False
+            await _send_event(send, error_body(InternalError("internal error; the server's log has the traceback")))
 
 
-async def _send_error(send: Send, error: RametError) -> None:
-    await send({"type": "http.response.body", "body": _encoded(Burst((error_body(error),))), "more_body": True})
+def encoded(event: Event) -> bytes:
+    return f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
 
-def _burst(event: Event | Burst) -> Burst:
-    return event if isinstance(event, Burst) else Burst((event,))
-
-
-def _encoded(burst: Burst) -> bytes:
-    lines = (f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n".encode() for event in burst.events)
-    return b"".join(lines) + (DONE if burst.last else b"")
+async def _send_event(send: Send, event: Event) -> None:
+    await send({"type": "http.response.body", "body": encoded(event), "more_body": True})
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramet.ir.bounded_regex import TooMuchWork, find, find_all
+from ramet.ir.bounded_regex import Matcher, TooMuchWork, find, find_all
 from ramet.ir.builtins import BUILTINS, LimitExceeded, evaluate, measure
 
 plain = st.one_of(st.integers(-50, 50), st.text("ab 1", max_size=5), st.booleans(), st.none(), st.lists(st.integers(0, 3), max_size=3))
@@ -48,7 +50,10 @@ patterns = st.lists(st.tuples(atoms, st.sampled_from(["", "*", "+", "?", "{1,2}"
 def test_bounded_regular_expressions_agree_with_the_standard_ones(pattern: str, text: str) -> None:
     for mode in ("fullmatch", "match", "search"):
         match = getattr(re, mode)(pattern, text)
-        assert find(pattern, text, mode) == (None if match is None else [match.group(), *match.groups()])
+        wanted = None if match is None else [match.group(), *match.groups()]
+        assert find(pattern, text, mode) == wanted
+        counted = Matcher(pattern, text).find(0, mode)
+        assert counted == (None if match is None else (match.span(), wanted)), "the matcher that counts"
     assert [span for span, _ in find_all(pattern, text) if span[0] < span[1]] == [m.span() for m in re.finditer(pattern, text) if m.group()]
 
 
@@ -56,6 +61,15 @@ def test_bounded_regular_expressions_agree_with_the_standard_ones(pattern: str, 
 def test_catastrophic_patterns_stop(pattern: str) -> None:
     with pytest.raises(TooMuchWork):
         find(pattern, "a" * 60, "fullmatch")
+
+
+@pytest.mark.parametrize("pattern", ["a*a*a*a*b", "[ab]*?c", ".*.*.*city", "a{0,999}a{0,999}b"])
+def test_no_flat_pattern_takes_long(pattern: str) -> None:
+    began = time.process_time()
+    for length in (10, 100, 1_000, 10_000):
+        with suppress(TooMuchWork):
+            assert find(pattern, "a" * length, "search") is None
+    assert time.process_time() - began < 2
 
 
 def test_values_are_measured() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -87,6 +88,25 @@ def test_other_calls_of_a_runtime(engine: AsyncEngine, url: str) -> None:
         sgl.flush_cache(runtime)
     program.cache(runtime)
     assert isinstance(as_backend(runtime), sgl.RuntimeEndpoint)
+
+
+def test_a_runtime_generates_without_a_program(url: str) -> None:
+    with sgl.Runtime(endpoint=url) as runtime:
+        runtime.cache_prefix("Once upon")
+        one = json.loads(runtime.generate("Once upon a", {"max_new_tokens": 6, "temperature": 0}, return_logprob=True))
+        two = json.loads(runtime.generate(["Once upon a", "b"], {"max_new_tokens": 6, "temperature": 0}))
+        assert two[0]["text"] == one["text"] and len(two) == 2
+        assert one["meta_info"]["cached_tokens"] > 0 and one["meta_info"]["output_token_logprobs"]
+
+        async def streamed() -> str:
+            pieces = runtime.async_generate("Once upon a", {"max_new_tokens": 6, "temperature": 0})
+            return "".join([piece async for piece in pieces])
+
+        assert asyncio.run(streamed()) == one["text"]
+        with pytest.raises(InvalidRequest, match="top_p"):
+            runtime.generate("a", {"top_p": 7})
+        with pytest.raises(Unsupported, match="LoRA"):
+            runtime.generate("a", lora_path="adapter")
 
 
 @pytest.mark.parametrize("over_http", [True, False])

@@ -18,6 +18,7 @@ from ramet.errors import DeadlineExceeded, QuotaExceeded
 from ramet.grammar.llguidance_compiler import LlguidanceCompiler
 from ramet.program.budget import BudgetExceeded
 from ramet.runtime.engine.async_engine import AsyncEngine
+from ramet.server.run_stream import Outlet
 from ramet.wire.codec import digest
 from tests.fakes import fake_engine
 from tests.server.live_server import live_server, wait_until
@@ -211,6 +212,64 @@ async def test_cancelling_and_leaving_end_the_generation(client: httpx.AsyncClie
     while (await engine.stats()).num_running:
         assert time.monotonic() < deadline, "a run whose client has gone goes on"
         await asyncio.sleep(0.02)
+
+
+async def test_cancelling_one_run_of_a_batch_leaves_the_others(client: httpx.AsyncClient) -> None:
+    name = await register(client, with_tool)
+    async with client.stream("POST", f"/v1/programs/{name}/runs", json={"batch": [{"name": "a"}, {"name": "b"}]}) as reply:
+        ended: dict[int, dict[str, Any]] = {}
+        async for line in reply.aiter_lines():
+            event = json.loads(line[6:]) if line.startswith("data: {") else {"event": ""}
+            if event["event"] == "call" and event["run"] == 0:
+                assert (await client.delete(f"/v1/runs/{event['id']}")).json()["status"] == "cancelled"
+                assert (await client.delete(f"/v1/runs/{event['id']}")).json()["status"] == "cancelled", "a second time"
+            elif event["event"] == "call":
+                await client.post(f"/v1/runs/{event['id']}/calls/0", json={"value": {"known": True}})
+            elif event["event"] in ("done", "failed"):
+                ended[event["run"]] = event
+    assert ended[0]["failure"]["code"] == "cancelled" and ended[1]["value"] is True
+
+
+class Slow:
+    """A client's connection: `sent` are the pieces that it has taken, one at a time."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.takes = asyncio.Event()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await self.takes.wait()
+            self.sent.append(message["body"])
+
+
+async def test_events_go_together_where_the_client_lags_and_wait_for_nobody_else() -> None:
+    client = Slow()
+    outlet = Outlet(client.send, patient=False)
+    outlet.emit({"event": "started"})
+    for number in range(5):
+        await asyncio.sleep(0.001)
+        outlet.emit({"event": "text", "number": number})
+    assert outlet.num_pending == 5, "the first is being sent, the others gather"
+    client.takes.set()
+    await outlet.end()
+    assert [piece.count(b"data: {") for piece in client.sent] == [1, 5, 0]
+    assert client.sent[-1] == b"data: [DONE]\n\n"
+
+
+async def test_a_patient_stream_tells_of_the_start_with_what_comes_next() -> None:
+    client = Slow()
+    client.takes.set()
+    outlet = Outlet(client.send, patient=True)
+    outlet.emit({"event": "started"})
+    await asyncio.sleep(0.01)
+    assert not client.sent
+    outlet.emit({"event": "call"})
+    await asyncio.sleep(0.01)
+    assert [piece.count(b"data: {") for piece in client.sent] == [2]
+    outlet.emit({"event": "done"})
+    await outlet.end()
+    assert [piece.count(b"data: ") for piece in client.sent] == [2, 2], "the last event and the end in one piece"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import httpx
 
 CONNECT_SECONDS = 10.0
+MAX_URLS = 256
 
 
 class HttpClient:
@@ -23,6 +24,7 @@ class HttpClient:
     def __init__(self, base_url: str, headers: Mapping[str, str], *, verify: bool | str = True) -> None:
         self.base_url, self._headers, self._verify = base_url.rstrip("/"), dict(headers), verify
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = weakref.WeakKeyDictionary()
+        self._urls: dict[str, httpx.URL] = {}
 
     async def get(self, path: str) -> Any:
         return await self._json("GET", path)
@@ -42,7 +44,7 @@ class HttpClient:
 
         ended = False
         try:
-            async with self._client().stream("POST", path, json=body) as response:
+            async with self._client().stream("POST", self._url(path), json=body) as response:
                 if response.status_code >= 400:
                     raise error_of(response.status_code, await response.aread())
                 async for data in _data_lines(response.aiter_bytes()):
@@ -69,12 +71,22 @@ class HttpClient:
         import httpx
 
         try:
-            response = await self._client().request(method, path, **body)
+            response = await self._client().request(method, self._url(path), **body)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         if response.status_code >= 400:
             raise error_of(response.status_code, response.content)
         return response.json() if "json" in response.headers.get("content-type", "") else response.text
+
+    def _url(self, path: str) -> httpx.URL:
+        """Taken apart once: the same few paths are asked for again and again, and httpx takes 0.1 ms for each."""
+        import httpx
+
+        if path not in self._urls:
+            if len(self._urls) >= MAX_URLS:
+                self._urls.clear()
+            self._urls[path] = httpx.URL(self.base_url + path)
+        return self._urls[path]
 
     def _client(self) -> httpx.AsyncClient:
         import httpx
@@ -83,9 +95,7 @@ class HttpClient:
         if loop not in self._clients:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
             timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-            self._clients[loop] = httpx.AsyncClient(
-                base_url=self.base_url, headers=self._headers, verify=self._verify, limits=limits, timeout=timeout
-            )
+            self._clients[loop] = httpx.AsyncClient(headers=self._headers, verify=self._verify, limits=limits, timeout=timeout)
         return self._clients[loop]
 
     def _unreachable(self, error: Exception) -> InternalError:

@@ -40,19 +40,29 @@ class RuntimeEndpoint:
             **call.logprobs,
         }
         if not call.stream:
-            reply = await self._http.post("/generate", body)
-            _raise_if_failed(reply["meta_info"].get("finish_reason"))
+            reply = await self.native(body)
             yield GenerateChunk(reply["text"], reply["meta_info"], finished=True)
             return
-        body |= {"stream": True, "incremental": True}
-        events = cast(AsyncGenerator[dict[str, Any], None], self._http.events("/generate", body))
         logprobs = _LogprobLists()
-        async with aclosing(events):
+        async with aclosing(self.native_stream(body)) as events:
             async for event in events:
                 meta = logprobs.gathered(event["meta_info"])
-                reason = meta.get("finish_reason")
-                _raise_if_failed(reason)
-                yield GenerateChunk(event["text"], meta, finished=reason is not None)
+                yield GenerateChunk(event["text"], meta, finished=meta.get("finish_reason") is not None)
+
+    async def native(self, body: Mapping[str, Any]) -> Any:
+        """The reply of `/generate`: one, or a list of them. Raises what made a generation fail."""
+        reply = await self._http.post("/generate", body)
+        for each in reply if isinstance(reply, list) else [reply]:
+            _raise_if_failed(each["meta_info"].get("finish_reason"))
+        return reply
+
+    async def native_stream(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of `/generate`, each with what is new."""
+        events = self._http.events("/generate", {**body, "stream": True, "incremental": True})
+        async with aclosing(cast(AsyncGenerator[dict[str, Any], None], events)) as stream:
+            async for event in stream:
+                _raise_if_failed(event["meta_info"].get("finish_reason"))
+                yield event
 
     async def score(
         self, conversation: Conversation, choices: Sequence[str], *, unconditional: bool = False, run_id: str = ""
@@ -74,9 +84,7 @@ class RuntimeEndpoint:
             "return_logprob": True,
             "logprob_start_len": [rows.ask_from for rows in asked for _ in rows.rows],
         }
-        replies = await self._http.post("/generate", body)
-        for reply in replies:
-            _raise_if_failed(reply["meta_info"].get("finish_reason"))
+        replies = await self.native(body)
         return [[entry[0] for entry in reply["meta_info"]["input_token_logprobs"]] for reply in replies]
 
     async def prefill(self, conversation: Conversation) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from ramet.errors import ConfigError, InternalError
@@ -59,6 +62,40 @@ class Runtime:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        sampling_params: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        return_logprob: bool | Sequence[bool] | None = False,
+        logprob_start_len: int | Sequence[int] | None = None,
+        top_logprobs_num: int | Sequence[int] | None = None,
+        lora_path: str | None = None,
+    ) -> str:
+        """One prompt, or a list of them, without a program: SGLang's method, with SGLang's answer, which is the reply of `/generate` as
+        JSON text. (`Engine.generate` gives it as objects.)"""
+        body = {
+            "text": prompt,
+            "sampling_params": sampling_params,
+            "return_logprob": return_logprob,
+            "logprob_start_len": logprob_start_len,
+            "top_logprobs_num": top_logprobs_num,
+            "lora_path": lora_path,
+        }
+        given = {name: value for name, value in body.items() if value is not None}
+        return json.dumps(wait_for(runner().loop, lambda: self.backend.native(given)))
+
+    async def async_generate(self, prompt: str, sampling_params: Mapping[str, Any] | None = None) -> AsyncIterator[str]:
+        """New text of one prompt, as it comes. Leaving the loop early aborts the generation."""
+        body = {"text": prompt, "sampling_params": sampling_params or {}}
+        async with aclosing(self.backend.native_stream(body)) as events:
+            async for event in events:
+                if event["text"]:
+                    yield event["text"]
+
+    def cache_prefix(self, prefix: str) -> None:
+        """Bring a text into the prefix cache."""
+        self.generate(prefix, {"max_new_tokens": 0})
 
     def flush_cache(self) -> None:
         wait_for(runner().loop, self.backend.flush_cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ class JinjaChatTemplate:
         return _cut_at_mark(text) if continue_final_message else text
 
     def chat_format(self) -> ChatFormat:
+        return self._chat_format
+
+    @cached_property
+    def _chat_format(self) -> ChatFormat:
+        """Kept: it takes seventeen renderings, and every program with turns asks for it."""
         return derive_chat_format(self.render, self._special_tokens.get("bos_token", ""))
 
     def _render(self, variables: Mapping[str, Any]) -> str:
