@@ -79,6 +79,7 @@ def load() -> ctypes.CDLL:
     library.ramet_pack_stored.argtypes = [c_void_p, c_int, c_int, c_int64, c_int64, c_void_p, c_int64, c_void_p]
     library.ramet_linear.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p]
     library.ramet_step.argtypes = [c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_void_p]
+    library.ramet_attention.argtypes = [c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_void_p, c_int, c_void_p]
     library.ramet_likeliest.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p]
     library.ramet_draw.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p]
     library.ramet_forbid.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p, c_int]

@@ -33,6 +33,8 @@ struct BFloat16 {
   }
 };
 
+constexpr float kLog2E = 1.44269504088896341f;  // attention of prompts keeps its scores in powers of two
+
 // exp(x) for x ≤ 0 (and a little above), relative error about 2e-7: 2^n · p(f), p a degree-6 polynomial (Cephes' expf reduction).
 inline __m256 exp8(__m256 x) {
   x = _mm256_max_ps(x, _mm256_set1_ps(-87.0f));

@@ -6,8 +6,6 @@
 
 namespace ramet {
 
-constexpr int kKeys = 64;  // keys of a tile
-constexpr float kLog2E = 1.44269504088896341f;  // scores are kept in powers of two
 constexpr float kNever = -1e30f;                // the score of a key that a query does not see
 
 // c[rows, n] (=|+=) a[rows, depth] b[depth, n], n a multiple of 16; six rows at a time (a short last group repeats its last row).

@@ -8,12 +8,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace ramet {
 
 constexpr int kDecoded = 32;  // rows with no more new tokens than this are decoded query by query
 constexpr int kQueries = 64;  // of a prefill unit
+constexpr int kKeys = 64;  // of its keys: how many meet its queries at a time
 constexpr int kSegment = 128;  // keys of a decode unit
 constexpr int kSharers = 8;  // queries of a decode unit
 
@@ -38,7 +40,12 @@ struct Batch {  // one step; see ForwardBatch
 
 struct PrefillUnit {
   int32_t row, kv_head, query, num_queries, num_keys;
+  int32_t tiles;  // where the row's tiles begin in `tile_numbers`
   int64_t cost() const { return int64_t(num_queries) * num_keys; }
+};
+
+struct TileJob {  // keys key … key + count - 1 of a row, of which key_tiles.h makes a tile per KV head
+  int32_t row, key, count;
 };
 
 struct Member {  // one query's share of a decode unit
@@ -55,17 +62,23 @@ struct Parts {  // of one query's result
 
 struct Schedule {
   std::vector<PrefillUnit> prefill;
+  std::vector<TileJob> tiles;
+  std::vector<int32_t> tile_numbers;  // of the rows with prefill units, tile by tile: which of `tiles`
   std::vector<Member> members;
   std::vector<DecodeUnit> decode;
   std::vector<Parts> parts;  // by query
   int num_parts = 0;
 };
 
-// The pages that hold a whole segment.
-inline bool same_pages(const Batch& batch, const Member& a, const Member& b) {
+// Do two rows have keys begin … begin + count - 1 in common?
+inline bool same_pages(const Batch& batch, int a, int b, int begin, int count) {
+  const int first = begin / batch.page_size, last = (begin + count - 1) / batch.page_size;
+  return a == b || std::memcmp(batch.pages(a) + first, batch.pages(b) + first, sizeof(int32_t) * (last - first + 1)) == 0;
+}
+
+inline bool same_segment(const Batch& batch, const Member& a, const Member& b) {
   if (a.segment != b.segment || a.num_keys != kSegment || b.num_keys != kSegment) return false;
-  const int first = a.segment * kSegment / batch.page_size, last = (a.segment * kSegment + kSegment - 1) / batch.page_size;
-  return a.row == b.row || std::memcmp(batch.pages(a.row) + first, batch.pages(b.row) + first, sizeof(int32_t) * (last - first + 1)) == 0;
+  return same_pages(batch, a.row, b.row, a.segment * kSegment, kSegment);
 }
 
 inline void group_members(const Batch& batch, Schedule& s) {
@@ -76,7 +89,7 @@ inline void group_members(const Batch& batch, Schedule& s) {
   });
   for (int i = 0; i < int(s.members.size()); ++i) {
     DecodeUnit* last = s.decode.empty() ? nullptr : &s.decode.back();
-    if (last && last->count < kSharers && same_pages(batch, s.members[last->first], s.members[i])) ++last->count;
+    if (last && last->count < kSharers && same_segment(batch, s.members[last->first], s.members[i])) ++last->count;
     else s.decode.push_back({i, 1});
   }
 }
@@ -90,13 +103,28 @@ inline void decode_query(const Batch& batch, int row, int q, Schedule& s) {
     s.members.push_back({row, begin + q, p, std::min(kSegment, keys - p * kSegment), segments > 1 ? s.num_parts++ : -1});
 }
 
+// The tiles of a row; where it has whole ones in common with the row before, which are those of that row. `before`: where these begin.
+inline void list_tiles(const Batch& batch, int row, int before, Schedule& s) {
+  const int begin = int(s.tile_numbers.size()), keys = batch.kv_lens[row];
+  for (int i = 0, key = 0; key < keys; ++i, key += kKeys) {
+    const TileJob* other = before + i < begin ? &s.tiles[s.tile_numbers[before + i]] : nullptr;
+    const int count = std::min(kKeys, keys - key);
+    if (other && other->count == kKeys && count == kKeys && same_pages(batch, other->row, row, key, count)) {
+      s.tile_numbers.push_back(s.tile_numbers[before + i]);
+    } else {
+      s.tile_numbers.push_back(int32_t(s.tiles.size()));
+      s.tiles.push_back({row, key, count});
+    }
+  }
+}
+
 // `wanted`: the only queries whose result is read, by token and in order; null: all. Rows of few new tokens are, bit for bit, what as many
 // decode steps compute: forced tokens must not change what follows.
 inline Schedule make_schedule(const Batch& batch, int kv_heads, const std::vector<int>* wanted = nullptr) {
   constexpr int kFew = 8;  // a row's queries are decoded, too, where fewer than one in so many are wanted
   Schedule s;
   s.parts.resize(batch.num_tokens);
-  for (int r = 0, w = 0; r < batch.num_rows; ++r) {
+  for (int r = 0, w = 0, tiles = 0; r < batch.num_rows; ++r) {
     const int begin = batch.query_starts[r], end = batch.query_starts[r + 1], count = end - begin, first = w;
     if (wanted)
       while (w < int(wanted->size()) && (*wanted)[w] < end) ++w;
@@ -104,10 +132,12 @@ inline Schedule make_schedule(const Batch& batch, int kv_heads, const std::vecto
       for (int q = 0; q < (wanted ? w - first : count); ++q) decode_query(batch, r, wanted ? (*wanted)[first + q] - begin : q, s);
       continue;
     }
+    const int before = std::exchange(tiles, int(s.tile_numbers.size()));
+    list_tiles(batch, r, before, s);
     for (int h = 0; h < kv_heads; ++h)
       for (int q = 0; q < count; q += kQueries) {
         const int n = std::min(kQueries, count - q);
-        s.prefill.push_back({r, h, begin + q, n, batch.kv_lens[r] - count + q + n});
+        s.prefill.push_back({r, h, begin + q, n, batch.kv_lens[r] - count + q + n, tiles});
       }
   }
   std::stable_sort(s.prefill.begin(), s.prefill.end(), [](const PrefillUnit& a, const PrefillUnit& b) { return a.cost() > b.cost(); });

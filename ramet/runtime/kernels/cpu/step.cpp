@@ -8,10 +8,10 @@
 #include <cstdlib>
 #include <memory>
 #include "aligned.h"
+#include "batch_attention.h"
 #include "batched_linear.h"
 #include "packing.h"
 #include "pool.h"
-#include "prefill_attention.h"
 #include "sampling.h"
 
 using namespace ramet;
@@ -42,11 +42,10 @@ namespace {
 constexpr int kPackingPieces = 64;
 
 struct Buffers {
-  Aligned<float> x, kept, qkv, attention, gate_up, scale, sum, part_out, part_lse;
+  Aligned<float> x, kept, qkv, attention, gate_up, scale, sum;
   Aligned<int8_t> a;
   LinearRoom room;
-  std::vector<PrefillScratch> prefill;
-  std::vector<DecodeScratch> decode;
+  AttentionRoom attention_room;
 };
 
 struct Context {
@@ -54,11 +53,6 @@ struct Context {
   Buffers buffers;
   explicit Context(int threads) : pool(threads) {}
 };
-
-template <class Vector>
-void grow(Vector& v, size_t n) {
-  if (v.size() < n) v.resize(n);
-}
 
 class Step {
  public:
@@ -69,9 +63,6 @@ class Step {
     grow(b_.x, t * m_.hidden), grow(b_.qkv, t * qkv_width()), grow(b_.attention, t * m_.heads * m_.head_dim);
     grow(b_.gate_up, t * 2 * m_.intermediate), grow(b_.a, t * widest);
     grow(b_.scale, t * widest / kBlock), grow(b_.sum, t * widest / kBlock);
-    b_.prefill.resize(c_.pool.num_threads()), b_.decode.resize(c_.pool.num_threads());
-    for (auto& s : b_.prefill) s.resize(shape_);
-    for (auto& s : b_.decode) s.resize(shape_);
     x_ = b_.x.data();
     plan_attention(nullptr);
   }
@@ -97,8 +88,7 @@ class Step {
 
   void plan_attention(const std::vector<int>* wanted) {
     schedule_ = make_schedule(batch_, m_.kv_heads, wanted);
-    const size_t parts = size_t(schedule_.num_parts) * m_.heads;
-    grow(b_.part_out, parts * m_.head_dim), grow(b_.part_lse, parts);
+    b_.attention_room.reserve(schedule_, shape_, c_.pool.num_threads());
   }
 
   // Behind the last layer's keys and values nobody reads a row but those whose logits are wanted: from here on row s is the s-th of them.
@@ -202,24 +192,13 @@ class Step {
     using Store = typename KV::Store;
     const Store *keys = static_cast<const Store*>(keys_[i]), *values = static_cast<const Store*>(values_[i]);
     float* out = b_.attention.data();
-    const PrefillAttention<KV> prefill{batch_, shape_, keys, values, b_.qkv.data(), qkv_width(), out};
-    const DecodeAttention<KV> decode{
-        batch_, shape_, keys, values, b_.qkv.data(), qkv_width(), out, b_.part_out.data(), b_.part_lse.data()};
-    const int prefills = int(schedule_.prefill.size()), units = prefills + int(schedule_.decode.size()), chunks = std::min(units, 60000);
-    c_.pool.run(chunks, [&](int chunk, int thread) {
-      for (int u = chunk; u < units; u += chunks) {
-        if (u < prefills) prefill.run(schedule_.prefill[u], b_.prefill[thread]);
-        else {
-          const DecodeUnit& unit = schedule_.decode[u - prefills];
-          decode.run(&schedule_.members[unit.first], unit.count, b_.decode[thread]);
-        }
-      }
-    });
+    const BatchAttention<KV> attention{
+        c_.pool, b_.attention_room, schedule_, batch_, shape_, keys, values, b_.qkv.data(), qkv_width(), out, m_.kv_type == 0};
+    attention.run();
     const int width = m_.heads * m_.head_dim;
     rows([&](int64_t row) {
       const int64_t t = token_of(row);
-      const Parts& parts = schedule_.parts[t];
-      if (parts.count) decode.merge(parts, out + t * width);
+      attention.merge(t);
       quantize_row(out + t * width, width, row, activations());
     });
   }
@@ -248,6 +227,14 @@ class Step {
   bool kept_ = false;
   Schedule schedule_;
 };
+
+// body(KV()) for the element type that the pool has.
+template <class Body>
+void with_kv_type(int kv_type, const Body& body) {
+  if (kv_type == 0) body(Float32());
+  else if (kv_type == 1) body(Float16());
+  else body(BFloat16());
+}
 
 // Seconds of one product, the best of several.
 double seconds_of(Context& c, const Linear& w, const Activations& x, int rows, float* y, int batched_from) {
@@ -316,9 +303,23 @@ void ramet_linear(void* context, const Linear* w, const float* x, int64_t rows, 
 void ramet_step(void* context, const RametModel* model, const Batch* batch, void* const* keys, void* const* values, float* logits) {
   const FlushDenormals flush;
   Step step(*static_cast<Context*>(context), *model, *batch, keys, values);
-  if (model->kv_type == 0) step.run<Float32>(logits);
-  else if (model->kv_type == 1) step.run<Float16>(logits);
-  else step.run<BFloat16>(logits);
+  with_kv_type(model->kv_type, [&]<class KV>(KV) { step.run<KV>(logits); });
+}
+
+// out [tokens, heads, head_dim]: attention of query (likewise) over one layer's pool, in integers or in float32; for tests.
+void ramet_attention(void* context, const RametModel* model, const Batch* batch, const float* query, const void* keys, const void* values, int in_float32, float* out) {
+  const FlushDenormals flush;
+  Context& c = *static_cast<Context*>(context);
+  const Shape shape{model->heads, model->kv_heads, model->head_dim, model->attention_scale};
+  const Schedule schedule = make_schedule(*batch, shape.kv_heads);
+  c.buffers.attention_room.reserve(schedule, shape, c.pool.num_threads());
+  with_kv_type(model->kv_type, [&]<class KV>(KV) {
+    using Store = typename KV::Store;
+    const BatchAttention<KV> attention{c.pool, c.buffers.attention_room, schedule, *batch, shape, static_cast<const Store*>(keys),
+                                       static_cast<const Store*>(values), query, shape.heads * shape.head_dim, out, in_float32 != 0};
+    attention.run();
+    for (int t = 0; t < batch->num_tokens; ++t) attention.merge(t);
+  });
 }
 
 // For the `count` rows that `rows` names, of logits [·, vocab] → out [count].
