@@ -11,8 +11,8 @@ from ramet.compiler.source import FunctionSource
 
 REFUSED: Mapping[type[ast.AST], tuple[str, str]] = MappingProxyType(
     {
-        ast.Try: ("try/except cannot surround generations in a compiled program", "handle errors in the caller, or inside a host function"),
-        ast.TryStar: ("try/except* cannot surround generations in a compiled program", "handle errors in the caller"),
+        ast.Try: ("try does not compile", "handle the error where run() raises it, or catch it inside a host function"),
+        ast.TryStar: ("try does not compile", "handle the error where run() raises it, or catch it inside a host function"),
         ast.Yield: ("a program cannot be a generator", "append to a list and return it; stream with run(stream=True)"),
         ast.YieldFrom: ("a program cannot be a generator", "append to a list and return it; stream with run(stream=True)"),
         ast.ClassDef: ("a class cannot be defined inside a program", "define it at module level and use it in a host function"),

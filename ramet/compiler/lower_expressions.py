@@ -359,6 +359,7 @@ class ExpressionLowering:
         target = function.value
         if isinstance(target, ast.Name) and not self._context.scope.is_local(target.id) and BUILTINS[f".{function.attr}"].writes:
             raise Unfit(node, f"the captured {target.id!r} cannot be changed by a program", f"copy it first: mine = list({target.id})")
+        _refuse_key(node)
         receiver = self.value(target)
         args, keys = self._arguments(node)
         return self._context.call(f".{function.attr}", [receiver, *args], node, keys)
@@ -382,6 +383,7 @@ class ExpressionLowering:
             return self._context.conversations.inspect(self._builder.read(group), "size", node)
         if name in ("any", "all") and len(node.args) == 1 and isinstance(node.args[0], ast.GeneratorExp):
             return self._context.loops.any_or_all(name, node.args[0])
+        _refuse_key(node)
         args, keys = self._arguments(node)
         return self._context.call(name, args, node, keys)
 
@@ -435,3 +437,13 @@ class ExpressionLowering:
         if not is_plain(value):
             raise Unfit(node, f"the default of {parameter.name!r} cannot travel", "pass plain values")
         return self._context.const(value, node)
+
+
+def _refuse_key(node: ast.Call) -> None:
+    for keyword in node.keywords:
+        if keyword.arg == "key":
+            raise Unfit(
+                keyword.value,
+                "key= takes a function, which cannot become part of the program",
+                "order pairs instead, max([(len(w), w) for w in words]), or do it in a host function",
+            )
