@@ -97,6 +97,8 @@ def test_unknown_pass_is_named() -> None:
 
 REFUSED = {
     "try": "@function\ndef main(s):\n    try:\n        s += sgl.gen('x')\n    except ValueError:\n        pass\n",
+    "match": "@function\ndef main(s, x):\n    match x:\n        case 'a':\n            s += sgl.gen('x')\n",
+    "key": "@function\ndef main(s, words):\n    s += max(words, key=len)\n",
     "yield": "@function\ndef main(s):\n    yield 1\n",
     "lambda_value": "@function\ndef main(s):\n    f = lambda x: x\n    return f(1)\n",
     "captured_object": "THING = object()\n@function\ndef main(s):\n    s += str(THING)\n",
