@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -70,10 +71,37 @@ class GgufFile:
     tensors: dict[str, GgufTensor]
 
 
+class Strings(Sequence[str]):
+    """An array of strings in the mapped file, decoded where they are read: who loads a model has little use for its vocabulary."""
+
+    def __init__(self, buffer: mmap.mmap, places: array[int]) -> None:
+        """`places`: of each string its first byte and the one behind it."""
+        self._buffer, self._places = buffer, places
+
+    def __len__(self) -> int:
+        return len(self._places) // 2
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        first = range(0, len(self._places), 2)[index]
+        start, end = self._places[first], self._places[first + 1]
+        return self._buffer[start:end].decode("utf-8", "replace")
+
+    def tolist(self) -> list[str]:
+        buffer, places = self._buffer, self._places
+        return [buffer[start:end].decode("utf-8", "replace") for start, end in zip(places[::2], places[1::2], strict=True)]
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
-    """All key-values of the file: ints, floats, bools, strings, lists of strings, numpy arrays of numbers."""
-    with _mapped(path) as buffer:
-        return _Reader(buffer, path).metadata()
+    """All key-values of the file: ints, floats, bools, strings, `Strings`, numpy arrays of numbers. Unmapped with the last of them."""
+    return _Reader(_mapped(path), path).metadata()
 
 
 def open_gguf(path: Path) -> GgufFile:
@@ -133,16 +161,17 @@ class _Reader:
     def string(self) -> str:
         return self.strings(1)[0]
 
-    def strings(self, count: int) -> list[str]:
-        found, at, buffer, unpack = [], self.at, self.buffer, struct.Struct("<Q").unpack_from
+    def strings(self, count: int) -> Strings:
+        places, at, buffer, unpack = array("Q"), self.at, self.buffer, struct.Struct("<Q").unpack_from
+        keep = places.append
         for _ in range(count):
-            start = at + 8
-            at = start + unpack(buffer, at)[0]
-            found.append(buffer[start:at].decode("utf-8", "replace"))
+            keep(at + 8)
+            at += 8 + unpack(buffer, at)[0]
+            keep(at)
         self.at = at
         if at > len(buffer):
             raise ValueError("a string ends behind the file's end")
-        return found
+        return Strings(buffer, places)
 
     def numbers(self, value_type: int, count: int) -> npt.NDArray[Any]:
         values = np.frombuffer(self.buffer, SCALARS[value_type], count, self.at).copy()

@@ -40,7 +40,11 @@ def test_metadata_are_python_values(tmp_path: Path) -> None:
     assert (metadata["a.count"], metadata["a.negative"], metadata["a.float"], metadata["a.flag"]) == (7, -3, 0.5, True)
     assert metadata["a.flag"] is True
     assert metadata["a.text"] == "naïve 汉字 🙂"
-    assert metadata["a.words"] == ["", "Ġthe", "🙂", "x" * 300]
+    words = ["", "Ġthe", "🙂", "x" * 300]
+    assert metadata["a.words"].tolist() == list(metadata["a.words"]) == words and len(metadata["a.words"]) == 4
+    assert (metadata["a.words"][-1], metadata["a.words"][1:3]) == (words[-1], words[1:3])
+    with pytest.raises(IndexError):
+        metadata["a.words"][4]
     assert metadata["a.numbers"].tolist() == [1, 2, 3] and metadata["a.floats"].tolist() == [0.5, -1.5]
 
 

@@ -132,6 +132,5 @@ def _gemma(name: str, own: Mapping[str, Any], config: Mapping[str, Any]) -> dict
 def _eos(metadata: Mapping[str, Any]) -> list[int]:
     ids = {metadata[key] for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id") if key in metadata}
     tokens, types = metadata.get("tokenizer.ggml.tokens", []), metadata.get("tokenizer.ggml.token_type", ())
-    positions = {token: i for i, token in enumerate(tokens) if token in END_OF_TURN}
-    ids |= {i for i in positions.values() if i < len(types) and types[i] == CONTROL}
+    ids |= {i for i in np.flatnonzero(np.equal(types, CONTROL)) if i < len(tokens) and tokens[i] in END_OF_TURN}
     return sorted(int(i) for i in ids)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ramet.errors import Unsupported
-from ramet.runtime.gguf_file import read_metadata
 from ramet.runtime.text.pre_tokenizers import pre_tokenizer
 from ramet.runtime.text.sentencepiece_merges import ranked_merges
 from ramet.user_cache import user_cache
 
-LAYOUT = b"2"
+LAYOUT = b"ramet 3"
 """Part of the cache key: changes whenever this file builds something else."""
 HEAD_BYTES = 32 << 20
 """More than the metadata of the largest vocabularies in use (256k pieces: about 12 MB)."""
@@ -33,8 +34,11 @@ SPACE = "▁"
 def converted_directory(path: Path, cache_dir: Path | None = None) -> Path:
     """A directory with tokenizer.json, tokenizer_config.json and generation_config.json that say what the file's metadata say."""
     cache = user_cache("tokenizers") if cache_dir is None else cache_dir / "tokenizers"
-    target = cache / _content_key(path)
+    status = path.stat()
+    target = cache / _content_key(path, status.st_size, status.st_mtime_ns)
     if not (target / "tokenizer.json").is_file():
+        from ramet.runtime.gguf_file import read_metadata  # numpy, which the front has no other use for
+
         _write_atomically(target, convert(read_metadata(path)))
     return target
 
@@ -166,10 +170,14 @@ def _end_ids(metadata: Mapping[str, Any]) -> list[int]:
     return list(dict.fromkeys([int(index) for index in named if index is not None] + by_text))
 
 
-def _content_key(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    return hashlib.blake2b(head, digest_size=16, person=b"ramet" + LAYOUT).hexdigest()
+@lru_cache(maxsize=8)
+def _content_key(path: Path, size: int, changed_ns: int) -> str:
+    """Of the file as it is; `size` and `changed_ns` tell a later one under the same name. SHA-256, which processors compute themselves."""
+    digest = hashlib.sha256(LAYOUT)
+    if size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), min(size, HEAD_BYTES), access=mmap.ACCESS_READ) as head:
+            digest.update(head)
+    return digest.hexdigest()[:32]
 
 
 def _write_atomically(target: Path, contents: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ class HfTokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        return len(self._bytes_with_special)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -107,9 +107,10 @@ class HfTokenizer:
 
     @cached_property
     def _bytes_with_special(self) -> tuple[bytes, ...]:
-        table = [b""] * self.vocab_size
+        vocabulary = self.backend.get_vocab(with_added_tokens=False)
+        table = [b""] * (max([*vocabulary.values(), *self.added], default=-1) + 1)
         piece_to_bytes = _piece_decoder(_state(self.backend.decoder))
-        for piece, index in self.backend.get_vocab(with_added_tokens=False).items():
+        for piece, index in vocabulary.items():
             table[index] = piece_to_bytes(piece)
         for index, (content, _) in self.added.items():
             table[index] = content.encode("utf-8")

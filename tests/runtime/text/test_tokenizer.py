@@ -13,9 +13,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ramet.errors import InvalidRequest, ModelNotFound, Unsupported
+from ramet.runtime import gguf_file
 from ramet.runtime.gguf_file import read_metadata
 from ramet.runtime.model_files import ModelFiles, locate_model
-from ramet.runtime.text import gguf_tokenizer
 from ramet.runtime.text.gguf_tokenizer import convert
 from ramet.runtime.text.tokenizer import HfTokenizer, load_tokenizer
 
@@ -116,13 +116,13 @@ def test_the_second_start_parses_no_metadata(cache_dir: Path, tokenizer: HfToken
     def refuse(path: Path) -> dict[str, Any]:
         raise AssertionError("metadata parsed again")
 
-    monkeypatch.setattr(gguf_tokenizer, "read_metadata", refuse)
+    monkeypatch.setattr(gguf_file, "read_metadata", refuse)
     again = load_tokenizer(locate_model(None), cache_dir=cache_dir)
     assert again.encode("Hello") == tokenizer.encode("Hello")
 
 
 def test_a_failed_conversion_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_tokenizer, "read_metadata", lambda path: {"tokenizer.ggml.model": "bert"})
+    monkeypatch.setattr(gguf_file, "read_metadata", lambda path: {"tokenizer.ggml.model": "bert"})
     with pytest.raises(Unsupported, match="bert"):
         load_tokenizer(locate_model(None), cache_dir=tmp_path)
     assert not list(tmp_path.rglob("*.json"))
