@@ -33,8 +33,8 @@ class HugeMemory:
 
 
 def _chunk(num_bytes: int) -> Bytes:
-    """Starts at a whole huge page: the system backs only whole ones."""
-    room = mmap.mmap(-1, -(-num_bytes // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE)
+    """Starts at a whole huge page: the system backs only whole ones. Private, since shared memory has huge pages on few systems."""
+    room = mmap.mmap(-1, -(-num_bytes // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         room.madvise(mmap.MADV_HUGEPAGE)
     chunk = np.frombuffer(room, dtype=np.uint8)
