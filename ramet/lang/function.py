@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, overload
 
 from ramet.errors import InvalidRequest, UserError
@@ -160,8 +161,16 @@ class Function:
         try:
             self.signature.bind(*state, *args, **merged)
         except TypeError as error:
-            raise TypeError(f"{self.__name__}{self.signature}: {error}") from None
+            raise TypeError(f"{self.__name__}{self.signature}: {error}{self._meant(merged)}") from None
         return Program(self.function, self.ambient, args, merged, self.compilation)
+
+    def _meant(self, given: Mapping[str, Any]) -> str:
+        """What an unknown keyword looks like."""
+        known = [*self.signature.parameters, *RUN_KEYWORDS, *BATCH_KEYWORDS]
+        for name in given:
+            if name not in known and (near := get_close_matches(name, known, n=1)):
+                return f"; did you mean {near[0]!r}?"
+        return ""
 
     def _parameters(self) -> list[str]:
         found = list(self.signature.parameters.values())[0 if self.ambient else 1 :]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from ramet.errors import InvalidRequest
 from ramet.lang.expressions import Expr, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, as_expr
@@ -32,6 +32,12 @@ class State:
         for op in as_expr(other).ops:
             self._track.submit(op, location)
         return self
+
+    def __add__(self, other: object) -> NoReturn:
+        raise TypeError("s + … makes no new conversation; append with s += …, or branch with s.fork(n)")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a conversation has no {name!r}; append with s += …, read a variable with s[name]", name=name, obj=self)
 
     def __getitem__(self, name: str) -> Any:
         return self.get_var(name)

@@ -259,3 +259,24 @@ def test_streaming_an_unknown_or_failing_variable_raises() -> None:
     with pytest.raises(ZeroDivisionError, match="in the body"):
         list(broken.run(backend=ScriptedBackend(), stream=True).text_iter())
     assert isinstance(broken.run(backend=ScriptedBackend(), stream=True).error(), ZeroDivisionError)
+
+
+def test_usual_mistakes_are_answered_with_what_to_write() -> None:
+    @sgl.function
+    def appends(s: Any, text: str) -> None:
+        s.append(text)
+
+    @sgl.function
+    def adds(s: Any, text: str) -> None:
+        s = s + text
+
+    with pytest.raises(AttributeError, match=r"no 'append'; append with s \+="):
+        appends.run("a", backend=ScriptedBackend())
+    with pytest.raises(TypeError, match=r"append with s \+="):
+        adds.run("a", backend=ScriptedBackend())
+    with pytest.raises(TypeError, match="'temprature'; did you mean 'temperature'"):
+        adds.run("a", temprature=0, backend=ScriptedBackend())
+    with pytest.raises(TypeError, match="'txt'; did you mean 'text'"):
+        adds.run(txt="a", backend=ScriptedBackend())
+    with pytest.raises(TypeError, match="unexpected keyword argument 'zzz'$"):
+        adds.run("a", zzz="a", backend=ScriptedBackend())
