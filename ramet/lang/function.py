@@ -169,7 +169,7 @@ class Function:
         known = [*self.signature.parameters, *RUN_KEYWORDS, *BATCH_KEYWORDS]
         for name in given:
             if name not in known and (near := get_close_matches(name, known, n=1)):
-                return f"; did you mean {near[0]!r}?"
+                return f"; for {name!r}, did you mean {near[0]!r}?"
         return ""
 
     def _parameters(self) -> list[str]:

@@ -274,9 +274,9 @@ def test_usual_mistakes_are_answered_with_what_to_write() -> None:
         appends.run("a", backend=ScriptedBackend())
     with pytest.raises(TypeError, match=r"append with s \+="):
         adds.run("a", backend=ScriptedBackend())
-    with pytest.raises(TypeError, match="'temprature'; did you mean 'temperature'"):
+    with pytest.raises(TypeError, match="for 'temprature', did you mean 'temperature'"):
         adds.run("a", temprature=0, backend=ScriptedBackend())
-    with pytest.raises(TypeError, match="'txt'; did you mean 'text'"):
+    with pytest.raises(TypeError, match="for 'txt', did you mean 'text'"):
         adds.run(txt="a", backend=ScriptedBackend())
-    with pytest.raises(TypeError, match="unexpected keyword argument 'zzz'$"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'zzz'$"):
         adds.run("a", zzz="a", backend=ScriptedBackend())
