@@ -7,20 +7,24 @@ Its layout is that of all JSON, unless its "x-guidance" says otherwise.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark, is_lark_syntax
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import Arena
 from ramet.grammar.derivatives import Walker
+from ramet.grammar.gbnf_lexemes import by_character
 from ramet.grammar.json_layout import ANY_WHITESPACE, Layout
 from ramet.grammar.lark_reader import Unreadable, read_lark
 from ramet.grammar.lark_tokens import EMBEDDED, NotLark, Token, place_of, tokens_of
 from ramet.grammar.lark_writer import write_rules
 from ramet.grammar.schema_lowering import lower_schema
 
+BAR_ON_NEXT_LINE = re.compile(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\\n])*\]|(?P<gap>(?:[ \t]*(?:\#[^\n]*)?\n)+[ \t]*)\|')
+"""What other readers of GBNF allow, and the one used here does not: an alternative that begins with its bar on a line of its own."""
 STYLE = "x-guidance"
 STYLE_KEYS = {"whitespace_flexible": bool, "whitespace_pattern": str, "item_separator": str, "key_separator": str}
 
@@ -52,13 +56,25 @@ def lower_ebnf(arena: Arena, source: str, whitespace: str) -> LoweredEbnf:
 
 def _as_lark(source: str) -> str:
     try:
-        lark: str = any_to_lark(source)
-        return lark
+        if is_lark_syntax(source):
+            return source
+        return by_character(gbnf_to_lark(BAR_ON_NEXT_LINE.sub(_bar_before_line_end, source)))
     except GbnfToLarkError as error:
         line = error.pos.text.count("\n", 0, error.pos.pos) + 1
         raise GrammarError(f"ebnf: {_first_line(str(error))}", where=f"line {line}", param="ebnf") from error
     except Exception as error:  # for a missing rule the converter raises nothing narrower
-        raise GrammarError(f"ebnf: {_first_line(str(error))}", param="ebnf") from error
+        raise GrammarError(f"ebnf: {_first_line(str(error))}", where=_place_of_rule(source, str(error)), param="ebnf") from error
+
+
+def _bar_before_line_end(found: re.Match[str]) -> str:
+    return found[0] if found["gap"] is None else f" |{found['gap']}"
+
+
+def _place_of_rule(source: str, message: str) -> str | None:
+    """Where the rule that a message is about is first mentioned."""
+    name = re.search(r"Rule '([\w-]+)'", message)
+    found = re.search(rf"(?<![\w-]){re.escape(name[1])}(?![\w-])", source) if name is not None else None
+    return None if found is None else place_of(source, found.start())
 
 
 def _lower_embedded(arena: Arena, lark: str, token: Token, whitespace: str) -> int:

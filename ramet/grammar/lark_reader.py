@@ -32,9 +32,10 @@ class Definition(NamedTuple):
     body: tuple[Token, ...]
 
 
-def read_lark(arena: Arena, tokens: Sequence[Token], embedded: Mapping[int, int]) -> int:
-    """The expression of its `start`. `embedded`: expressions of the tokens of kind json, by their places. Raises `Unreadable`."""
-    reader = _Reader(arena, dict(_definitions(tokens)), embedded)
+def read_lark(arena: Arena, tokens: Sequence[Token], embedded: Mapping[int, int], lexemes: dict[str, int] | None = None) -> int:
+    """The expression of its `start`. `embedded`: expressions of the tokens of kind json, by their places. `lexemes`: takes in what rules
+    are made of, and makes each terminal a lexeme. Raises `Unreadable`."""
+    reader = _Reader(arena, dict(_definitions(tokens)), embedded, lexemes)
     start = reader.read("start")
     if _recurses_left(arena):
         raise Unreadable("left recursion")
@@ -79,7 +80,10 @@ def _lines(tokens: Sequence[Token]) -> Iterator[list[Token]]:
 
 
 class _Reader:
-    def __init__(self, arena: Arena, definitions: Mapping[str, Definition], embedded: Mapping[int, int]) -> None:
+    def __init__(
+        self, arena: Arena, definitions: Mapping[str, Definition], embedded: Mapping[int, int], lexemes: dict[str, int] | None
+    ) -> None:
+        self.lexemes = lexemes
         self._arena = arena
         self._definitions = definitions
         self._embedded = embedded
@@ -173,6 +177,13 @@ class _Cursor:
             inner = self._alternatives()
             self._expect({"(": ")", "[": "]"}[token.value])
             return inner if token.value == "(" else self._arena.optional(inner)
+        found = self._piece(token)
+        if self._reader.lexemes is None or self._in_terminal or token.kind not in ("string", "regex", "terminal"):
+            return found
+        self._reader.lexemes[token.value] = found = found if token.kind == "string" else self._arena.lexeme(found)
+        return found
+
+    def _piece(self, token: Token) -> int:
         match token.kind:
             case "string":
                 return self._string(token.value)

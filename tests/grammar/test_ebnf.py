@@ -64,6 +64,43 @@ def test_what_is_not_understood_is_the_engines(source: str) -> None:
     matcher.fill_mask(np.zeros(-(-len(PIECES) // 32), np.uint32))
 
 
+ARITHMETIC = r"""root  ::= (expr "=" ws term "\n")+
+expr  ::= term ([-+*/] term)*
+term  ::= ident | num | "(" ws expr ")" ws
+ident ::= [a-z] [a-z0-9_]* ws
+num   ::= [0-9]+ ws
+ws    ::= [ \t\n]*
+"""
+HIDDEN = """root ::= ("a" "b" "c" | "ab" "d" | "abc" "e")+
+  | x # letters
+  | "|"
+x ::= [a-z]* "z"
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "taken", "not_taken"),
+    [
+        (ARITHMETIC, ("1+2=3\n", "a*(b )= 7 \n\nx=1\n"), ("1+=2\n", "1=2")),
+        (HIDDEN, ("abc", "abdabce", "abcabd", "zz", "abcz", "|"), ("ab", "abcd", "xy", "||")),
+    ],
+)
+def test_gbnf_means_its_texts_character_by_character(source: str, taken: tuple[str, ...], not_taken: tuple[str, ...]) -> None:
+    for text, expected in (*((text, True) for text in taken), *((text, False) for text in not_taken)):
+        assert accepts(source, text) == knows(source, text) == expected, text
+
+
+def test_white_space_that_could_go_on_for_ever_ends() -> None:
+    text, complete = generate(COMPILER.compile("ebnf", ARITHMETIC).matcher(12), 12)
+    assert complete and text.endswith("\n") and knows(ARITHMETIC, text)
+
+
+def test_a_rule_that_is_missing_is_named_with_its_place() -> None:
+    with pytest.raises(GrammarError, match="foo") as refused:
+        lower("ebnf", 'root ::= "foobar"\n  | foo')
+    assert refused.value.where == "line 2, column 5"
+
+
 def test_gbnf_ends_in_time() -> None:
     for budget in (4, 5, 9):
         text, complete = generate(COMPILER.compile("ebnf", 'root ::= "[" ("a" | "aaaa")* "]" end\nend ::= "."').matcher(budget), budget)
