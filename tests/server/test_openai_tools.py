@@ -188,8 +188,8 @@ class TestConstraints:
     @pytest.mark.parametrize(
         ("fields", "has", "has_not"),
         [
-            ({"tool_choice": "required"}, ["get_weather", "clock", '"city"'], ["r_body: R_TEXT"]),
-            ({"tool_choice": {"type": "function", "function": {"name": "clock"}}}, ["clock"], ["get_weather"]),
+            ({"tool_choice": "required"}, ["get_weather", "clock", '"city"', "{0,31}"], ["r_body: R_TEXT"]),
+            ({"tool_choice": {"type": "function", "function": {"name": "clock"}}}, ["clock"], ["get_weather", "{0,31}"]),
             ({"parallel_tool_calls": False}, ["r_before", "r_body: R_TEXT"], ["{0,31}", '"city"']),
             ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [CLOCK]}}}, ["clock"], ["get_wea"]),
         ],

@@ -52,7 +52,8 @@ def tool_use_of(body: ChatRequest, dialect: ChatDialect) -> ToolUse:
     for name, place in names:
         if name not in known:
             raise InvalidRequest(f"{place}: no tool is named '{name}'; tools: {', '.join(known) or 'none'}", param=place)
-    use = ToolUse(mode, tuple(known[name] for name, _ in names) if names else tuple(known.values()), body.parallel_tool_calls is not False)
+    allowed = tuple(known[name] for name, _ in names) if names else tuple(known.values())
+    use = ToolUse(mode, allowed, body.parallel_tool_calls is not False and not _is_forced(body))
     if use.is_constrained and dialect.tools is None:
         _refuse_without_format(body, use)
     return use
@@ -77,6 +78,11 @@ def _choice(body: ChatRequest) -> tuple[Mode, list[tuple[str, str]]]:
         '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": […]}}',
         param="tool_choice",
     )
+
+
+def _is_forced(body: ChatRequest) -> bool:
+    """A tool named by itself is called once."""
+    return isinstance(body.tool_choice, dict) and body.tool_choice.get("type") == "function"
 
 
 def _allowed_name(tool: Any, index: int) -> str:
