@@ -60,7 +60,11 @@ def _load(place: str, verbs: Verbs) -> ProgramObject:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.resolve().parent))  # as Python does for a script: it may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise InvalidRequest(f"{path} cannot be loaded: {error}") from error
     found: Any = getattr(module, name, None)
     program = verbs.program_of(found) if found is not None else None
     if program is None:

@@ -53,9 +53,9 @@ def test_what_the_compiler_did_is_shown_at_its_line() -> None:
 
 def test_why_a_program_is_interpreted() -> None:
     found = interpreted_only.explain()
-    assert not found.compiled and "try/except" in found.reason and HERE in str(found) and "^" in str(found)
+    assert not found.compiled and "try does not compile" in found.reason and HERE in str(found) and "^" in str(found)
     assert interpreted_only.run(backend=ScriptedBackend(["1"])).value == "1"
-    with pytest.raises(sgl.errors.UserError, match="try/except"):
+    with pytest.raises(sgl.errors.UserError, match="try does not compile"):
         interpreted_only.run(backend=ScriptedBackend(), mode="compiled")
     with pytest.raises(sgl.errors.Unsupported, match="'topic' is a set"):
         program.run(topic={1}, backend=ScriptedBackend(), mode="compiled")
@@ -101,7 +101,14 @@ def test_commands(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["compile", f"{HERE}:program", "--print-after-all"]) == 0
     assert "; after parallelize" in capsys.readouterr().err
     assert main(["compile", f"{HERE}:interpreted_only"]) == 1
-    assert "try/except" in capsys.readouterr().err
+    assert "try does not compile" in capsys.readouterr().err
+    (tmp_path / "neighbour.py").write_text("TOPIC = 'rivers'\n")
+    beside = "import ramet as sgl\nfrom {} import TOPIC\n@sgl.function\ndef program(s):\n    s += TOPIC + sgl.gen('x')\n"
+    (tmp_path / "beside.py").write_text(beside.format("neighbour"))
+    assert main(["compile", f"{tmp_path / 'beside.py'}:program"]) == 0
+    (tmp_path / "lost.py").write_text(beside.format("nobody_knows"))
+    assert main(["compile", f"{tmp_path / 'lost.py'}:program"]) == 1
+    assert "No module named 'nobody_knows'" in capsys.readouterr().err
 
 
 def test_host_objects_and_models_in_this_process() -> None:
