@@ -79,4 +79,5 @@ class Spent:
             raise self._over("programs inside programs", self.budget.nesting)
 
     def _over(self, what: str, limit: float) -> BudgetExceeded:
-        return BudgetExceeded(f"the run needs more than {limit:g} {what}; raise the budget or let the program do less")
+        most = f"{limit:g}" if limit < 100_000 else f"{limit:.0f}"
+        return BudgetExceeded(f"the run needs more than {most} {what}; raise the budget or let the program do less")
