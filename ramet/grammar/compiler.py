@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ramet.errors import ConfigError, Unsupported
-from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler, Vocabulary
+from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler, MaskFiller, SerialMasks, Vocabulary
+from ramet.grammar.parallel_masks import ParallelMasks, default_threads
 
 
 def create_grammar_compiler(
@@ -32,6 +33,12 @@ def create_grammar_compiler(
     if backend == "none":
         return RefusingCompiler()
     raise ConfigError(f"grammar_backend={backend!r} is not one of llguidance, none", param="grammar_backend")
+
+
+def create_mask_filler(backend: str, num_threads: int = 0) -> MaskFiller:
+    """For matchers of this backend. `num_threads`: 0, by the number of cores; 1, one row after the other."""
+    num_threads = num_threads or default_threads()
+    return ParallelMasks(num_threads) if backend == "llguidance" and num_threads > 1 else SerialMasks()
 
 
 class RefusingCompiler:

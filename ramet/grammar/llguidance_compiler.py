@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 from typing import NoReturn
 
@@ -19,7 +19,7 @@ from ramet.grammar.json_layout import COMPACT
 from ramet.grammar.lowering import Lowered, lower
 from ramet.grammar.lowering_process import LoweringProcesses
 from ramet.grammar.mask_memory import MaskMemory
-from ramet.grammar.matcher import CompiledGrammar, Matcher, Vocabulary
+from ramet.grammar.matcher import CompiledGrammar, MaskTask, Matcher, Vocabulary
 from ramet.grammar.regex_dialect import Translation, refuse, translate
 from ramet.grammar.token_budget import Budget, Closing, ClosingSource
 from ramet.grammar.token_trie import TokenTrie
@@ -184,13 +184,33 @@ class _Matcher:
             raise ValueError(f"cannot take back {num_tokens} tokens: {_first_line(self._matcher.get_error())}")
 
     def fill_mask(self, row: npt.NDArray[np.uint32]) -> None:
+        task = self.start_mask(row)
+        if task is not None:
+            task.run()
+
+    def start_mask(self, row: npt.NDArray[np.uint32]) -> MaskTask | None:
         assert row.flags["C_CONTIGUOUS"] and row.dtype == np.uint32, "a mask row is contiguous uint32"
         place = NONE if self._masks is None or self._budget is None or self.stopped else self._budget.place
-        if self._masks is None or place == NONE:
-            self._compute_mask(row)
-        elif not self._masks.copy(place, row):
-            self._compute_mask(row)
+        if self._masks is not None and place != NONE and self._masks.copy(place, row):
+            self._narrow(row)
+            return None
+        key = None if place == NONE else (id(self._masks), place)
+        return MaskTask(partial(self._compute_mask, row, place), self._matcher, partial(self._finish_mask, row, place), key)
+
+    def _compute_mask(self, row: npt.NDArray[np.uint32], place: int) -> None:
+        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        self._finish_mask(row, place)
+
+    def _finish_mask(self, row: npt.NDArray[np.uint32], place: int) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(f"the grammar grew too complex while generating: {_first_line(self._matcher.get_error())}")
+        if self._matcher.is_stopped() and not self.complete:
+            raise GrammarError("the grammar came to a place where nothing may follow and the text is not complete")
+        if self._masks is not None and place != NONE:
             self._masks.keep(place, row)
+        self._narrow(row)
+
+    def _narrow(self, row: npt.NDArray[np.uint32]) -> None:
         if self._budget is not None and self._budget.is_low and not self.stopped:
             self._budget.narrow(row, self._is_way_out)
 
@@ -199,13 +219,6 @@ class _Matcher:
         to make a difference."""
         found: int = self._matcher.validate_tokens([*ending, min(self._eos_ids)])
         return found > len(ending)
-
-    def _compute_mask(self, row: npt.NDArray[np.uint32]) -> None:
-        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if self._matcher.is_error():
-            raise GrammarError(f"the grammar grew too complex while generating: {_first_line(self._matcher.get_error())}")
-        if self._matcher.is_stopped() and not self.complete:
-            raise GrammarError("the grammar came to a place where nothing may follow and the text is not complete")
 
     def forced_tokens(self) -> list[int]:
         forced = self._forced() if self._canonical and not self.stopped else []

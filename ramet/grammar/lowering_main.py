@@ -18,6 +18,7 @@ from ramet.grammar.lowering import Lowered, lower
 from ramet.grammar.matcher import Vocabulary
 
 MAX_RECURSION = 5000
+NICER_WHEN_WARM = 10
 LIGHT_TEXT = 1 << 14
 LIGHT_DEPTH = 500
 """Parentheses, however they are nested."""
@@ -41,6 +42,7 @@ def main() -> None:
     compiler = LlguidanceCompiler(Vocabulary((*pieces, b""), frozenset({256}), (256,), 257), bounded=False)
     compiler.assemble(lower("json_schema", json.dumps(WARM_UP)))
     gc.freeze()
+    os.nice(NICER_WHEN_WARM)
     while connections := socket.recv_fds(control, 1, 1)[1]:
         if os.fork() == 0:
             control.close()

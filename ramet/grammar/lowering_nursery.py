@@ -18,7 +18,8 @@ from ramet.errors import InternalError
 
 START_TIME = 60.0
 """Seconds until the first process of a fresh nursery answers, on a busy machine."""
-NICENESS = 15
+NICENESS_AT_START = 5
+"""Until it is warm somebody may be waiting for it: where the model takes all cores, 15 of it would be half a minute."""
 POLL_SECONDS = 0.05
 
 
@@ -55,7 +56,7 @@ class _Mother:
             path = os.pathsep.join(path for path in sys.path if path)
             environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}  # who forks has one thread
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment)
-        niceness = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+        niceness = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS_AT_START
         os.setpriority(os.PRIO_PROCESS, self._process.pid, min(niceness, 19))  # the model comes first
 
     def adopt(self, connection: socket.socket) -> bool:

@@ -151,6 +151,9 @@ class BackendConfig:
     constrained_json_disable_any_whitespace: bool = option(
         True, "compact JSON (always on here unless constrained_json_whitespace_pattern is set; accepted for SGLang's sake)"
     )
+    grammar_mask_threads: int = option(
+        0, "threads that fill the masks of a step, beside the model; 0: a quarter of the cores, at most 8; 1: serial (the slow twin)", low=0
+    )
     disable_grammar_closing: bool = option(False, "let constrained outputs run into max_new_tokens instead of closing them in time")
     disable_cuda_graph: bool = option(False, "run decode steps eagerly (the slow twin)")
     cuda_graph_max_bs: int | None = option(None, "largest decode batch that gets a CUDA graph", low=1)

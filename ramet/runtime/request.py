@@ -226,6 +226,8 @@ class EngineStats:
     right_guesses_total: int = 0
     grammars_total: int = 0  # compiled or refused, and how long their requests waited for that, the wait for a compiler included
     grammar_seconds_total: float = 0.0
+    masked_rows_total: int = 0  # rows of steps that a grammar constrained, and how long filling their masks took, beside the model
+    mask_seconds_total: float = 0.0
     gen_throughput: float = 0.0  # tokens/s over the last log interval
     weight_bytes: int = 0
     kv_pool_bytes: int = 0

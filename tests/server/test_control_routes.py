@@ -86,7 +86,8 @@ async def test_metrics_have_the_contracts_names() -> None:
     contract = """prompt_tokens_total generation_tokens_total cached_tokens_total num_requests_total time_to_first_token_seconds_count
         inter_token_latency_seconds_count e2e_request_latency_seconds_count queue_time_seconds_count num_running_reqs num_queue_reqs
         num_used_tokens token_usage gen_throughput kv_available_tokens kv_evictable_tokens kv_used_tokens kv_pinned_tokens
-        evicted_tokens_total forced_tokens_total num_retractions_total grammar_compile_seconds_count grammar_compile_seconds_sum"""
+        evicted_tokens_total forced_tokens_total num_retractions_total grammar_compile_seconds_count grammar_compile_seconds_sum
+        grammar_mask_seconds_count grammar_mask_seconds_sum"""
     assert {f"ramet:{name}" for name in contract.split()} <= set(samples)
     assert samples["ramet:cached_tokens_total"] / samples["ramet:prompt_tokens_total"] == 0.75
     assert samples["ramet:token_usage"] == 0.25

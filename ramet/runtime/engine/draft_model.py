@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ramet.errors import ConfigError
+from ramet.grammar.matcher import SerialMasks
 from ramet.log import get_logger
 from ramet.runtime.cache.lease import Lease
 from ramet.runtime.cache.prefix_cache import PrefixCache
@@ -201,7 +202,7 @@ class DraftModel:
 
     def _masks(self, constrained: Sequence[Guessing]) -> TokenMasks:
         """As wide as the draft's logits: padding of either model is forbidden."""
-        bits = fill_masks([one.state.matcher for one in constrained], len(constrained), self._vocab_size).bits
+        bits = fill_masks([one.state.matcher for one in constrained], self._vocab_size, SerialMasks()).bits
         words = -(-self._executor.model.vocab_size // 32)
         return TokenMasks(np.pad(bits[:, :words], ((0, 0), (0, max(words - bits.shape[1], 0)))))
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ramet.grammar.compiler import create_mask_filler
 from ramet.grammar.late_compiler import LateCompiler
 from ramet.grammar.matcher import GrammarCompiler, Vocabulary
 from ramet.runtime.cache.disk_blocks import DiskBlocks
@@ -127,6 +128,7 @@ def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompil
         seed=config.model.random_seed,
         num_guesses=_num_guesses(config.speculative),
         memory=config.memory,
+        mask_filler=create_mask_filler(config.backend.grammar_backend, config.backend.grammar_mask_threads),
         guesser=None
         if draft is None
         else DraftModel(draft, model.vocab_size, chunk=max(config.schedule.chunked_prefill_size or 0, DRAFT_CHUNK)),

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ramet.errors import InternalError, RametError
-from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler, Matcher
+from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler, MaskFiller, Matcher
 from ramet.log import get_logger
 from ramet.runtime.plan import TokenMasks
 from ramet.runtime.request import GrammarSpec
@@ -94,12 +94,10 @@ class GrammarCache:
             self._cached.popitem(last=False)
 
 
-def fill_masks(matchers: Iterable[Matcher | None], num_masks: int, vocab_size: int) -> TokenMasks:
+def fill_masks(matchers: Sequence[Matcher | None], vocab_size: int, filler: MaskFiller) -> TokenMasks:
     """One row of bits per matcher, in order; None (the request ended meanwhile) allows everything."""
-    bits: npt.NDArray[np.uint32] = np.full((num_masks, -(-vocab_size // 32)), ALL_ALLOWED, dtype=np.uint32)
-    for row, matcher in zip(bits, matchers, strict=True):
-        if matcher is not None:
-            matcher.fill_mask(row)
+    bits: npt.NDArray[np.uint32] = np.full((len(matchers), -(-vocab_size // 32)), ALL_ALLOWED, dtype=np.uint32)
+    filler.fill(matchers, bits)
     return TokenMasks(bits)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ramet.grammar.matcher import Matcher
+from ramet.grammar.matcher import MaskTask, Matcher
 
 
 class ForcedRuns:
@@ -48,6 +48,13 @@ class ForcedRuns:
             allow_only(row, self._run[self._done])
         else:
             self._matcher.fill_mask(row)
+
+    def start_mask(self, row: npt.NDArray[np.uint32]) -> MaskTask | None:
+        self._begin_run()
+        if self._done == len(self._run):
+            return self._matcher.start_mask(row)
+        allow_only(row, self._run[self._done])
+        return None
 
     def forced_tokens(self) -> list[int]:
         self._begin_run()

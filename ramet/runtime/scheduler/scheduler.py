@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ramet.errors import InvalidRequest, RametError
-from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler
+from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler, MaskFiller, SerialMasks
 from ramet.runtime.cache.lease import Cache
 from ramet.runtime.cache.page_audit import check_idle
 from ramet.runtime.cache.tree_view import largest_nodes
@@ -56,8 +56,10 @@ class Scheduler:
         num_guesses: int = 0,
         memory: MemoryConfig | None = None,
         guesser: Guesser | None = None,
+        mask_filler: MaskFiller | None = None,
     ) -> None:
-        """`num_guesses`: tokens guessed per request and step; by `guesser`, by default from what the request said before."""
+        """`num_guesses`: tokens guessed per request and step; by `guesser`, by default from what the request said before. `mask_filler`:
+        None, one row after the other."""
         self.capacity = capacity
         self.cache = cache
         self._tier = cache.tier
@@ -67,6 +69,7 @@ class Scheduler:
         self._options = options
         self._clock = clock
         self._grammars = GrammarCache(compiler, vocab_size) if compiler is not None else None
+        self._mask_filler = mask_filler or SerialMasks()
         memory = memory or MemoryConfig()
         self._lifetimes = KvLifetimes(cache, clock, memory.kv_pin_seconds, memory.kv_pin_share, capacity.num_tokens)
         self._history = CacheHistory(capacity.page_size, capacity.num_tokens, clock)
@@ -174,12 +177,15 @@ class Scheduler:
         assert self._flights and self._flights[0][0] is plan, "masks are filled when the step before has been committed"
         rows = [(row, state) for row, (state, _) in zip(plan.rows, self._flights[0][1].states, strict=True) if row.mask_row is not None]
         matchers = [state.matcher if row.end == state.num_known else None for row, state in rows]
-        masks = fill_masks(matchers, plan.num_masks, self._vocab_size)
+        begin = self._clock()
+        masks = fill_masks(matchers, self._vocab_size, self._mask_filler)
         for row, state in rows:
             if row.end < state.num_known:  # forced after this row was planned
                 allow_only(masks.bits[row.mask_row], state.output_ids[row.end - state.prompt_len])
         if self._guesses:
             fill_masks_of_guesses(rows, masks.bits)
+        self.counters.masked_rows += plan.num_masks
+        self.counters.mask_seconds += self._clock() - begin
         return masks
 
     def commit(self, plan: BatchPlan, result: StepResult) -> list[RequestOutput]:
@@ -239,6 +245,8 @@ class Scheduler:
             right_guesses_total=counters.right_guesses,
             grammars_total=0 if self._grammars is None else self._grammars.num_compiled,
             grammar_seconds_total=0.0 if self._grammars is None else self._grammars.compile_seconds,
+            masked_rows_total=counters.masked_rows,
+            mask_seconds_total=counters.mask_seconds,
             gen_throughput=self._throughput.last,
         )
         return stats if self._tier is None else _with_tier(stats, self._tier.view())

@@ -45,6 +45,8 @@ class SchedulerCounters:
     right_guesses: int = 0
     retractions: int = 0
     steps: int = 0
+    masked_rows: int = 0
+    mask_seconds: float = 0.0
 
 
 class StepPlanner:

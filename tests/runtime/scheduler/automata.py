@@ -70,6 +70,9 @@ class AutomatonMatcher:
         for token in (*self._automaton.moves[self._state], *([EOS] if self.complete else [])):
             row[token // 32] |= np.uint32(1 << (token % 32))
 
+    def start_mask(self, row: npt.NDArray[np.uint32]) -> None:
+        self.fill_mask(row)
+
     def forced_tokens(self) -> list[int]:
         state, forced = self._state, []
         while len(forced) < self.MAX_RUN and len(self._automaton.moves[state]) == 1 and state not in self._automaton.ends:

@@ -47,6 +47,9 @@ class CyclingMatcher:
         for token in self._allowed():
             row[token // 32] |= np.uint32(1 << (token % 32))
 
+    def start_mask(self, row: npt.NDArray[np.uint32]) -> None:
+        self.fill_mask(row)
+
     def forced_tokens(self) -> list[int]:
         return []
 
@@ -155,6 +158,7 @@ def test_others_run_while_a_grammar_compiles() -> None:
     assert drive.finish("gone").kind is FinishKind.ABORT and drive.finish("waits").kind is FinishKind.STOP
     stats = drive.scheduler.stats()
     assert stats.grammars_total in (1, 2) and stats.grammar_seconds_total > 0
+    assert stats.masked_rows_total >= len(drive.tokens["waits"])
 
 
 def test_one_grammar_is_compiled_once_and_the_cache_is_bounded() -> None:
