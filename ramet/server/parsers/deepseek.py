@@ -1,4 +1,5 @@
-"""DeepSeek V3: calls between <｜tool▁calls▁begin｜> and <｜tool▁calls▁end｜>, the arguments in a fenced JSON block."""
+"""DeepSeek V3: calls between <｜tool▁calls▁begin｜> and <｜tool▁calls▁end｜>, the arguments in a fenced JSON block. V3.1, which is read as
+well: name, separator, arguments."""
 
 from __future__ import annotations
 
@@ -33,13 +34,14 @@ class DeepSeekFormat:
 
     def _call(self, scan: Scan, tools: Container[str]) -> Steps[bool]:
         yield from scan.spaces()
-        yield from scan.expect(f"{CALL_BEGIN}function{SEPARATOR}")
+        yield from scan.expect(CALL_BEGIN)
         name = yield from scan.word()
-        if name not in tools:
-            raise Mismatch
-        yield from scan.expect("\n```json\n")
-        yield from scan.spaces()
-        if (yield from scan.peek()) != "{":
+        yield from scan.expect(SEPARATOR)
+        if name == "function" and (yield from scan.peek()) != "{":
+            name = yield from scan.word()
+            yield from scan.expect("\n```json\n")
+            yield from scan.spaces()
+        if name not in tools or (yield from scan.peek()) != "{":
             raise Mismatch
         scan.begin_call(name)
         yield from stream_object(scan)

@@ -24,6 +24,7 @@ names = st.from_regex(r"[a-z_]{1,6}", fullmatch=True).filter(lambda name: name n
 arguments = st.dictionaries(names, values, max_size=3)
 calls = st.lists(st.tuples(st.sampled_from(sorted(TOOLS)), arguments), min_size=1, max_size=4)
 plain = st.text("ab .,é漢\n", max_size=12)
+CALLS = tool_format("deepseekv3").wire.markers
 MARKERS = [
     *[
         "<tool_call>",
@@ -212,6 +213,15 @@ def test_cases(name: str, text: str, calls: list[str], rest: str) -> None:
     reply = whole(name, text)
     assert ["".join((call.name, call.arguments)) for call in reply.calls] == calls
     assert reply.text.strip() == rest.strip()
+
+
+def test_the_newer_format_of_deepseek() -> None:
+    text = f'{CALLS[0]}{CALLS[2]}clock{CALLS[4]}{{}}{CALLS[3]}{CALLS[2]}get_weather{CALLS[4]}{{"city": 1}}{CALLS[3]}{CALLS[1]}'
+    reply = whole("deepseekv3", text)
+    assert loaded(reply) == [("clock", {}), ("get_weather", {"city": 1})] and reply.text == ""
+    assert streamed("deepseekv3", list(text)) == reply
+    broken = text.replace("clock", "nobody")
+    assert whole("deepseekv3", broken).text == broken
 
 
 def test_arguments_pass_on_while_they_come() -> None:
