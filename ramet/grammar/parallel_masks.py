@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor
 
 CORES_PER_THREAD = 4
-MOST_THREADS = 8
-LEAST_TASKS = 4
+LEAST_THREADS, MOST_THREADS = 4, 8
+"""Per row the engine's threads take about twice what a call takes: with fewer than four there is nothing to gain."""
+LEAST_TASKS = 8
 """Waking the threads costs about as much as computing three masks."""
 
 
 def default_threads() -> int:
-    """A quarter of the cores; 1 where the model needs all there are."""
-    return max(1, min((os.cpu_count() or 1) // CORES_PER_THREAD, MOST_THREADS))
+    """A quarter of the cores; 1 where that is too few to gain by."""
+    threads = min((os.cpu_count() or 1) // CORES_PER_THREAD, MOST_THREADS)
+    return threads if threads >= LEAST_THREADS else 1
 
 
 class ParallelMasks:
