@@ -107,7 +107,7 @@ def shuffled(num_pages: int, seed: int) -> list[int]:
     return pages
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     lens=st.lists(st.tuples(st.integers(0, 200), st.integers(33, 200)), min_size=1, max_size=2),
     kv_heads=st.integers(1, 3),
