@@ -26,18 +26,23 @@ start = RowStart(sampling, 1, LogprobParams(0, 3, (5,)), (1, 2, 3), (), (2,))
 plan = BatchPlan(0, (PlanRow("r", 0, (1, 2, 3), 0, 0, (4, 5, 6), True, start, 0),))
 executor.launch(plan)
 (row,) = executor.sample(plan, None).result().rows
+lines = open("/proc/self/status").read().splitlines()
+resident = next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmRSS:"))
+beside = resident - (executor.model.weight_bytes >> 20)
+print(len(row.token_ids), len(row.logprobs), len(row.prompt_logprobs), "torch" in sys.modules, beside)
 executor.close()
-print(len(row.token_ids), len(row.logprobs), len(row.prompt_logprobs), "torch" in sys.modules)
 """
 
 
 @pytest.mark.model
 def test_the_default_model_runs_without_torch() -> None:
-    """A whole worker's imports, the weights, and a step with all that a request may ask for."""
+    """A whole worker's imports, the weights, and a step with all that a request may ask for; in its memory there is not much besides."""
     if not cpu_library.processor_features() >= cpu_library.REQUIRED_FEATURES:
         pytest.skip("the processor lacks AVX2, FMA or F16C")
     done = subprocess.run([sys.executable, "-c", GENERATE], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "1", "3", "False"], done.stderr
+    *found, mib_beside_weights = done.stdout.split()
+    assert found == ["1", "1", "3", "False"], done.stderr
+    assert int(mib_beside_weights) < 180
 
 
 @pytest.mark.parametrize(
