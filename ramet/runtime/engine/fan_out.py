@@ -14,6 +14,8 @@ _News = tuple[int, Delta | BaseException | None]
 
 async def complete_all(engine: AsyncEngine, generations: Sequence[Generation]) -> list[Delta]:
     """Every generation whole, in order. An error finish is raised as its exception; an abort is a result like any other."""
+    if len(generations) == 1:
+        return [checked(await engine.complete(generations[0]))]  # without a task
     tasks = [asyncio.ensure_future(engine.complete(generation)) for generation in generations]
     try:
         for finished in asyncio.as_completed(tasks):

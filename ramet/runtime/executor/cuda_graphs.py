@@ -6,7 +6,7 @@ longer than their computing, have graphs of their own. Everything that changes f
 tokens, positions, slots and the attention's work plan. Pages and last tokens are read from the slots' own tables on the device.
 
     the first steps of a size      run in a larger recording, if there is one that is not much larger; most sizes only pass by
-    when it keeps coming           one runs eagerly, over the same fixed buffer, and is recorded behind: as long as ten others
+    when padding has cost as much  one runs eagerly, over the same fixed buffer, and is recorded behind: as long as ten others
     every further one              one copy, one launch
 
 Its slow twin is the eager forward pass (--disable-cuda-graph).
@@ -39,8 +39,9 @@ FEW_MIXED, MOST_MIXED = (16, 32, 64, 128), (768, 1024)
 """Tokens of steps in which some row brings several (short prompts, pieces of long ones, output that a grammar forced); between these, the
 sizes of decode steps."""
 MAX_RECORDINGS = 96
-PATIENCE = 8
-"""Steps of a size before it gets a recording of its own, where a larger one will do."""
+MOST_PADDING = 2048
+"""Tokens and rows that the steps of a size may be padded with in all before it gets a recording of its own: at 25 µs each they have then
+cost the 50 ms that recording takes."""
 MOST_PAIRS = 1 << 22
 """Of queries and keys in rows of several tokens: beyond, the kernel for long prompts saves more than launching costs."""
 PADDING = ((0,), (-1,), (0,))  # token, position, slot
@@ -92,7 +93,7 @@ class StepGraphs:
         self._inputs = torch.zeros(sum(self._lengths(largest)) + 8 * largest.tokens, dtype=torch.int32, device=self._device)
         self._logits = torch.empty(largest.rows, vocab_size, dtype=torch.float32, device=self._device)
         self._recordings: dict[GraphKey, Recording] = {}
-        self._num_asked: Counter[GraphKey] = Counter()
+        self._padding: Counter[GraphKey] = Counter()
         self._memory = torch.cuda.graph_pool_handle()
         # Apart from the stream that steps run on: results of earlier steps are freed by other threads meanwhile, which marks that stream.
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -131,11 +132,13 @@ class StepGraphs:
         """The recording to run in; `key` itself where it has one or shall get one now."""
         if key in self._recordings:
             return key
-        self._num_asked[key] += 1
         larger = [other for other in self._recordings if other.holds(key)]
-        if larger and (self._num_asked[key] <= PATIENCE or len(self._recordings) >= MAX_RECORDINGS):
-            return min(larger, key=lambda other: (other.tokens, other.rows, other.shared))
-        return key
+        if not larger:
+            return key
+        nearest = min(larger, key=lambda other: (other.tokens, other.rows, other.shared))
+        self._padding[key] += 1 + nearest.tokens - key.tokens + nearest.rows - key.rows
+        is_paid = self._padding[key] > MOST_PADDING and len(self._recordings) < MAX_RECORDINGS
+        return key if is_paid else nearest
 
     def _packed(self, rows: Sequence[PlanRow], shared: Sequence[SharedPrefix], key: GraphKey) -> Int32Array | None:
         """Tokens, rows and work plan as the graph reads them; None where the plan is larger than the graph provides for."""

@@ -60,11 +60,11 @@ def quantized_product(weight: QuantizedWeight, x: torch.Tensor, bias: torch.Tens
     if not num_tokens or not covers(codes, x.dtype):
         return weight.linear(x, bias)
     x = weight.ordered(x)
-    if codes.is_rowwise_fp8 and num_tokens > FEW and len(codes.codes) % 16 == 0 and multiplies_fp8(x.device):  # as the library wants it
-        out = fp8_linear(x, codes)
-        return out if bias is None else out.add_(bias)
     if num_tokens <= codes.max_tokens:
         return few_tokens_linear(x, codes, bias=bias)
+    if codes.is_rowwise_fp8 and len(codes.codes) % 16 == 0 and multiplies_fp8(x.device):  # as the library wants it
+        out = fp8_linear(x, codes)
+        return out if bias is None else out.add_(bias)
     return F.linear(x, dequantise(codes, x.dtype), bias)
 
 

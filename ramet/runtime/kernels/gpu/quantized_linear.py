@@ -57,7 +57,7 @@ class Codes:
     @property
     def max_tokens(self) -> int:
         """Up to which `few_tokens_linear` is the fastest way."""
-        return MAX_TOKENS // 2 if self.kind == 2 else MAX_TOKENS
+        return MAX_TOKENS // 2 if self.kind == 2 or self.is_rowwise_fp8 else MAX_TOKENS
 
     @property
     def is_rowwise_fp8(self) -> bool:
