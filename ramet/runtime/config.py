@@ -152,7 +152,7 @@ class BackendConfig:
         True, "compact JSON (always on here unless constrained_json_whitespace_pattern is set; accepted for SGLang's sake)"
     )
     grammar_mask_threads: int = option(
-        0, "threads that fill the masks of a step, beside the model; 0: from 16 cores on a quarter, at most 8; 1: serial (the slow twin)", low=0
+        0, "threads that fill the masks of a step; 0: a quarter of the cores from 16 on, at most 8; 1: serial (the slow twin)", low=0
     )
     disable_grammar_closing: bool = option(False, "let constrained outputs run into max_new_tokens instead of closing them in time")
     disable_cuda_graph: bool = option(False, "run decode steps eagerly (the slow twin)")
