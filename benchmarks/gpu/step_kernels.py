@@ -3,7 +3,8 @@
     python benchmarks/gpu/step_kernels.py --model-path DIRECTORY_WITH_CONFIG [--steps decode:64x256 decode:512x600 prefill:14x576]
 
 `shared:512x200x16x2048` are 512 rows of 200 own tokens, each 16 of which have 2048 in common before them; `mixed:250x600+14x576` are 250
-decode rows and 14 prompts. Steps are queued one ahead of the result that is read, as the overlapped loop does. Weights are random, keys in the pool whatever was there.
+decode rows and 14 prompts, `mixed:32x700+1x64x500` 32 rows and a piece of 64 tokens behind 500. Steps are queued one ahead of the result that is
+read, as the overlapped loop does. Weights are random, keys in the pool whatever was there.
 """
 
 from __future__ import annotations
@@ -48,13 +49,12 @@ def shared_plans(num_rows: int, own: int, group: int, prefix: int, num_steps: in
     return plans
 
 
-def mixed_plans(num_rows: int, context: int, num_prompts: int, length: int, num_steps: int) -> list[BatchPlan]:
-    """Decode rows, and the same prompts behind them in every step."""
-    used = num_rows * (context + num_steps)
-    prompt = tuple(range(1, length + 1))
-    reset = RowStart(_GREEDY, 0, None, prompt)
-    pages = [tuple(range(used + i * length, used + (i + 1) * length)) for i in range(num_prompts)]
-    prompts = [PlanRow(f"prompt {i}", num_rows + i, prompt, 0, 0, pages[i], True, reset) for i in range(num_prompts)]
+def mixed_plans(num_rows: int, context: int, num_prompts: int, length: int, start: int, num_steps: int) -> list[BatchPlan]:
+    """Decode rows, and the same pieces of prompts behind them in every step."""
+    used, end = num_rows * (context + num_steps), start + length
+    reset = RowStart(_GREEDY, 0, None, (1,) * end)
+    pages = [tuple(range(used + i * end, used + (i + 1) * end)) for i in range(num_prompts)]
+    prompts = [PlanRow(f"prompt {i}", num_rows + i, (1,) * length, start, 0, pages[i], True, reset) for i in range(num_prompts)]
     return [BatchPlan(plan.step, (*plan.rows, *prompts)) for plan in decode_plans(num_rows, context, num_steps)]
 
 
@@ -62,7 +62,8 @@ def plans_of(step: str) -> list[BatchPlan]:
     kind, size = step.split(":")
     if kind == "mixed":
         rows, prompts = ([int(part) for part in half.split("x")] for half in size.split("+"))
-        return mixed_plans(rows[0], rows[1], prompts[0], prompts[1], 8)
+        start = prompts[2] if len(prompts) > 2 else 0
+        return mixed_plans(rows[0], rows[1], prompts[0], prompts[1], start, 8)
     numbers = [int(part) for part in size.split("x")]
     if kind == "prefill":
         return prefill_plans(numbers[0], numbers[1], 6)

@@ -101,15 +101,11 @@ class TritonAttention:
             return plan_tiles(query_lens, kv_lens, table_rows, self.shape.tile)
         return plan_work(query_lens, kv_lens, table_rows, shared, self.shape, elsewhere)
 
-    def plan_sizes(self, num_tokens: int, num_rows: int, *, shared: bool) -> PlanSizes:
-        """Room for every row's own item and the cuts that fill the device; prefixes may serve each row a few times."""
-        tiles = num_tokens // self.shape.tile + num_rows
+    def plan_sizes(self, num_tokens: int, num_rows: int, *, shared: bool, mixed: bool) -> PlanSizes:
+        """See `PlanSizes.at_most`."""
         if self._in_order:
-            return PlanSizes(0, 0, 0, 0, 0, tiles)
-        cuts = 4 * self.shape.num_processors // self.shape.num_kv_heads + 1
-        items = num_rows + cuts
-        members = items + (4 * num_rows + cuts if shared else 0)
-        return PlanSizes(items, items if shared else 0, members, num_rows, members, 0 if num_tokens == num_rows else tiles)
+            return PlanSizes(0, 0, 0, 0, 0, num_tokens // self.shape.tile + num_rows)
+        return PlanSizes.at_most(num_tokens, num_rows, self.shape, shared=shared, mixed=mixed)
 
     def use(self, plan: DevicePlan, pool: KVPool) -> None:
         """Attend by this plan until the next one: for plans in fixed memory, which a CUDA graph reads anew at every replay."""
@@ -162,7 +158,7 @@ class TritonAttention:
             attend_dense(query, paged.keys, paged.values, plan.kv_slots, prompts, out, scale)
         attend_tiles(query, paged, plan.tiles, out, shape)
         if plan.rows.shape[0]:
-            attend_items(query, paged, plan.shared_items, plan.members, out, partials, shape, block=LARGE_BLOCK)
-            attend_items(query, paged, plan.items, plan.members, out, partials, shape, num_rows=plan.rows.shape[0])
+            attend_items(query, paged, plan.shared_items, plan.members, out, partials, shape, several=True)
+            attend_items(query, paged, plan.items, plan.members, out, partials, shape, num_queries=plan.rows.shape[0])
             combine(plan.rows, plan.order, partials, out)
         return out

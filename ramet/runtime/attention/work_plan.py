@@ -1,8 +1,8 @@
 """What the paged kernels of one step do, planned on the host from lengths alone: plain numpy, proportional to rows and work items.
 
 A row with one query reads its keys in items of about equal size, so that few long rows fill the device as well as many short ones. Keys
-that several such rows share (the same pages at the same positions) become items of their own, read once for all of them.
-Rows with more queries are cut into tiles.
+that several such rows share (the same pages at the same positions) become items of their own, read once for all of them. So do the keys of
+rows with a few more queries (forced or guessed tokens, pieces of prompts), which all of these read. Rows with many are cut into tiles.
 """
 
 from __future__ import annotations
@@ -19,17 +19,26 @@ Int32Array = npt.NDArray[np.int32]
 
 _CHUNK_UNIT = 64
 _LEAST_SHARED_CHUNK = 512
+_LEAST_PIECE_CHUNK = 128
 _WAVES = 4
+FEW_QUERIES, FEW_IN_ALL = 64, 256
+"""Rows of no more queries, and all rows of several if they have no more together, are read in items: tiles of 128 queries would be half
+empty, or leave most of the device idle."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceShape:
-    """What decides how finely to cut. `tile`: queries per prefill tile; `shared_rows`: rows per shared item."""
+    """What decides how finely to cut. `tile`: queries per prefill tile; `shared_queries`: queries per shared item."""
 
     num_processors: int
     num_kv_heads: int
-    shared_rows: int
+    shared_queries: int
     tile: int
+
+    @property
+    def most_cuts(self) -> int:
+        """Items at most that come from cutting, besides one for every row."""
+        return _WAVES * self.num_processors // self.num_kv_heads + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,22 @@ class PlanSizes:
         """Numbers per array, in order."""
         return [5 * self.items, 5 * self.shared_items, 3 * self.members, 3 * self.rows, self.order, 4 * self.tiles]
 
+    @classmethod
+    def at_most(cls, num_tokens: int, num_rows: int, device: DeviceShape, *, shared: bool, mixed: bool) -> PlanSizes:
+        """Room for every row's own item and the cuts that fill the device. `shared`: prefixes, which may serve each row a few times;
+        `mixed`: some rows bring several tokens."""
+        cuts = device.most_cuts
+        items = num_rows + cuts
+        wide, members, tiles = 0, items, 0
+        if shared:
+            wide, members = items, members + 4 * num_rows + cuts
+        if mixed:
+            wide += num_tokens // device.shared_queries + num_rows + cuts
+            members += num_tokens + device.shared_queries * cuts
+        if mixed and num_tokens > FEW_IN_ALL:
+            tiles = num_tokens // device.tile + num_tokens // FEW_QUERIES
+        return cls(items, wide, members, num_tokens, members, tiles)
+
     def holds(self, plan: WorkPlan) -> bool:
         return all(array.size <= length for array, length in zip(plan.arrays, self.lengths, strict=True))
 
@@ -94,23 +119,21 @@ def plan_work(
     """Parallel to the step's rows: new tokens, length after the step, row of the page table. `shared` names rows with one query only,
     `elsewhere` rows with several that somebody else computes."""
     first_tokens = _starts(query_lens)
-    decoding = np.flatnonzero(query_lens == 1)
-    is_tiled = query_lens > 1
-    is_tiled[list(elsewhere)] = False
-    tiles = _tiles(np.flatnonzero(is_tiled), query_lens, kv_lens, table_rows, first_tokens, device.tile)
-    if not len(decoding):
+    lens = query_lens, kv_lens, table_rows, first_tokens
+    is_long = query_lens > 1
+    is_long[list(elsewhere)] = False
+    is_few = is_long & ((query_lens <= FEW_QUERIES) | (query_lens[is_long].sum() <= FEW_IN_ALL))
+    tiles = _tiles(np.flatnonzero(is_long & ~is_few), *lens, device.tile)
+    decoding, few = np.flatnonzero(query_lens == 1), np.flatnonzero(is_few)
+    if not len(decoding) and not len(few):
         return _only(tiles)
     starts = np.zeros(len(query_lens), dtype=np.int32)
     for prefix in shared:
         starts[list(prefix.rows)] = prefix.end
-    items, item_rows = _own_items(starts[decoding], kv_lens[decoding], table_rows[decoding], device)
-    shared_items, shared_rows = _shared_items(shared, table_rows, len(items), device)
-    pair_rows = np.concatenate((decoding[item_rows], shared_rows)).astype(np.int64)
-    counts = np.bincount(pair_rows, minlength=len(query_lens))
-    members = _columns(first_tokens[pair_rows], kv_lens[pair_rows] - 1, counts[pair_rows] == 1)
-    order = np.argsort(pair_rows, kind="stable").astype(np.int32)
-    rows = _columns(first_tokens, _starts(counts), counts)[decoding]
-    return WorkPlan(items, shared_items, members, rows, order, tiles)
+    own = _items(_blocks(decoding, *lens, 1), starts[decoding], _CHUNK_UNIT, device)
+    common = _shared_items(shared, kv_lens, table_rows, first_tokens, device)
+    pieces = _items(_blocks(few, *lens, device.shared_queries), None, _LEAST_PIECE_CHUNK, device)
+    return _joined(own, (common, pieces), tiles, int(first_tokens[-1] + query_lens[-1]))
 
 
 def plan_tiles(query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Array, tile: int) -> WorkPlan:
@@ -124,36 +147,64 @@ def _only(tiles: Int32Array) -> WorkPlan:
     return WorkPlan(nothing.reshape(0, 5), nothing.reshape(0, 5), nothing.reshape(0, 3), nothing.reshape(0, 3), nothing, tiles)
 
 
-def _own_items(
-    starts: Int32Array, ends: Int32Array, table_rows: Int32Array, device: DeviceShape
-) -> tuple[Int32Array, npt.NDArray[np.int64]]:
-    """Every row's own keys in chunks: items [I, 5], and which row each is of."""
-    lens = (ends - starts).astype(np.int64)
-    chunk = _chunk(int(lens.sum()), device, _CHUNK_UNIT)
+@dataclass(frozen=True, slots=True)
+class _Items:
+    """Work items whose members are numbered from 0, and each member's query."""
+
+    table: Int32Array  # [I, 5]
+    tokens: npt.NDArray[np.int64]  # [P]
+    positions: npt.NDArray[np.int64]  # [P]
+
+
+def _joined(own: _Items, wide: tuple[_Items, ...], tiles: Int32Array, num_tokens: int) -> WorkPlan:
+    """One numbering of members, and for every query that items serve, which."""
+    kinds = (own, *wide)
+    for kind, first in zip(kinds, _starts(np.array([len(kind.tokens) for kind in kinds])), strict=True):
+        kind.table[:, 0] += first
+    tokens, positions = (np.concatenate(parts) for parts in zip(*((kind.tokens, kind.positions) for kind in kinds), strict=True))
+    counts = np.bincount(tokens, minlength=num_tokens)
+    members = _columns(tokens, positions, counts[tokens] == 1)
+    order = np.argsort(tokens, kind="stable").astype(np.int32)
+    served = np.flatnonzero(counts)
+    rows = _columns(served, _starts(counts)[served], counts[served])
+    return WorkPlan(own.table, np.concatenate([kind.table for kind in wide]), members, rows, order, tiles)
+
+
+def _items(blocks: Int32Array, starts: Int32Array | None, least: int, device: DeviceShape) -> _Items:
+    """The keys of every block of queries in chunks, from its start (None: 0) to its last query."""
+    first_tokens, num_queries, positions, table_rows = blocks.astype(np.int64).T
+    begin = np.zeros(len(blocks), dtype=np.int64) if starts is None else starts.astype(np.int64)
+    ends = positions + num_queries
+    lens = ends - begin
+    chunk = _chunk(int(lens.sum()), device, least)
     counts = np.maximum((lens + chunk // 2) // chunk, 1)  # a little more than a chunk stays one item: a second costs a partial result
-    rows = np.repeat(np.arange(len(lens)), counts)
-    nth = np.arange(len(rows)) - _starts(counts)[rows]
-    even = -(-lens // np.maximum(counts, 1))[rows]  # chunks of one row are equally long
-    first = starts[rows] + nth * even
-    last = np.minimum(first + even, ends[rows])
-    return _columns(np.arange(len(rows)), 1, table_rows[rows], first, last), rows
+    block = np.repeat(np.arange(len(blocks)), counts)
+    nth = np.arange(len(block)) - _starts(counts)[block]
+    even = -(-lens // counts)[block]  # chunks of one block are equally long
+    first = begin[block] + nth * even
+    members = num_queries[block]
+    first_member = _starts(members)
+    table = _columns(first_member, members, table_rows[block], first, np.minimum(first + even, ends[block]))
+    of = np.repeat(block, members)
+    offset = np.arange(len(of)) - np.repeat(first_member, members)
+    return _Items(table, first_tokens[of] + offset, positions[of] + offset)
 
 
 def _shared_items(
-    shared: Sequence[SharedPrefix], table_rows: Int32Array, first_member: int, device: DeviceShape
-) -> tuple[Int32Array, npt.NDArray[np.int64]]:
-    """Items of prefixes, and the row of each member."""
-    blocks = [
-        (prefix.rows[i : i + device.shared_rows], prefix) for prefix in shared for i in range(0, len(prefix.rows), device.shared_rows)
-    ]
+    shared: Sequence[SharedPrefix], kv_lens: Int32Array, table_rows: Int32Array, first_tokens: npt.NDArray[np.int64], device: DeviceShape
+) -> _Items:
+    """Items of prefixes; the members are rows of one query."""
+    block = device.shared_queries
+    blocks = [(prefix.rows[i : i + block], prefix) for prefix in shared for i in range(0, len(prefix.rows), block)]
     chunk = _chunk(sum(prefix.end - prefix.start for _, prefix in blocks), device, _LEAST_SHARED_CHUNK)
     items: list[tuple[int, int, int, int, int]] = []
     member_rows: list[int] = []
     for rows, prefix in blocks:
         for first in range(prefix.start, prefix.end, chunk):
-            items.append((first_member + len(member_rows), len(rows), table_rows[rows[0]], first, min(first + chunk, prefix.end)))
+            items.append((len(member_rows), len(rows), table_rows[rows[0]], first, min(first + chunk, prefix.end)))
             member_rows += rows
-    return np.array(items, dtype=np.int32).reshape(-1, 5), np.array(member_rows, dtype=np.int64)
+    of = np.array(member_rows, dtype=np.int64)
+    return _Items(np.array(items, dtype=np.int32).reshape(-1, 5), first_tokens[of], kv_lens[of].astype(np.int64) - 1)
 
 
 def _chunk(num_keys: int, device: DeviceShape, least: int) -> int:
@@ -163,23 +214,32 @@ def _chunk(num_keys: int, device: DeviceShape, least: int) -> int:
 
 
 def _tiles(
-    long: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
     query_lens: Int32Array,
     kv_lens: Int32Array,
     table_rows: Int32Array,
     first_tokens: npt.NDArray[np.int64],
     tile: int,
 ) -> Int32Array:
-    """Rows `long` in tiles [N, 4]."""
-    if not len(long):
-        return np.empty((0, 4), dtype=np.int32)
-    counts = -(-query_lens[long] // tile)
-    rows = np.repeat(long, counts)
-    offset = (np.arange(len(rows)) - np.repeat(_starts(counts), counts)) * tile
-    num_queries = np.minimum(tile, query_lens[rows] - offset)
-    position = kv_lens[rows] - query_lens[rows] + offset
-    tiles = _columns(first_tokens[rows] + offset, num_queries, position, table_rows[rows])
-    return tiles[np.argsort(-(position + num_queries), kind="stable")]
+    """Blocks of `rows`; those that see most keys first."""
+    blocks = _blocks(rows, query_lens, kv_lens, table_rows, first_tokens, tile)
+    return blocks[np.argsort(-(blocks[:, 1] + blocks[:, 2]), kind="stable")]
+
+
+def _blocks(
+    rows: npt.NDArray[np.int64],
+    query_lens: Int32Array,
+    kv_lens: Int32Array,
+    table_rows: Int32Array,
+    first_tokens: npt.NDArray[np.int64],
+    size: int,
+) -> Int32Array:
+    """The queries of `rows` by at most `size` [N, 4]: first token, number, position of the first, row of the page table."""
+    counts = -(-query_lens[rows] // size)
+    of = np.repeat(rows, counts)
+    offset = (np.arange(len(of)) - np.repeat(_starts(counts), counts)) * size
+    num_queries = np.minimum(size, query_lens[of] - offset)
+    return _columns(first_tokens[of] + offset, num_queries, kv_lens[of] - query_lens[of] + offset, table_rows[of])
 
 
 def _columns(*columns: npt.NDArray[np.generic] | int) -> Int32Array:

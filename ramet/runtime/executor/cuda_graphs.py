@@ -35,7 +35,7 @@ from ramet.runtime.plan import PlanRow
 _LOG = get_logger(__name__)
 
 MIXED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-FEW_MIXED, MOST_MIXED = (16, 32, 64, 128), (768, 1024)
+FEW_MIXED, MOST_MIXED = (16, 32, 64, 96, 128), (768, 1024)
 """Tokens of steps in which some row brings several (short prompts, pieces of long ones, output that a grammar forced); between these, the
 sizes of decode steps."""
 MAX_RECORDINGS = 96
@@ -49,16 +49,17 @@ PADDING = ((0,), (-1,), (0,))  # token, position, slot
 
 @dataclass(frozen=True, slots=True)
 class GraphKey:
-    """What a recording is made for. `rows` < `tokens`: some rows bring several tokens."""
+    """What a recording is made for. `mixed`: some rows bring several tokens."""
 
     tokens: int
     rows: int
     shared: bool
+    mixed: bool
 
     def holds(self, other: GraphKey) -> bool:
         """Whether steps of `other` run in a recording of this without being held up much by the padding."""
-        fits = other.tokens <= self.tokens <= max(4 * other.tokens, 64) and other.rows <= self.rows and other.shared <= self.shared
-        return fits and (other.rows == other.tokens or self.rows < self.tokens)
+        fits = other.tokens <= self.tokens <= max(4 * other.tokens, 64) and other.rows <= self.rows
+        return fits and other.shared <= self.shared and other.mixed <= self.mixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class StepGraphs:
         self._device = tables.pages.device
         self._sizes = sorted({min(size, tables.pages.shape[0]) for size in sizes})
         self._mixed = (*FEW_MIXED, *(size for size in self._sizes if FEW_MIXED[-1] < size < MOST_MIXED[0]), *MOST_MIXED)
-        largest = GraphKey(max(self._sizes[-1], MOST_MIXED[-1]), max(self._sizes[-1], MIXED_ROWS[-1]), shared=True)
+        largest = GraphKey(max(self._sizes[-1], MOST_MIXED[-1]), max(self._sizes[-1], MIXED_ROWS[-1]), shared=True, mixed=True)
         self._inputs = torch.zeros(sum(self._lengths(largest)) + 8 * largest.tokens, dtype=torch.int32, device=self._device)
         self._logits = torch.empty(largest.rows, vocab_size, dtype=torch.float32, device=self._device)
         self._recordings: dict[GraphKey, Recording] = {}
@@ -124,9 +125,9 @@ class StepGraphs:
         num_tokens = sum(len(row.token_ids) for row in rows)
         if num_tokens == len(rows):
             size = _at_least(self._sizes, num_tokens)
-            return None if size is None else GraphKey(size, size, shared)
+            return None if size is None else GraphKey(size, size, shared, mixed=False)
         num_rows, size = _at_least(MIXED_ROWS, len(rows)), _at_least(self._mixed, num_tokens)
-        return None if num_rows is None or size is None else GraphKey(max(size, num_rows + 1), num_rows, shared)
+        return None if num_rows is None or size is None else GraphKey(max(size, num_rows), num_rows, shared, mixed=True)
 
     def _recorded(self, key: GraphKey) -> GraphKey:
         """The recording to run in; `key` itself where it has one or shall get one now."""
@@ -135,7 +136,7 @@ class StepGraphs:
         larger = [other for other in self._recordings if other.holds(key)]
         if not larger:
             return key
-        nearest = min(larger, key=lambda other: (other.tokens, other.rows, other.shared))
+        nearest = min(larger, key=lambda other: (other.tokens, other.rows, other.shared, other.mixed))
         self._padding[key] += 1 + nearest.tokens - key.tokens + nearest.rows - key.rows
         is_paid = self._padding[key] > MOST_PADDING and len(self._recordings) < MAX_RECORDINGS
         return key if is_paid else nearest
@@ -161,7 +162,7 @@ class StepGraphs:
         return np.concatenate((padded.reshape(-1), last.reshape(-1), sizes.pack(work)))
 
     def _plan_sizes(self, key: GraphKey) -> PlanSizes:
-        return self._attention.plan_sizes(key.tokens, key.rows, shared=key.shared)
+        return self._attention.plan_sizes(key.tokens, key.rows, shared=key.shared, mixed=key.mixed)
 
     def _lengths(self, key: GraphKey) -> list[int]:
         return [3 * key.tokens, key.rows, key.rows, *self._plan_sizes(key).lengths]

@@ -1,6 +1,8 @@
-"""Whatever the lengths and prefixes, every row's keys are read once, and what is read in parts is joined."""
+"""Whatever the lengths and prefixes, every query reads its keys once, and what is read in parts is joined."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -8,43 +10,65 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.runtime.attention.attention_backend import SharedPrefix
-from ramet.runtime.attention.work_plan import DeviceShape, PlanSizes, plan_work
+from ramet.runtime.attention.work_plan import DeviceShape, PlanSizes, WorkPlan, plan_work
 
-DEVICE = DeviceShape(num_processors=6, num_kv_heads=2, shared_rows=4, tile=16)
-ROWS = st.lists(st.tuples(st.sampled_from((1, 1, 1, 2, 40)), st.integers(0, 3000)), min_size=1, max_size=30)
+DEVICE = DeviceShape(num_processors=6, num_kv_heads=2, shared_queries=4, tile=16)
+ROWS = st.lists(st.tuples(st.sampled_from((1, 1, 1, 2, 40, 70, 300)), st.integers(0, 3000)), min_size=1, max_size=30)
 
 
-@settings(deadline=None, max_examples=60)
-@given(ROWS, st.integers(0, 29), st.sampled_from((0, 128, 640)))
-def test_keys_are_read_once_and_parts_are_joined(rows: list[tuple[int, int]], first_shared: int, prefix: int) -> None:
+def plan_rows(rows: list[tuple[int, int]], shared: list[SharedPrefix]) -> WorkPlan:
+    """`rows`: new tokens, and tokens before them."""
     query_lens = np.array([query for query, _ in rows], dtype=np.int32)
     kv_lens = np.array([query + before for query, before in rows], dtype=np.int32)
-    sharing = tuple(i for i in range(first_shared, len(rows)) if query_lens[i] == 1 and kv_lens[i] > prefix)
-    shared = [SharedPrefix(sharing, 0, prefix)] if prefix and len(sharing) > 1 else []
-    table_rows = np.arange(100, 100 + len(rows), dtype=np.int32)
-    work = plan_work(query_lens, kv_lens, table_rows, shared, DEVICE)
+    return plan_work(query_lens, kv_lens, np.arange(100, 100 + len(rows), dtype=np.int32), shared, DEVICE)
 
-    starts = np.concatenate(([0], np.cumsum(query_lens)))
-    row_of = {int(starts[i]): i for i in range(len(rows)) if query_lens[i] == 1}
-    ranges: dict[int, list[tuple[int, int]]] = {row: [] for row in row_of.values()}
-    parts: dict[int, list[int]] = {row: [] for row in row_of.values()}
-    num_parts = {row_of[token]: count for token, _, count in work.rows.tolist()}
-    for first, count, _, begin, end in (*work.items.tolist(), *work.shared_items.tolist()):
+
+@settings(deadline=None, max_examples=100)
+@given(ROWS, st.integers(0, 29), st.sampled_from((0, 128, 640)))
+def test_every_query_reads_its_keys_once_and_parts_are_joined(rows: list[tuple[int, int]], first_shared: int, prefix: int) -> None:
+    sharing = tuple(i for i in range(first_shared, len(rows)) if rows[i][0] == 1 and rows[i][1] >= prefix)
+    shared = [SharedPrefix(sharing, 0, prefix)] if prefix and len(sharing) > 1 else []
+    work = plan_rows(rows, shared)
+
+    queries = [(row, before + i) for row, (count, before) in enumerate(rows) for i in range(count)]
+    ranges: dict[int, list[tuple[int, int]]] = {token: [] for token, _, _ in work.rows.tolist()}
+    parts: dict[int, list[int]] = {token: [] for token in ranges}
+    num_parts = {token: count for token, _, count in work.rows.tolist()}
+    for first, count, table_row, begin, end in (*work.items.tolist(), *work.shared_items.tolist()):
+        assert count == 1 or count <= DEVICE.shared_queries
         for member in range(first, first + count):
             token, position, alone = work.members[member].tolist()
-            row = row_of[token]
-            assert position == kv_lens[row] - 1
-            ranges[row].append((begin, end))
-            parts[row].append(member)
-            assert bool(alone) == (num_parts[row] == 1)
-    for row, found in ranges.items():
-        assert sorted(found)[0][0] == 0 and sorted(found)[-1][1] == kv_lens[row]
-        assert all(left[1] == right[0] for left, right in zip(sorted(found), sorted(found)[1:], strict=False))
-    joined = {row_of[token]: sorted(work.order[first : first + count].tolist()) for token, first, count in work.rows.tolist()}
-    assert joined == {row: sorted(members) for row, members in parts.items()}
+            row = queries[token][0]
+            assert position == queries[token][1] and (table_row == 100 + row or row in sharing)
+            ranges[token].append((begin, end))
+            parts[token].append(member)
+            assert bool(alone) == (num_parts[token] == 1)
+    for token, found in ranges.items():
+        found.sort()
+        assert found[0][0] == 0 and queries[token][1] < found[-1][1] <= sum(rows[queries[token][0]])
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(found))
+    joined = {token: sorted(work.order[first : first + count].tolist()) for token, first, count in work.rows.tolist()}
+    assert joined == {token: sorted(members) for token, members in parts.items()}
 
-    queries = sorted((first, first + count) for first, count, _, _ in work.tiles.tolist())
-    assert sum(end - begin for begin, end in queries) == int(query_lens[query_lens > 1].sum())
+    tiled = [token for first, count, _, _ in work.tiles.tolist() for token in range(first, first + count)]
+    assert sorted(tiled + list(ranges)) == list(range(len(queries)))
+    for first, count, position, table_row in work.tiles.tolist():
+        assert [(table_row - 100, position + i) for i in range(count)] == queries[first : first + count]
+
+
+@settings(deadline=None, max_examples=100)
+@given(ROWS, st.booleans())
+def test_a_recording_has_room_for_any_plan_of_its_size(rows: list[tuple[int, int]], roomy: bool) -> None:
+    work = plan_rows(rows, [])
+    num_tokens, mixed = sum(query for query, _ in rows), any(query > 1 for query, _ in rows)
+    size = num_tokens + 50 * roomy
+    assert PlanSizes.at_most(size, len(rows), DEVICE, shared=roomy, mixed=mixed or roomy).holds(work)
+
+
+def test_few_queries_are_read_in_items_and_many_in_tiles() -> None:
+    assert not len(plan_rows([(200, 900), (1, 10)], []).tiles)
+    assert len(plan_rows([(200, 900), (64, 900)], []).tiles) == 13  # of the 200, by 16
+    assert not len(plan_rows([(64, 900)] * 9, []).tiles)
 
 
 def test_large_batches_of_equal_rows_are_not_cut() -> None:

@@ -1,13 +1,13 @@
-"""Attention of single queries over paged keys, split into work items of about equal size (flash decoding, with shared prefixes).
+"""Attention of few queries over paged keys, split into work items of about equal size (flash decoding, with shared prefixes).
 
-An item is a range of keys of one page table and up to `rows` queries that all see it: one row's own keys, or a prefix that several
-rows share, which is then read once for all of them. Where several items serve a row, each leaves a partial result, and `combine`
-joins them:
+An item is a range of keys of one page table and the queries that see it: one decode row's, or several that read the same keys, which is
+then done once for all of them: rows that share a prefix, or the new tokens of one row, each of which sees keys up to its own position.
+Where several items serve a query, each leaves a partial result, and `combine` joins them:
 
     out = Σ o_i · exp(l_i - l) ,   l = log Σ exp(l_i)
 
 All integers of the plan are int32: items [I, 5] (first member, members, table row, first key, end), members [P, 3] (token, position,
-1 if its item serves it alone), rows [R, 3] (token, first in order, number of partials), order [P] (partials by row).
+1 if its item serves it alone), rows [R, 3] (token, first in order, number of partials), order [P] (partials by token).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from ramet.runtime.kernels.gpu.launch import launch_options
 
 LOG2E = 1.4426950408889634
-SMALL_BLOCK, LARGE_BLOCK = 16, 64  # query heads of an item: of one row, of a shared prefix
+SMALL_BLOCK, LARGE_BLOCK = 16, 64  # query heads of an item: of one query, of several
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +59,23 @@ def attend_items(
     partials: Partials,
     shape: AttentionShape,
     *,
-    block: int = SMALL_BLOCK,
-    num_rows: int = 1,
+    several: bool = False,
+    num_queries: int = 1,
 ) -> None:
-    """Softmax attention of every item's queries over its keys. `block` bounds members times query heads per key/value head.
-    `num_rows`: of the step, for which keys are taken in suitable pieces."""
+    """Softmax attention of every item's queries over its keys. `several`: as many per item as LARGE_BLOCK has room for their heads of one
+    key/value head; else one. `num_queries`: of the step, for which keys are taken in suitable pieces."""
     num_kv_heads, head_dim = paged.keys.shape[1], paged.keys.shape[2]
     if not items.shape[0]:
         return
-    block = max(block, triton.next_power_of_2(query.shape[1] // num_kv_heads))
-    pieces = _pieces(num_rows) if block == SMALL_BLOCK and head_dim <= 128 else _Pieces(64, 4, 3)
+    block = max(LARGE_BLOCK if several else SMALL_BLOCK, triton.next_power_of_2(query.shape[1] // num_kv_heads))
+    pieces = _pieces(num_queries) if block == SMALL_BLOCK and head_dim <= 128 else _Pieces(64, 4, 3)
     _attend_items[(items.shape[0], num_kv_heads)](
         query, paged.keys, paged.values, paged.pages, items, members, out, partials.out, partials.log_sum,
         query.stride(0), out.stride(0), paged.keys.stride(0), paged.pages.stride(0),
         shape.scale * LOG2E, shape.window or 0, shape.softcap or 0.0,
         PAGE_SIZE=paged.page_size, HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim),
         NUM_HEADS=query.shape[1], GROUP=query.shape[1] // num_kv_heads, BLOCK_M=block,
-        BLOCK_N=pieces.keys, HAS_WINDOW=shape.window is not None, HAS_SOFTCAP=shape.softcap is not None,
+        BLOCK_N=pieces.keys, CAUSAL=several, HAS_WINDOW=shape.window is not None, HAS_SOFTCAP=shape.softcap is not None,
         num_warps=pieces.warps, num_stages=pieces.stages, **launch_options(query.device),
     )  # fmt: skip
 
@@ -87,12 +87,12 @@ class _Pieces:
     stages: int
 
 
-def _pieces(num_rows: int) -> _Pieces:
+def _pieces(num_queries: int) -> _Pieces:
     """Many items hide each other's waiting if several fit on a processor: 64 rows of 256 keys take 24.6 µs by 32 and 27.6 by 64, 512 rows
     of 600 take 300 with two warps and 309. The borders are sizes of CUDA graphs, so that a padded step is computed alike."""
-    if num_rows <= 16:
+    if num_queries <= 16:
         return _Pieces(64, 4, 3)
-    return _Pieces(32, 4, 3) if num_rows <= 64 else _Pieces(32, 2, 4)
+    return _Pieces(32, 4, 3) if num_queries <= 64 else _Pieces(32, 2, 4)
 
 
 def combine(rows: torch.Tensor, order: torch.Tensor, partials: Partials, out: torch.Tensor) -> None:
@@ -124,7 +124,8 @@ def _attend_items(
     query, keys, values, pages, items, members, out, partial_out, partial_sum,
     query_stride, out_stride, kv_stride, pages_stride, scale, window, softcap,
     PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, NUM_HEADS: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     item, kv_head = tl.program_id(0), tl.program_id(1)
     if PDL:
@@ -162,6 +163,8 @@ def _attend_items(
         if HAS_SOFTCAP:
             scores = capped(scores, softcap * 1.4426950408889634)
         seen = inside[None, :]
+        if CAUSAL:
+            seen = seen & (index[None, :] <= position[:, None])
         if HAS_WINDOW:
             seen = seen & (index[None, :] > position[:, None] - window)
         scores = tl.where(seen, scores, float("-inf"))

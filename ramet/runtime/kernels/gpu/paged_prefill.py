@@ -45,6 +45,8 @@ def _attend_tiles(
         gdc_wait()
     first_token, num_queries = tl.load(tiles + tile * 4).to(tl.int64), tl.load(tiles + tile * 4 + 1)
     first_position, table_row = tl.load(tiles + tile * 4 + 2), tl.load(tiles + tile * 4 + 3)
+    if num_queries == 0:
+        return
     kv_offset = (head // GROUP) * HEAD_DIM
     m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     in_head = d < HEAD_DIM
