@@ -90,11 +90,14 @@ def _small(arena: Arena, *powers: tuple[str, ...]) -> int:
 
 
 def _large(arena: Arena, *powers: tuple[str, ...]) -> int:
-    """Also the largest floats."""
+    """Up to 1.79e308, and the largest float."""
     plus = arena.optional(_spelled(arena, "++"))
     found = arena.seq(_mantissa(arena), _exponent(arena), plus, arena.alt(_spelled(arena, *power) for power in powers))
     digits, _, power = repr(sys.float_info.max).partition("e+")
-    mantissa = arena.seq(literal_number(arena, digits[:-1]), _spelled(arena, "0" + digits[-1]))
+    most = arena.seq(literal_number(arena, digits[:-1]), _spelled(arena, "0" + digits[-1]))
+    digit, one, seven = arena.rep(_spelled(arena, "09")), _spelled(arena, "11"), _spelled(arena, "77")
+    below = arena.alt((arena.seq(_spelled(arena, "06"), digit), arena.seq(seven, arena.optional(arena.seq(_spelled(arena, "08"), digit)))))
+    mantissa = arena.alt((most, arena.seq(one, arena.optional(arena.seq(_spelled(arena, ".."), below)))))
     return arena.alt((found, arena.seq(mantissa, _exponent(arena), plus, literal_number(arena, power))))
 
 
