@@ -15,7 +15,8 @@ from ramet.runtime.attention.flashinfer_prefill import FlashInferPrefill
 from ramet.runtime.attention.work_plan import DeviceShape, Int32Array, PlanSizes, WorkPlan, plan_tiles, plan_work
 from ramet.runtime.kernels.gpu.elementwise import rotate_and_store
 from ramet.runtime.kernels.gpu.ordered_attention import attend_in_order, queries_per_tile
-from ramet.runtime.kernels.gpu.paged_decode import LARGE_BLOCK, AttentionShape, PagedKeys, Partials, attend_items, combine
+from ramet.runtime.kernels.gpu.paged_decode import LARGE_BLOCK, Partials, attend_items, combine
+from ramet.runtime.kernels.gpu.paged_keys import AttentionShape, PagedKeys
 from ramet.runtime.kernels.gpu.paged_prefill import TILE, attend_tiles
 
 Angles = tuple[torch.Tensor, torch.Tensor]

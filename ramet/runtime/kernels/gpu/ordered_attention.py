@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ramet.runtime.kernels.gpu.launch import launch_options
-from ramet.runtime.kernels.gpu.paged_decode import LOG2E, AttentionShape, PagedKeys, capped, key_places
+from ramet.runtime.kernels.gpu.paged_keys import LOG2E, AttentionShape, PagedKeys, attend_block
 
 _BLOCK = 64  # query heads of a tile, and keys of a block
 
@@ -70,25 +70,11 @@ def _attend_in_order(
     largest = tl.full([BLOCK_M], -1e30, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    head_offset = kv_head * HEAD_DIM + d[None, :]
     for n in range(start, end, BLOCK_N):
-        index = n + tl.arange(0, BLOCK_N)
-        inside = index < end
-        place = key_places(pages, table_row, pages_stride, index, inside, PAGE_SIZE)[:, None] * kv_stride + kv_head * HEAD_DIM + d[None, :]
-        visible = inside[:, None] & (d < HEAD_DIM)[None, :]
-        k = tl.load(keys + place, mask=visible, other=0.0)
-        scores = tl.dot(q, tl.trans(k.to(q.dtype))) * scale
-        if HAS_SOFTCAP:
-            scores = capped(scores, softcap * 1.4426950408889634)
-        seen = index[None, :] <= position[:, None]
-        if HAS_WINDOW:
-            seen = seen & (index[None, :] > position[:, None] - window)
-        scores = tl.where(seen, scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
-        p = tl.exp2(scores - new_largest[:, None])
-        shrink = tl.exp2(largest - new_largest)
-        total = total * shrink + tl.sum(p, 1)
-        v = tl.load(values + place, mask=visible, other=0.0)
-        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * shrink[:, None])
-        largest = new_largest
+        acc, largest, total = attend_block(
+            acc, largest, total, q, position, n, end, keys, values, pages, table_row, head_offset, kv_stride, pages_stride, scale, window,
+            softcap, PAGE_SIZE, HEAD_DIM, BLOCK_N, "causal", HAS_WINDOW, HAS_SOFTCAP,
+        )  # fmt: skip
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(out + at * out_stride + head[:, None] * HEAD_DIM + d[None, :], acc.to(out.dtype.element_ty), mask=here)

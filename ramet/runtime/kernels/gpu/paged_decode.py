@@ -20,26 +20,9 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ramet.runtime.kernels.gpu.launch import launch_options
+from ramet.runtime.kernels.gpu.paged_keys import LOG2E, AttentionShape, PagedKeys, attend_block
 
-LOG2E = 1.4426950408889634
 SMALL_BLOCK, LARGE_BLOCK = 16, 64  # query heads of an item: of one query, of several
-
-
-@dataclass(frozen=True, slots=True)
-class PagedKeys:
-    """One layer's keys and values [slots, KH, D], and pages [rows, max_pages] int32."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    pages: torch.Tensor
-    page_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionShape:
-    scale: float
-    window: int | None
-    softcap: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +88,6 @@ def combine(rows: torch.Tensor, order: torch.Tensor, partials: Partials, out: to
     )  # fmt: skip
 
 
-@triton.jit
-def capped(scores, cap):
-    """cap · tanh(scores / cap); scores and result in units of log2(e), as everything here."""
-    x = scores * (2.0 / cap)  # 2^x = exp(2 s / cap) for s in natural units once cap is in the same unit
-    return cap * (1.0 - 2.0 / (1.0 + tl.exp2(x * 1.4426950408889634)))
-
-
-@triton.jit
-def key_places(pages, table_row, pages_stride, position, inside, PAGE_SIZE: tl.constexpr):
-    """Place in the pool of every position of a row."""
-    page = tl.load(pages + table_row.to(tl.int64) * pages_stride + position // PAGE_SIZE, mask=inside, other=0).to(tl.int64)
-    return page * PAGE_SIZE + position % PAGE_SIZE
-
-
 @triton.jit(do_not_specialize=["pages_stride", "window"], do_not_specialize_on_alignment=["items", "members"])
 def _attend_items(
     query, keys, values, pages, items, members, out, partial_out, partial_sum,
@@ -154,27 +123,10 @@ def _attend_items(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     head_offset = kv_head * HEAD_DIM + d[None, :]
     for n in range(start, end, BLOCK_N):
-        index = n + tl.arange(0, BLOCK_N)
-        inside = index < end
-        place = key_places(pages, table_row, pages_stride, index, inside, PAGE_SIZE)[:, None] * kv_stride + head_offset
-        visible = inside[:, None] & in_head[None, :]
-        k = tl.load(keys + place, mask=visible, other=0.0)
-        scores = tl.dot(q, tl.trans(k.to(q.dtype))) * scale
-        if HAS_SOFTCAP:
-            scores = capped(scores, softcap * 1.4426950408889634)
-        seen = inside[None, :]
-        if CAUSAL:
-            seen = seen & (index[None, :] <= position[:, None])
-        if HAS_WINDOW:
-            seen = seen & (index[None, :] > position[:, None] - window)
-        scores = tl.where(seen, scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
-        p = tl.exp2(scores - new_largest[:, None])
-        shrink = tl.exp2(largest - new_largest)
-        total = total * shrink + tl.sum(p, 1)
-        v = tl.load(values + place, mask=visible, other=0.0)
-        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * shrink[:, None])
-        largest = new_largest
+        acc, largest, total = attend_block(
+            acc, largest, total, q, position, n, end, keys, values, pages, table_row, head_offset, kv_stride, pages_stride, scale, window,
+            softcap, PAGE_SIZE, HEAD_DIM, BLOCK_N, "causal" if CAUSAL else "inside", HAS_WINDOW, HAS_SOFTCAP,
+        )  # fmt: skip
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     log_sum = tl.where(total > 0, largest + tl.log2(total), float("-inf"))
     here = is_query[:, None] & in_head[None, :]

@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ramet.runtime.kernels.gpu.launch import launch_options
-from ramet.runtime.kernels.gpu.paged_decode import LOG2E, AttentionShape, PagedKeys, capped, key_places
+from ramet.runtime.kernels.gpu.paged_keys import LOG2E, AttentionShape, PagedKeys, attend_block
 
 TILE = 128
 
@@ -47,8 +47,8 @@ def _attend_tiles(
     first_position, table_row = tl.load(tiles + tile * 4 + 2), tl.load(tiles + tile * 4 + 3)
     if num_queries == 0:
         return
-    kv_offset = (head // GROUP) * HEAD_DIM
     m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    head_offset = (head // GROUP) * HEAD_DIM + d[None, :]
     in_head = d < HEAD_DIM
     here = (m < num_queries)[:, None] & in_head[None, :]
     q = tl.load(query + (first_token + m)[:, None] * query_stride + head * HEAD_DIM + d[None, :], mask=here, other=0.0)
@@ -64,48 +64,16 @@ def _attend_tiles(
     largest = tl.full([BLOCK_M], -1e30, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    acc, largest, total = _sweep(
-        acc, largest, total, q, keys, values, pages, table_row, kv_offset, start, seen_by_all, end, first_position,
-        kv_stride, pages_stride, scale, window, softcap,
-        PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, False, HAS_WINDOW, HAS_SOFTCAP,
-    )  # fmt: skip
-    acc, largest, total = _sweep(
-        acc, largest, total, q, keys, values, pages, table_row, kv_offset, seen_by_all, end, end, first_position,
-        kv_stride, pages_stride, scale, window, softcap,
-        PAGE_SIZE, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, True, HAS_WINDOW, HAS_SOFTCAP,
-    )  # fmt: skip
+    position = first_position + m
+    for n in range(start, seen_by_all, BLOCK_N):
+        acc, largest, total = attend_block(
+            acc, largest, total, q, position, n, end, keys, values, pages, table_row, head_offset, kv_stride, pages_stride, scale, window,
+            softcap, PAGE_SIZE, HEAD_DIM, BLOCK_N, "all", HAS_WINDOW, HAS_SOFTCAP,
+        )  # fmt: skip
+    for n in range(seen_by_all, end, BLOCK_N):
+        acc, largest, total = attend_block(
+            acc, largest, total, q, position, n, end, keys, values, pages, table_row, head_offset, kv_stride, pages_stride, scale, window,
+            softcap, PAGE_SIZE, HEAD_DIM, BLOCK_N, "causal", HAS_WINDOW, HAS_SOFTCAP,
+        )  # fmt: skip
     acc = acc / total[:, None]
     tl.store(out + (first_token + m)[:, None] * out_stride + head * HEAD_DIM + d[None, :], acc.to(out.dtype.element_ty), mask=here)
-
-
-@triton.jit
-def _sweep(
-    acc, largest, total, q, keys, values, pages, table_row, kv_offset, start, stop, end, first_position,
-    kv_stride, pages_stride, scale, window, softcap,
-    PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-):  # fmt: skip
-    """Keys start … stop-1 in blocks. Without CAUSAL every query may see all of them, windows aside."""
-    d = tl.arange(0, BLOCK_D)
-    position = first_position + tl.arange(0, BLOCK_M)
-    for n in range(start, stop, BLOCK_N):
-        index = n + tl.arange(0, BLOCK_N)
-        inside = index < end
-        place = key_places(pages, table_row, pages_stride, index, inside, PAGE_SIZE)[:, None] * kv_stride + kv_offset + d[None, :]
-        visible = inside[:, None] & (d < HEAD_DIM)[None, :]
-        k = tl.load(keys + place, mask=visible, other=0.0)
-        scores = tl.dot(q, tl.trans(k.to(q.dtype))) * scale
-        if HAS_SOFTCAP:
-            scores = capped(scores, softcap * 1.4426950408889634)
-        if CAUSAL:
-            scores = tl.where(index[None, :] <= position[:, None], scores, float("-inf"))
-        if HAS_WINDOW:
-            scores = tl.where(index[None, :] > position[:, None] - window, scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
-        p = tl.exp2(scores - new_largest[:, None])
-        shrink = tl.exp2(largest - new_largest)
-        total = total * shrink + tl.sum(p, 1)
-        v = tl.load(values + place, mask=visible, other=0.0)
-        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * shrink[:, None])
-        largest = new_largest
-    return acc, largest, total
