@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test check serve bench size docs clean
+.PHONY: run test search check serve bench size docs clean
 
 run: $(READY)          ## start the server on the embedded model, run two programs against it, stop
 	$(BIN)/python examples/demo.py
 
 test: check            ## everything that CI checks: lint, types, contracts, size, tests
 	$(BIN)/python -m pytest --numprocesses 2
+
+search: $(READY)       ## property tests with examples that nobody has tried; what fails becomes an @example
+	$(BIN)/python -m pytest --hypothesis-profile search $$(grep -rl "from hypothesis" tests --include='test_*.py') $(ARGS)
 
 check: $(READY)        ## lint, strict types, import contracts, size budget
 	$(BIN)/ruff check .

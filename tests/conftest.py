@@ -1,0 +1,9 @@
+"""How property tests draw their examples: the same ones in every run, so that a commit fails only by what it changes; others by `make search`."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile("fixed")
