@@ -96,7 +96,7 @@ def new_context(num_threads: int) -> c_void_p:
         batched_from = int(kept.read_text())
     except (OSError, ValueError):
         batched_from = library.ramet_measure_batched_from(handle)
-        logger.info("Measured: rows are multiplied in groups of eight from %d rows on", batched_from)
+        logger.info("Measured: rows are multiplied in batches from %d rows on", batched_from)
         with suppress(OSError):
             kept.write_text(str(batched_from))
     library.ramet_set_batched_from(handle, batched_from)

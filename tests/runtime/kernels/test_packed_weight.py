@@ -118,7 +118,7 @@ def test_sizes_that_do_not_fit_are_refused(context: CpuContext) -> None:
         context.pack(quantize(np.zeros((9, 32), np.float32), 8))
 
 
-@pytest.mark.parametrize("rows", [1, 8, 13, 24, 137])
+@pytest.mark.parametrize("rows", [1, 8, 13, 24, 137, 301])
 def test_the_batched_product_gives_the_same_bits(context: CpuContext, rows: int) -> None:
     random = np.random.default_rng(rows)
     weight = context.pack(quantize(random.standard_normal((40, 160)).astype(np.float32), 4), random.standard_normal(40).astype(np.float32))

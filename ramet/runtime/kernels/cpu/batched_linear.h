@@ -1,162 +1,180 @@
-// The quantised product of linear.h for many rows: the same numbers, bit for bit, with the roles of weights and activations exchanged.
+// The quantised product of linear.h for many rows: the same numbers, bit for bit.
 //
-// Eight rows of activations form a panel (one 32-byte vector per group of four k: byte 4·row + i), and four consecutive nibbles of one
-// column are broadcast. Weights are unpacked to bytes once for kTile rows, so that a product costs one vpmaddubsw and one vpaddw per
-// 32 multiplications and shares its two loads with seven others.
+// Weights are unpacked to bytes once for kTile rows, sixteen columns at a time, and stay in the first-level cache while the rows pass by in fours.
+// A product costs one vpmaddubsw and one vpaddw per 32 multiplications and shares its loads, two vectors of weights and four broadcasts, with
+// seven others. What is broadcast together lies side by side, for which the rows are packed: from four lines it costs a tenth more.
 #pragma once
 #include <vector>
+#include "aligned.h"
 #include "linear.h"
-#include "transpose.h"
 
 namespace ramet {
 
-constexpr int kTile = 128;  // rows that share one unpacking of a weight panel: their activations stay in the second-level cache
+constexpr int kTile = 256;   // rows that share one unpacking of weights: their activations stay in the second-level cache
+constexpr int kTogether = 4;  // rows that pass by at a time
 
 struct alignas(64) UnpackedBlock {  // 32 k of eight columns
   uint8_t q[8][kPanel][4];
   float d[kPanel], m[kPanel];
 };
 
-struct alignas(64) RowPanel {  // 32 k of eight rows
-  int8_t a[8][kPanel][4];
-  float scale[kPanel], sum[kPanel];
+struct alignas(32) RowPanel {  // 32 k of four rows
+  int8_t a[8][kTogether][4];
+  float scale[kTogether], sum[kTogether];
 };
 
-// Rows 8p … 8p+7 of x into panels[p · blocks …].
-inline void pack_rows(const Activations& x, int blocks, int64_t p, RowPanel* panels) {
-  const int64_t k = int64_t(blocks) * kBlock;
+// Rows 4p … of x, of which there are `rows`, into panels[p · blocks …]; what lies behind the last row repeats it.
+inline void pack_rows(const Activations& x, int blocks, int64_t p, int64_t rows, RowPanel* panels) {
+  int64_t row[kTogether];
+  for (int i = 0; i < kTogether; ++i) row[i] = std::min(p * kTogether + i, rows - 1) * blocks;
   for (int b = 0; b < blocks; ++b) {
     RowPanel& to = panels[p * blocks + b];
-    __m256 square[kPanel];
-    for (int i = 0; i < kPanel; ++i) {
-      const int64_t row = p * kPanel + i;
-      square[i] = _mm256_loadu_ps(reinterpret_cast<const float*>(x.a + row * k + b * kBlock));
-      to.scale[i] = x.scale[row * blocks + b], to.sum[i] = x.sum[row * blocks + b];
+    __m256i r[kTogether], t[kTogether];
+    for (int i = 0; i < kTogether; ++i) {
+      r[i] = bytes32(x.a + (row[i] + b) * kBlock);
+      to.scale[i] = x.scale[row[i] + b], to.sum[i] = x.sum[row[i] + b];
     }
-    transpose8(square);
-    for (int g = 0; g < 8; ++g) _mm256_storeu_ps(reinterpret_cast<float*>(to.a[g]), square[g]);
+    for (int i = 0; i < 2; ++i) t[i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]), t[i + 2] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    for (int g = 0; g < 4; ++g) {  // groups g and g + 4
+      const __m256i both = g % 2 ? _mm256_unpackhi_epi64(t[g & 2], t[(g & 2) + 1]) : _mm256_unpacklo_epi64(t[g & 2], t[(g & 2) + 1]);
+      _mm256_storeu2_m128i(reinterpret_cast<__m128i*>(to.a[g + 4]), reinterpret_cast<__m128i*>(to.a[g]), both);
+    }
   }
 }
 
-inline void unpack_panel(const uint8_t* w, int blocks, UnpackedBlock* out) {
+// A packed panel, whose blocks go `stride` apart.
+inline void unpack_panel(const uint8_t* w, int blocks, UnpackedBlock* out, int stride) {
   const __m256i low = _mm256_set1_epi8(15);
-  for (int b = 0; b < blocks; ++b, w += kRecord4, ++out) {
+  for (int b = 0; b < blocks; ++b, w += kRecord4, out += stride) {
     for (int j = 0; j < 4; ++j) {
       const __m256i packed = bytes32(w + 32 * j);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out->q[j]), _mm256_and_si256(packed, low));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out->q[j + 4]), _mm256_and_si256(_mm256_srli_epi16(packed, 4), low));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out->q[j]), _mm256_and_si256(packed, low));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out->q[j + 4]), _mm256_and_si256(_mm256_srli_epi16(packed, 4), low));
     }
-    _mm256_storeu_ps(out->d, half8(w + 128)), _mm256_storeu_ps(out->m, half8(w + 144));
+    _mm256_store_ps(out->d, half8(w + 128)), _mm256_store_ps(out->m, half8(w + 144));
   }
 }
 
-// acc[COLUMNS · PANELS] += w's columns from `first` × the rows of PANELS panels, whose blocks lie `stride` apart. `next`: the packed panel
-// to fetch meanwhile.
-template <int PANELS, int COLUMNS>
-inline void tile4(const UnpackedBlock* w, int first, int blocks, const RowPanel* x, int64_t stride, __m256* acc, const uint8_t* next) {
+// acc[4 · PANELS] += four rows × the columns of PANELS panels, whose blocks alternate. `next`: packed panels to fetch meanwhile, or null.
+// Not inlined, since the sums then stay in registers.
+template <int PANELS>
+[[gnu::noinline]] void tile4(const UnpackedBlock* w, int blocks, const RowPanel* x, __m256* acc, const uint8_t* next) {
   const __m256i ones = _mm256_set1_epi16(1);
-  const uint8_t* q = w->q[0][first];
-  for (int b = 0; b < blocks; ++b, ++w, ++x, q += sizeof(UnpackedBlock)) {
-    asm("" : "+r"(q), "+r"(x), "+r"(w));  // else the compiler keeps a pointer per address, on the stack
-    prefetch<kRecord4>(next + b * kRecord4);
-    __m256i s[COLUMNS][PANELS];
+  __m256 total[kTogether][PANELS];
+#pragma GCC unroll 4
+  for (int r = 0; r < kTogether; ++r)
+#pragma GCC unroll 2
+    for (int p = 0; p < PANELS; ++p) total[r][p] = acc[r * PANELS + p];
+  for (int b = 0; b < blocks; ++b, w += PANELS, ++x) {
+    asm("" : "+r"(w), "+r"(x));  // else the compiler keeps a pointer per address, on the stack
+    if (next) prefetch<PANELS * kRecord4>(next + b * PANELS * kRecord4);
+    __m256i s[kTogether][PANELS];
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
-      __m256i a[PANELS];
-#pragma GCC unroll 8
+      __m256i q[PANELS];
+#pragma GCC unroll 2
       for (int p = 0; p < PANELS; ++p) {
-        a[p] = bytes32(x[p * stride].a[g]);
-        asm("" : "+x"(a[p]));  // else the compiler loads it again for every column
+        q[p] = bytes32(w[p].q[g]);
+        asm("" : "+x"(q[p]));  // else the compiler loads it again for every row
       }
-#pragma GCC unroll 8
-      for (int c = 0; c < COLUMNS; ++c) {
-        const __m256i four = broadcast4(reinterpret_cast<const int8_t*>(q + (g * kPanel + c) * 4));
-#pragma GCC unroll 8
+#pragma GCC unroll 4
+      for (int r = 0; r < kTogether; ++r) {
+        const __m256i four = broadcast4(x->a[g][r]);
+#pragma GCC unroll 2
         for (int p = 0; p < PANELS; ++p) {
-          const __m256i pairs = _mm256_maddubs_epi16(four, a[p]);
-          s[c][p] = g == 0 ? pairs : _mm256_add_epi16(s[c][p], pairs);
+          const __m256i pairs = _mm256_maddubs_epi16(q[p], four);
+          if (g == 0) s[r][p] = pairs;
+          else asm("vpaddw %1, %0, %0" : "+x"(s[r][p]) : "x"(pairs));  // from intrinsics the compiler makes copies
         }
       }
     }
-#pragma GCC unroll 8
-    for (int c = 0; c < COLUMNS; ++c) {
-      const __m256 d = _mm256_broadcast_ss(w->d + first + c), m = _mm256_broadcast_ss(w->m + first + c);
-#pragma GCC unroll 8
+    __m256 d[PANELS], m[PANELS];
+#pragma GCC unroll 2
+    for (int p = 0; p < PANELS; ++p) {
+      d[p] = _mm256_load_ps(w[p].d), m[p] = _mm256_load_ps(w[p].m);
+      asm("" : "+x"(d[p]), "+x"(m[p]));
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kTogether; ++r) {
+      const __m256 scale = _mm256_broadcast_ss(x->scale + r), sum = _mm256_broadcast_ss(x->sum + r);
+#pragma GCC unroll 2
       for (int p = 0; p < PANELS; ++p) {
-        const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(s[c][p], ones));
-        const __m256 before = _mm256_fmadd_ps(dot, _mm256_mul_ps(d, _mm256_loadu_ps(x[p * stride].scale)), acc[c * PANELS + p]);
-        acc[c * PANELS + p] = _mm256_fmadd_ps(m, _mm256_loadu_ps(x[p * stride].sum), before);
+        const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(s[r][p], ones));
+        total[r][p] = _mm256_fmadd_ps(dot, _mm256_mul_ps(d[p], scale), total[r][p]);
+        total[r][p] = _mm256_fmadd_ps(m[p], sum, total[r][p]);
       }
     }
   }
+#pragma GCC unroll 4
+  for (int r = 0; r < kTogether; ++r)
+#pragma GCC unroll 2
+    for (int p = 0; p < PANELS; ++p) acc[r * PANELS + p] = total[r][p];
 }
 
-// Eight columns of eight rows each, acc[column · PANELS + p] → y.
-inline void put_tile(__m256* square, float* y, int64_t n, bool add) {
-  transpose8(square);
-  for (int i = 0; i < kPanel; ++i) {
-    float* out = y + i * n;
-    _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), square[i]) : square[i]);
-  }
-}
-
+// Rows begin … end-1 (begin a multiple of four) of PANELS weight panels from p on. `next`: the packed panels that come afterwards.
 template <int PANELS>
-inline void batched_panels(const Linear& w, int p, const UnpackedBlock* unpacked, const RowPanel* x, int64_t row, float* y, bool add) {
+inline void batched_panels(const Linear& w, int p, UnpackedBlock* unpacked, const RowPanel* x, int64_t begin, int64_t end, float* y, bool add, const uint8_t* next) {
   const int blocks = w.k / kBlock;
-  __m256 acc[PANELS][kPanel];
-  constexpr int kColumns = kPanel / PANELS;
-  for (int first = 0; first < kPanel; first += kColumns) {
-    __m256 part[kPanel];
-    for (int c = 0; c < kColumns; ++c)
-      for (int i = 0; i < PANELS; ++i) part[c * PANELS + i] = _mm256_set1_ps(w.bias ? w.bias[p * kPanel + first + c] : 0.0f);
-    tile4<PANELS, kColumns>(unpacked, first, blocks, x, blocks, part, w.panel(p + 1));
-    for (int c = 0; c < kColumns; ++c)
-      for (int i = 0; i < PANELS; ++i) acc[i][first + c] = part[c * PANELS + i];
+  __m256 start[PANELS], acc[kTogether * PANELS];
+  for (int i = 0; i < PANELS; ++i) {
+    unpack_panel(w.panel(p + i), blocks, unpacked + i, PANELS);
+    start[i] = w.bias ? _mm256_loadu_ps(w.bias + (p + i) * kPanel) : _mm256_setzero_ps();
   }
-  for (int i = 0; i < PANELS; ++i) put_tile(acc[i], y + (row + i * kPanel) * w.n + p * kPanel, w.n, add);
+  for (int64_t row = begin; row < end; row += kTogether) {
+    for (int i = 0; i < kTogether * PANELS; ++i) acc[i] = start[i % PANELS];
+    tile4<PANELS>(unpacked, blocks, x + row / kTogether * blocks, acc, row == begin ? next : nullptr);
+    for (int r = 0; r < std::min<int64_t>(kTogether, end - row); ++r)
+      for (int i = 0; i < PANELS; ++i) {
+        float* out = y + (row + r) * w.n + (p + i) * kPanel;
+        const __m256 result = acc[r * PANELS + i];
+        _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), result) : result);
+      }
+  }
 }
 
 // What `linear` writes between its input and its output.
 struct LinearRoom {
   int batched_from = kPanel;  // rows from which products are batched; a matter of speed alone
-  std::vector<RowPanel> rows;
-  std::vector<std::vector<UnpackedBlock>> unpacked;  // by thread
+  Aligned<RowPanel> rows;
+  std::vector<Aligned<UnpackedBlock>> unpacked;  // by thread
 
   void reserve(size_t panels, size_t blocks, int threads) {
     if (rows.size() < panels * blocks) rows.resize(panels * blocks);
     unpacked.resize(threads);
     for (auto& u : unpacked)
-      if (u.size() < blocks) u.resize(blocks);
+      if (u.size() < 2 * blocks) u.resize(2 * blocks);
   }
 };
 
-// Rows 0 … 8·row_panels-1 of weight panels first … last-1.
-inline void batched_range(const Linear& w, int first, int last, int row_panels, const RowPanel* x, UnpackedBlock* unpacked, float* y, bool add) {
-  const int blocks = w.k / kBlock;
-  for (int begin = 0; begin < row_panels; begin += kTile / kPanel) {
-    const int end = std::min(row_panels, begin + kTile / kPanel);
-    for (int p = first; p < last; ++p) {
-      unpack_panel(w.panel(p), blocks, unpacked);
-      int r = begin;
-      for (; r + 2 <= end; r += 2) batched_panels<2>(w, p, unpacked, x + int64_t(r) * blocks, int64_t(r) * kPanel, y, add);
-      if (r < end) batched_panels<1>(w, p, unpacked, x + int64_t(r) * blocks, int64_t(r) * kPanel, y, add);
-    }
+// All rows of weight panels first … last-1. `next`: the panel with which this thread probably goes on.
+inline void batched_range(const Linear& w, int first, int last, int64_t rows, const RowPanel* x, UnpackedBlock* unpacked, float* y, bool add, int next) {
+  for (int64_t begin = 0; begin < rows; begin += kTile) {
+    const int64_t end = std::min(rows, begin + kTile);
+    int p = first;
+    const auto after = [&](int panel) { return w.panel(panel < last ? panel : end < rows ? first : next); };
+    for (; p + 2 <= last; p += 2) batched_panels<2>(w, p, unpacked, x, begin, end, y, add, after(p + 2));
+    if (p < last) batched_panels<1>(w, p, unpacked, x, begin, end, y, add, after(p + 1));
   }
+}
+
+inline void batched_linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, bool add, LinearRoom& room) {
+  const int64_t row_panels = (rows + kTogether - 1) / kTogether;
+  const int blocks = w.k / kBlock, threads = pool.num_threads(), panels = w.n / kPanel;
+  room.reserve(row_panels, blocks, threads);
+  pool.share(row_panels, threads * 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t p = begin; p < end; ++p) pack_rows(x, blocks, p, rows, room.rows.data());
+  });
+  constexpr int64_t kMany = 128;  // rows for which sixteen columns are enough for a piece: the threads' ends come together
+  pool.share((panels + 1) / 2, rows >= kMany ? panels : threads * 8, [&](int begin, int end, int thread) {
+    const int first = 2 * begin, last = std::min(2 * end, panels), next = last + (threads - 1) * (last - first);
+    batched_range(w, first, last, rows, room.rows.data(), room.unpacked[thread].data(), y, add, std::min(next, panels - 1));
+  });
 }
 
 // y [rows, n] = or += x wᵀ + bias.
 inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, bool add, LinearRoom& room) {
-  const int panels = w.n / kPanel, blocks = w.k / kBlock, row_panels = w.bits == 4 && rows >= room.batched_from ? int(rows / kPanel) : 0;
-  if (row_panels) {
-    room.reserve(row_panels, blocks, pool.num_threads());
-    pool.share(row_panels, pool.num_threads() * 4, [&](int64_t begin, int64_t end, int) {
-      for (int64_t p = begin; p < end; ++p) pack_rows(x, blocks, p, room.rows.data());
-    });
-  }
-  pool.share(panels, pool.num_threads() * 8, [&](int first, int last, int thread) {
-    if (row_panels) batched_range(w, first, last, row_panels, room.rows.data(), room.unpacked[thread].data(), y, add);
-    rows_range(w, first, last, x, int64_t(row_panels) * kPanel, rows, y, add);
-  });
+  if (w.bits == 4 && rows >= room.batched_from) return batched_linear(pool, w, x, rows, y, add, room);
+  pool.share(w.n / kPanel, pool.num_threads() * 8, [&](int first, int last, int) { rows_range(w, first, last, x, 0, rows, y, add); });
 }
 
 }  // namespace ramet

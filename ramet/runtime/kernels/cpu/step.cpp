@@ -276,10 +276,10 @@ void ramet_pack_stored(void* context, int bits, int has_minimum, int64_t n, int6
 int ramet_measure_batched_from(void* context) {
   constexpr int n = 768, k = 1024, most = 64;
   Context& c = *static_cast<Context*>(context);
-  std::vector<RowPanel> packed(n / kPanel * (k / kBlock) * kRecord4 / sizeof(RowPanel) + 1);  // for its alignment
+  const Aligned<uint8_t> packed(n / kPanel * (k / kBlock) * kRecord4);
   std::vector<float> y(size_t(most) * n), scale(most * k / kBlock, 1.0f), sum(most * k / kBlock, 1.0f);
   std::vector<int8_t> a(size_t(most) * k, 1);
-  const Linear w{n, k, 4, reinterpret_cast<const uint8_t*>(packed.data()), nullptr};
+  const Linear w{n, k, 4, packed.data(), nullptr};
   const Activations x{a.data(), scale.data(), sum.data()};
   for (int rows = kPanel; rows <= most; rows *= 2)
     if (seconds_of(c, w, x, rows, y.data(), 1) < seconds_of(c, w, x, rows, y.data(), 1 << 30)) return rows;
