@@ -1,4 +1,4 @@
-"""How property tests draw their examples: the same in every run, so that a commit fails only by what it changes; others by `make search`."""
+"""How property tests draw examples: the same in every run, so that a commit fails only by what it changes; others by `make search`."""
 
 from __future__ import annotations
 
