@@ -6,7 +6,7 @@ An expression is a number in an `Arena`, which keeps equal ones once. Rules (`re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ramet.grammar.char_ranges import Ranges, json_words, utf8_words
@@ -119,6 +119,17 @@ class Arena:
         """`chars` as words of bytes."""
         ranges, quoted = self.nodes[node].of
         return self.alt(self.word(word) for word in (json_words(ranges) if quoted else utf8_words(ranges)))
+
+    def copy(self, node: Node, places: Mapping[int, int]) -> int:
+        """A node of another arena, no ref or series, whose parts are in this one at `places`."""
+        op, of = node
+        if op == "seq":
+            return self._intern(op, (places[of[0]], places[of[1]]))
+        if op in ("alt", "conj"):
+            return self._intern(op, tuple(sorted([places[part] for part in of])))
+        if op == "rep":
+            return self._intern(op, (places[of[0]], of[1], of[2]))
+        return self._intern(op, places[of] if op in ("negate", "lexeme") else of)
 
     def _pair(self, first: int, rest: int) -> int:
         if NONE in (first, rest):

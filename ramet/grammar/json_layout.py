@@ -51,5 +51,7 @@ class Layout:
 
     def spellings(self, arena: Arena, text: str) -> Iterable[int]:
         """JSON text as it is, and in ASCII, as some writers have it."""
+        if text.isascii():
+            return (arena.text(text),)
         ascii_only = "".join(char if ord(char) < 128 else json.dumps(char)[1:-1] for char in text)
         return dict.fromkeys((arena.text(text), arena.text(ascii_only)))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import NONE, UNBOUNDED, Arena
 from ramet.grammar.char_ranges import ALL
+from ramet.grammar.copied_expressions import copied
 from ramet.grammar.derivatives import Walker
 from ramet.grammar.pattern_expressions import anything, search
 from ramet.grammar.schema_branches import Strings
 from ramet.grammar.string_formats import FORMATS, MAX_LENGTHS
 
 
+@copied
 def string_body(arena: Arena, strings: Strings) -> int:
     """What stands between the quotes, in every spelling."""
     high = min((MAX_LENGTHS[name] for name in strings.formats & MAX_LENGTHS.keys()), default=None)
@@ -54,10 +56,7 @@ class StringFacts:
         self.body = cache(lambda strings: string_body(self.arena, strings))
 
     def is_empty(self, strings: Strings) -> bool:
-        try:
-            return self._walker.is_empty(self.body(strings))
-        except GrammarError:
-            return False  # too many states to tell
+        return _is_empty(strings)
 
     def accepts(self, strings: Strings, text: str) -> bool:
         return self._walker.matches(self.body(strings), text.translate(_ESCAPES).encode("utf-8", "surrogatepass"))
@@ -67,6 +66,15 @@ class StringFacts:
 
     def is_possible(self, node: int) -> bool:
         return node != NONE and not self._walker.is_empty(node)
+
+
+@lru_cache(maxsize=1024)
+def _is_empty(strings: Strings) -> bool:
+    arena = Arena()
+    try:
+        return Walker(arena).is_empty(string_body(arena, strings))
+    except GrammarError:
+        return False  # too many states to tell
 
 
 _ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x20), 0x22, 0x5C)}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -22,6 +23,9 @@ NICER_WHEN_WARM = 10
 LIGHT_TEXT = 1 << 14
 LIGHT_DEPTH = 500
 """Parentheses, however they are nested."""
+LIGHT_CHOICE = 1 << 19
+ENDLESS = re.compile(r"[*+&~]|(?<!\\x)\{")
+"""What repeats, intersects or takes away. Without it a text takes time and memory in proportion to its length."""
 WARM_UP: dict[str, Any] = {
     "properties": {
         "a": {"type": "string", "pattern": r"^\d\w\s", "format": "date-time"},
@@ -76,8 +80,12 @@ def _answer(compiler: LlguidanceCompiler, question: dict[str, Any]) -> tuple[dic
 
 
 def _is_light(lowered: Lowered) -> bool:
-    """Not worth a trial: text of our own making, so short and so flat that the engine's own limits end it within a few ten milliseconds."""
-    return lowered.kind == "json_schema" and len(lowered.text) <= LIGHT_TEXT and lowered.text.count("(") <= LIGHT_DEPTH
+    """Not worth a trial: text of our own making, so flat and so short, or so plain, that it takes the engine a few ten milliseconds, or
+    its own limits end it by then."""
+    text = lowered.text
+    if lowered.kind != "json_schema" or text.count("(") > LIGHT_DEPTH:
+        return False
+    return len(text) <= LIGHT_TEXT or (len(text) <= LIGHT_CHOICE and ENDLESS.search(text) is None)
 
 
 def _fault(error: Exception) -> dict[str, Any]:

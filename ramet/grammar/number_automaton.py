@@ -11,7 +11,8 @@ from math import gcd
 from typing import NamedTuple
 
 from ramet.errors import GrammarError
-from ramet.grammar.arena import EPSILON, Arena
+from ramet.grammar.arena import EPSILON, NONE, Arena
+from ramet.grammar.copied_expressions import copied
 
 MAX_STATES = 20_000
 EXACT_DIGITS = 15
@@ -37,7 +38,14 @@ class NumberSet(NamedTuple):
     avoided: frozenset[Fraction] = frozenset()
 
 
+@copied
 def number_expression(arena: Arena, numbers: NumberSet) -> int:
+    """A rule, so that a grammar in which the same numbers come up often says once what they are."""
+    body = _numbers(arena, numbers)
+    return body if body == NONE else arena.define(arena.new_rule(), body)
+
+
+def _numbers(arena: Arena, numbers: NumberSet) -> int:
     """Each character is a lexeme of its own: were whole numbers lexemes, the longest match of one alternative would hide another's."""
     low, high = numbers.low, numbers.high
     if numbers.integer and numbers.step is not None:
