@@ -31,7 +31,8 @@ Schemas at random, every keyword inside of every other, are judged the same way 
 
 A grammar writes one form of each valid value, and by what it writes it also accepts. Of a valid value this is the form:
 
-- properties in the order of their declaration (`properties`, then `required`, in allOf and anyOf one after the other), undeclared ones
+- properties in the order of their declaration, as users of OpenAI's API expect it (`properties`, then `required`, in allOf and anyOf one
+  after the other; there is no option for another order, which would take 2ⁿ places for n properties), undeclared ones
   after them; a property that only `not` or `oneOf` asks for comes last;
 - compact, unless `--constrained-json-whitespace-pattern` says what may stand between tokens;
 - strings and undeclared names in every spelling (as they are, short escapes, `\\uXXXX`); declared names as they are, or in ASCII;
@@ -44,7 +45,8 @@ Where validators disagree about a value, it is not written: `pattern` holds what
 before a last newline), also under `not`. `format` is enforced, not an annotation, each as a subset of its standard that all take.
 But `multipleOf` is what the standard says, arithmetic with decimal numbers: validators that divide binary floats (`jsonschema` among them)
 find that 0.07 is no multiple of 0.01.
-Of two undeclared properties with one name the last one counts, as it does for readers.
+Of two undeclared properties with one name the last one counts, as it does for readers; where `minProperties` asks for two undeclared ones or
+more, and in items that `uniqueItems` compares, names and items are followed while the text is generated, and an equal one is not written.
 """
 
 

@@ -14,13 +14,15 @@ from ramet.grammar.char_ranges import Ranges, json_words, utf8_words
 NONE, EPSILON = 0, 1
 """The language without texts, and the one of the empty text alone."""
 UNBOUNDED = -1
+INFINITE = 1 << 40
+"""As a length: longer than any text."""
 
 
 class Node(NamedTuple):
     """`op` and what it is made of:
 
     none | epsilon | text: str of bytes (latin-1) | chars: (ranges, quoted) | word: byte sets | seq: a, b | alt: ids | rep: a, low, high |
-    conj: ids | negate: a | ref: rule | lexeme: a
+    conj: ids | negate: a | ref: rule | lexeme: a | fresh, within: see `distinct_series`
     """
 
     op: str
@@ -94,6 +96,10 @@ class Arena:
     def lexeme(self, part: int) -> int:
         return part if part in (NONE, EPSILON) else self._intern("lexeme", part)
 
+    def series(self, op: str, of: tuple[Any, ...]) -> int:
+        """A place in a series whose items must differ."""
+        return self._intern(op, of)
+
     # ── rules ──
 
     def new_rule(self) -> int:
@@ -113,7 +119,20 @@ class Arena:
         if op in ("seq", "alt", "conj"):
             found: tuple[int, ...] = of
             return found
+        if op == "fresh":
+            found = of[0][:1]  # the series as if nothing had to differ
+            return found
         return of[:1] if op == "rep" else (of,) if op in ("negate", "lexeme") else ()
+
+    def reachable(self, nodes: Iterable[int]) -> set[int]:
+        """`nodes`, and all that they are made of or refer to."""
+        found, queue = set[int](), list(nodes)
+        while queue:
+            node = queue.pop()
+            if node not in found:
+                found.add(node)
+                queue += (self.rules[self.nodes[node].of],) if self.nodes[node].op == "ref" else self.parts(node)
+        return found
 
     def spelled(self, node: int) -> int:
         """`chars` as words of bytes."""

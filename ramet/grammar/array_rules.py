@@ -1,15 +1,17 @@
-"""Arrays: items by place, how many, contains, and uniqueness where the values are few."""
+"""Arrays: items by place, how many, contains, and uniqueness."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from math import comb, prod
 
 from ramet.grammar.arena import EPSILON, NONE, UNBOUNDED, Arena
+from ramet.grammar.distinct_series import MAX_DISTINCT, Series, series_expression
 from ramet.grammar.json_layout import Layout
 from ramet.grammar.json_values import values_expression
-from ramet.grammar.schema_branches import Arrays, Contains, Goal, opposite
+from ramet.grammar.schema_branches import Arrays, Branch, Contains, Goal, Numbers, Strings, Values, opposite
 from ramet.grammar.schema_document import refuse
 from ramet.grammar.schema_expansion import Expansion
 
@@ -28,7 +30,7 @@ def array_expression(arena: Arena, layout: Layout, branch: Arrays, expansion: Ex
     if branch.contains:
         body = _Containing(arena, layout, branch, high, expansion, ref).expression()
     elif branch.unique and (high is None or high > 1):
-        body = _unique(arena, layout, branch, high, expansion)
+        body = _unique(arena, layout, branch, high, expansion, ref)
     else:
         body = _plain(arena, layout, branch, high, ref)
     return layout.enclosed(arena, "[", body, "]")
@@ -65,17 +67,41 @@ def _plain(arena: Arena, layout: Layout, branch: Arrays, high: int | None, ref: 
     return tail
 
 
-def _unique(arena: Arena, layout: Layout, branch: Arrays, high: int | None, expansion: Expansion) -> int:
-    """Every order of every choice of the values that are left, at each place among those that are allowed there."""
+def _unique(arena: Arena, layout: Layout, branch: Arrays, high: int | None, expansion: Expansion, ref: Ref) -> int:
+    """Few values have rules for every order of every choice of them; else the places of the series know what was there."""
     num_places = len(branch.prefix) + 1 if high is None else min(len(branch.prefix) + 1, high)
     places = [expansion.finite(branch.item(index)) for index in range(num_places)]
     known = [texts for texts in places if texts is not None]
-    if len(known) < len(places):
-        refuse("can only be enforced where items are few given values (enum, const, small ranges), or where maxItems is 1", branch.unique)
     num_values = len({text for texts in known for text in texts})
     most = num_values if high is None else min(high, num_values)
-    if sum(comb(num_values, size) * (num_values - size) for size in range(most)) > MAX_UNIQUE:
-        refuse(f"over {num_values} values is too much; the limit is 10 of them, or more with a small maxItems", branch.unique)
+    if len(known) == len(places) and sum(comb(num_values, size) * (num_values - size) for size in range(most)) <= MAX_UNIQUE:
+        return _choices_in_order(arena, layout, branch, known, most)
+    if branch.prefix:
+        refuse("beside prefixItems can only be enforced where items are few given values (enum, const, small ranges)", branch.unique)
+    if not layout.can_count_texts:
+        refuse("can only be enforced within an ebnf where items are few given values (enum, const, small ranges)", branch.unique)
+    if branch.low > MAX_DISTINCT:
+        refuse(f"can only be enforced for up to {MAX_DISTINCT} items that must be there", branch.unique)
+    plain = _plain(arena, layout, replace(branch, low=max(branch.low, 1)), high, ref)
+    is_tight = all(_is_tight(item) for item in expansion.branches(branch.rest))
+    least, most = max(branch.low, 1), UNBOUNDED if high is None else high
+    item, comma = ((ref(branch.rest), EPSILON),), layout.comma(arena)
+    series = Series(plain, item, comma, layout.blank, branch.unique, least, most, is_tight=is_tight)
+    some = series_expression(arena, series)
+    return some if branch.low else arena.optional(some)
+
+
+def _is_tight(item: Branch) -> bool:
+    """Of such values it is known in which texts they are written."""
+    return isinstance(item, Strings) or (isinstance(item, Numbers) and item.integer) or (isinstance(item, Values) and _are_simple(item))
+
+
+def _are_simple(values: Values) -> bool:
+    return all(text[0] in '"tfn' for text in values.texts)
+
+
+def _choices_in_order(arena: Arena, layout: Layout, branch: Arrays, known: list[tuple[str, ...]], most: int) -> int:
+    """Every order of every choice of the values that are left, at each place among those that are allowed there."""
     rules: dict[frozenset[str], int] = {}
 
     def after(used: frozenset[str]) -> int:

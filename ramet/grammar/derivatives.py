@@ -8,13 +8,13 @@ from itertools import count, pairwise
 from typing import Any
 
 from ramet.errors import GrammarError
-from ramet.grammar.arena import NONE, Arena
+from ramet.grammar.arena import INFINITE, NONE, Arena
 from ramet.grammar.components import components
+from ramet.grammar.distinct_series import SERIES, DistinctSeries
 
-INFINITE = 1 << 40
 MAX_SEARCH = 20_000
 """States that the search for the shortest text of an intersection may visit."""
-HAVE_PARTS = frozenset({"seq", "alt", "conj", "rep", "negate", "lexeme"})
+HAVE_PARTS = frozenset({"seq", "alt", "conj", "rep", "negate", "lexeme", "fresh"})
 NICE = b'0a "A1.-_:/@T'
 """Bytes that a shortest text is made of where others would do as well."""
 
@@ -31,6 +31,8 @@ class Walker:
         self._texts: dict[int, bytes] = {}
         self._nullable: list[bool] = []
         self._shortest: list[int] = []
+        self.series = DistinctSeries(self)
+        self._series_lengths: dict[int, int] = {}
         self.groups: list[list[int]] = []  # nodes with rules in them: what leads to each other, after what it leads to
         if settled is None:
             self._settle_rules()
@@ -71,7 +73,10 @@ class Walker:
         out.append(self._witness(node))
         return b"".join(out)
 
-    def walk(self, node: int, text: bytes) -> int:
+    def walk(self, node: int, text: bytes, before: bytes = b"") -> int:
+        """`before`: what led to `node`, which counts where items must differ."""
+        if self.series.is_needed:
+            return self.series.walk(node, before, text)
         for byte in text:
             node = self.step(node, byte)
         return node
@@ -102,6 +107,8 @@ class Walker:
             return self.step(arena.rules[of], byte)
         if op == "lexeme":
             return self.step(of, byte)
+        if op in SERIES:
+            return self.series.step(node, byte)
         return self._derive_rest(op, of, byte)
 
     def _derive_rest(self, op: str, of: tuple[int, ...] | int, byte: int) -> int:
@@ -140,11 +147,26 @@ class Walker:
         self._nullable, self._shortest = [False] * size, [-1] * size
         for node in sorted(set(range(size)).difference(recursive)):
             self._nullable[node] = self._is_nullable(node)
+        for group in self.groups:
+            settle(self._nullable, self._is_nullable, group)
+        self._series_lengths = {node: 0 for node in recursive if self.arena.nodes[node].op == "fresh"}
+        self._settle_lengths(recursive, size)
+        while (lengths := self._lengths_of_series()) != {node: self._shortest[node] for node in lengths}:
+            self._series_lengths = lengths
+            self._settle_lengths(recursive, size)
+
+    def _settle_lengths(self, recursive: list[int], size: int) -> None:
+        """`size`: nodes that were there before any was measured; what came later is measured again."""
+        del self._shortest[size:], self._nullable[size:]
+        self._texts.clear()
         for node in recursive:
             self._shortest[node] = INFINITE
         for group in self.groups:
-            settle(self._nullable, self._is_nullable, group)
             settle(self._shortest, self._length, group)
+
+    def _lengths_of_series(self) -> dict[int, int]:
+        """How long they are when items differ can be told where it is known how long items are."""
+        return {node: self.series.length(node) for node in self._series_lengths}
 
     def _recursive_nodes(self) -> list[int]:
         """Those with references to rules in them."""
@@ -192,12 +214,16 @@ class Walker:
             return not bool(self._nullable[of])
         if op == "ref":
             return bool(self._nullable[self.arena.rules[of]])
+        if op == "within":
+            return all(self._nullable[part] for part in self.series.ending(node))
         return bool(self._nullable[of]) if op == "lexeme" else op == "epsilon"
 
     def _length(self, node: int) -> int:
         op, of = self.arena.nodes[node]
         found = INFINITE
-        if op == "seq":
+        if self._nullable[node]:
+            found = 0
+        elif op == "seq":
             found = self._known(of[0]) + self._known(of[1])
         elif op == "alt":
             found = min(self._known(part) for part in of)
@@ -209,7 +235,15 @@ class Walker:
             found = self._known(of[0]) * of[1]
         elif op in ("ref", "lexeme"):
             found = self._known(self.arena.rules[of] if op == "ref" else of)
+        elif op in SERIES:
+            found = self._length_of_series(node)
         return min(found, INFINITE)
+
+    def _length_of_series(self, node: int) -> int:
+        """Of one that is being settled, what is known so far."""
+        if node not in self._series_lengths:
+            return self.series.length(node)
+        return self._series_lengths[node] or self._known(*self.arena.parts(node))
 
     def _known(self, node: int) -> int:
         if node >= len(self._shortest):
@@ -237,6 +271,8 @@ class Walker:
         if op in ("conj", "negate"):
             self.shortest(node)
             return self._texts[node] if node in self._texts else self._search(node)[1]
+        if op in SERIES:
+            return self.series.witness(node)
         return b"" if op == "epsilon" else self.witness(of if op == "lexeme" else self.arena.rules[of])
 
     def _search(self, start: int) -> tuple[int, bytes]:
@@ -255,7 +291,7 @@ class Walker:
             if len(seen) > MAX_SEARCH:
                 raise GrammarError(f"an intersection of patterns has more than {MAX_SEARCH} states; simplify it")
             for byte in self.representatives(node):
-                following = self.step(node, byte)
+                following = self.series.told(self.step(node, byte), text + bytes((byte,)))
                 if following != NONE and following not in seen and (rest := self._at_least(following)) < INFINITE:
                     heapq.heappush(queue, (len(text) + 1 + rest, next(order), following, text + bytes((byte,))))
         return INFINITE, b""
@@ -294,6 +330,8 @@ class Walker:
             return self.cuts(self._spell(node))
         if op in ("negate", "lexeme"):
             return self.cuts(of)
+        if op in SERIES:
+            return self.cuts(self.series.opened(node))
         return self.cuts(of[0]) if op == "rep" else self.cuts(self.arena.rules[of]) if op == "ref" else ()
 
 

@@ -15,7 +15,8 @@ SEPARATORS = (",", ":")
 
 class Layout:
     """`whitespace`: a regex for what may stand between two tokens of JSON; "" is nothing. `separators`: what is written between items,
-    and behind a key. `joined`: where nothing may come between, a key is one terminal with its separators, which is the least work."""
+    and behind a key. `joined`: where nothing may come between, a key is one terminal with its separators, which is the least work.
+    `can_count_texts`: places in the expression are what a mask is made from, so that they may know which texts were there."""
 
     def __init__(self, arena: Arena, whitespace: str = COMPACT, separators: tuple[str, str] = SEPARATORS, joined: bool = True) -> None:
         blank = whole(arena, whitespace, "python") if whitespace else EPSILON
@@ -23,6 +24,7 @@ class Layout:
         self.blank = EPSILON if blank == EPSILON else arena.optional(arena.lexeme(something))
         self._item_separator, self._key_separator = separators
         self._joined = joined and blank == EPSILON
+        self.can_count_texts = joined
 
     def mark(self, arena: Arena, text: str) -> int:
         return arena.lexeme(arena.text(text))
@@ -42,6 +44,10 @@ class Layout:
 
     def free_key(self, arena: Arena, body: int, after: bool) -> int:
         return self._key(arena, arena.seq(arena.text('"'), body, arena.text('"')), after)
+
+    def member(self, arena: Arena, value: int) -> int:
+        """What follows a name."""
+        return arena.seq(self.blank, self.mark(arena, self._key_separator), self.blank, value)
 
     def _key(self, arena: Arena, quoted: int, after: bool) -> int:
         if self._joined:

@@ -53,6 +53,8 @@ class _Writer:
             return self._rule(of)
         if op == "epsilon":
             return '""'
+        if op == "fresh":
+            return self.expression(*self._arena.parts(node))  # that items differ, no terminal can tell
         return self._named(of if op == "lexeme" else node)
 
     def _parts(self, node: int) -> Iterator[str]:

@@ -13,15 +13,15 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from ramet.errors import GrammarError, Unsupported
-from ramet.grammar.arena import NONE
-from ramet.grammar.derivatives import INFINITE
+from ramet.grammar.arena import INFINITE, NONE
 from ramet.grammar.json_layout import COMPACT
+from ramet.grammar.language import Language
 from ramet.grammar.lowering import Lowered, lower
 from ramet.grammar.lowering_process import LoweringProcesses
 from ramet.grammar.mask_memory import MaskMemory
 from ramet.grammar.matcher import CompiledGrammar, MaskTask, Matcher, Vocabulary
 from ramet.grammar.regex_dialect import Translation, refuse, translate
-from ramet.grammar.token_budget import Budget, Closing, ClosingSource
+from ramet.grammar.token_budget import NO_LIMIT, Budget, Closing, ClosingSource
 from ramet.grammar.token_trie import TokenTrie
 from ramet.grammar.vocabulary_tokenizer import Encode, VocabularyTokenizer
 
@@ -84,10 +84,22 @@ class LlguidanceCompiler:
             raise GrammarError(f"{kind}: too complex for the constraint engine: {_first_line(matcher.get_error())}", param=kind)
         if matcher.is_stopped() and not matcher.is_accepting():
             raise GrammarError(f"{kind}: no text at all satisfies it", param=kind)
-        masks = None if kind == "ebnf" else MaskMemory()  # its lexer takes the longest match, so that a place is not all there is to know
-        return _Compiled(matcher, self._eos_ids, self._canonical, self._closing(lowered), masks)
+        is_remembered = kind != "ebnf" and not lowered.is_guarded
+        masks = MaskMemory() if is_remembered else None  # an ebnf's lexer takes the longest match: a place is not all there is to know
+        closing = self._guard(lowered) if lowered.is_guarded else self._closing(lowered)
+        return _Compiled(matcher, self._eos_ids, self._canonical, closing, masks)
 
-    def _closing(self, lowered: Lowered) -> ClosingSource | None:
+    def _guard(self, lowered: Lowered) -> Callable[[], ClosingSource]:
+        """A source of its own for each request."""
+        _, language = lowered.dump()
+        spelling = self._spelling
+
+        def make() -> Closing:
+            return Closing(Language.load(language), self._trie(), spelling.pieces, spelling.spell)
+
+        return lambda: ClosingSource(cache(make), INFINITE, is_guard=True)
+
+    def _closing(self, lowered: Lowered) -> Callable[[], ClosingSource] | None:
         """Made here where that is quick, else when a budget first runs low."""
         if lowered.language is None or not self._bounded:
             return None
@@ -100,7 +112,8 @@ class LlguidanceCompiler:
         is_made = worst >= INFINITE or lowered.size <= LIGHT_LANGUAGE
         if is_made:
             made()  # every step of it will ask: better here than on the scheduler's thread
-        return ClosingSource(made, worst, is_made)
+        source = ClosingSource(made, worst, is_made)
+        return lambda: source
 
     def _regex(self, source: str) -> LLMatcher:
         translation = translate(source)
@@ -133,7 +146,12 @@ class LlguidanceCompiler:
 
 class _Compiled:
     def __init__(
-        self, prototype: LLMatcher, eos_ids: frozenset[int], canonical: bool, closing: ClosingSource | None, masks: MaskMemory | None
+        self,
+        prototype: LLMatcher,
+        eos_ids: frozenset[int],
+        canonical: bool,
+        closing: Callable[[], ClosingSource] | None,
+        masks: MaskMemory | None,
     ) -> None:
         self._prototype = prototype
         self._eos_ids = eos_ids
@@ -142,7 +160,10 @@ class _Compiled:
         self._masks = masks
 
     def matcher(self, max_tokens: int | None = None) -> Matcher:
-        budget = None if max_tokens is None or self._closing is None else Budget(self._closing, max_tokens, sorted(self._eos_ids))
+        source = None if self._closing is None else self._closing()
+        budget = None
+        if source is not None and (max_tokens is not None or source.is_guard):
+            budget = Budget(source, NO_LIMIT if max_tokens is None else max_tokens, sorted(self._eos_ids))
         return _Matcher(self._prototype.deep_copy(), self._eos_ids, self._canonical, budget, self._masks)
 
 
@@ -163,7 +184,8 @@ class _Matcher:
     def accept(self, token_ids: Sequence[int]) -> int:
         if self._ended:
             return 0
-        accepted: int = self._matcher.try_consume_tokens(list(token_ids))
+        num_legal = len(token_ids) if self._budget is None else self._budget.num_legal(token_ids)
+        accepted: int = self._matcher.try_consume_tokens(list(token_ids[:num_legal]))
         if accepted < len(token_ids) and token_ids[accepted] in self._eos_ids and self._stopped_by_itself():
             self._ended = True
             accepted += 1

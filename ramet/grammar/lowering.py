@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ramet.errors import GrammarError
-from ramet.grammar.arena import Arena
-from ramet.grammar.derivatives import INFINITE, Walker
+from ramet.grammar.arena import INFINITE, Arena
+from ramet.grammar.derivatives import Walker
 from ramet.grammar.ebnf_lowering import lower_ebnf
 from ramet.grammar.json_layout import COMPACT, Layout
 from ramet.grammar.language import Language
@@ -30,12 +30,13 @@ MAX_SHORTEST = 1 << 18
 class Lowered:
     """`text`: in llguidance's Lark, or several grammars as its JSON, or for regexes the regex. `language`: the same as an expression, or
     one as another process wrote it; None where it is not known, and outputs are not bounded. `worst`: bytes of the shortest ending at the
-    worst place (`LongestEndings`)."""
+    worst place (`LongestEndings`). `is_guarded`: `text` allows more than the language, which must be walked beside it."""
 
     kind: str
     text: str
     language: Language | bytes | None = None
     worst: int = INFINITE
+    is_guarded: bool = False
 
     @classmethod
     def of(cls, kind: str, text: str, walker: Walker, start: int) -> Lowered:
@@ -43,7 +44,7 @@ class Lowered:
         if MAX_SHORTEST < length < INFINITE:
             raise GrammarError(f"{kind}: its shortest text has {length} bytes; the limit is {MAX_SHORTEST}", param=kind)
         language = Language.of(walker, start)
-        return cls(kind, text, language, language.endings.of(start))
+        return cls(kind, text, language, language.endings.of(start), walker.series.is_needed)
 
     def read(self) -> Language:
         """The language, which must be known; from bytes anew each time."""
@@ -60,11 +61,11 @@ class Lowered:
     def dump(self) -> tuple[dict[str, Any], bytes]:
         """Head, as JSON values, and the language as a line of bytes; empty where it is not known."""
         language = b"" if self.language is None else self.language if isinstance(self.language, bytes) else self.language.dump()
-        return {"kind": self.kind, "text": self.text, "worst": self.worst}, language
+        return {"kind": self.kind, "text": self.text, "worst": self.worst, "is_guarded": self.is_guarded}, language
 
     @classmethod
     def load(cls, head: dict[str, Any], language: bytes) -> Lowered:
-        return cls(head["kind"], head["text"], language.strip() or None, head["worst"])
+        return cls(head["kind"], head["text"], language.strip() or None, head["worst"], head["is_guarded"])
 
 
 def lower(kind: str, source: str, whitespace: str = COMPACT) -> Lowered:

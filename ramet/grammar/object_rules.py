@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ramet.grammar.arena import EPSILON, NONE, Arena
+from ramet.grammar.arena import EPSILON, NONE, UNBOUNDED, Arena
+from ramet.grammar.distinct_series import Series, series_expression
 from ramet.grammar.json_layout import Layout
 from ramet.grammar.schema_branches import Objects
 from ramet.grammar.schema_document import refuse
@@ -19,10 +20,12 @@ Cells = tuple[tuple[int, int], ...]
 
 
 class Extra(NamedTuple):
-    """Undeclared properties that may be there, and those of which one must be."""
+    """Undeclared properties that may be there, and those of which one must be. `must_differ`: so many are needed that no name may come
+    twice."""
 
     cells: Cells | None
     last: Cells | None = None
+    must_differ: bool = False
 
 
 Pair = tuple[str, int, bool]
@@ -113,7 +116,7 @@ class _Counted(_Written):
 
     def __init__(self, arena: Arena, layout: Layout, pairs: Sequence[Pair], extra: Extra, branch: Objects) -> None:
         super().__init__(arena, layout, pairs, extra)
-        self._low, self._high = branch.low, branch.high
+        self._low, self._high, self._counted_at = branch.low, branch.high, branch.counted_at
         self._cap = max(branch.low, 1) if branch.high is None else branch.high
         if len(pairs) > MAX_COUNTED_NAMES or len(pairs) * min(self._cap, len(pairs)) > MAX_COUNTED or self._cap > MAX_COUNTED:
             what = f"counting properties up to {self._cap} over {len(pairs)} names is too much (minProperties, maxProperties)"
@@ -135,8 +138,21 @@ class _Counted(_Written):
         following = min(count + 1, self._cap)
         if index == len(self.pairs):
             end = EPSILON if count >= self._low and self.extra.last is None else NONE
+            if self.extra.must_differ:
+                return [end, NONE if full else self._different(count)]
             last = NONE if full or count + 1 < self._low else self.last(count > 0)
             more = NONE if full or self.extra.cells is None else self.arena.seq(self.free(count > 0), self._from(index, following))
             return [end, last, more]
         taken = NONE if full else self.arena.seq(self.pair(index, count > 0), self._from(index + 1, following))
         return [taken, NONE if self.pairs[index][2] else self._from(index + 1, count)]
+
+    def _different(self, count: int) -> int:
+        """Undeclared properties up to the end, with names of their own."""
+        arena, layout = self.arena, self.layout
+        quote, cells = arena.text('"'), self.extra.cells or ()
+        options = tuple((arena.seq(quote, names, quote), layout.member(arena, value)) for names, value in cells)
+        low, high = max(self._low - count, 1), UNBOUNDED if self._high is None else self._high - count
+        rest = arena.rep(self.free(True), low - 1, high if high == UNBOUNDED else high - 1)
+        plain = arena.seq(self.free(count > 0), rest)
+        where = self._counted_at + "/minProperties"
+        return series_expression(arena, Series(plain, options, layout.comma(arena), layout.blank, where, low, high, is_led=count > 0))

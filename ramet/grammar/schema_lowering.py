@@ -8,6 +8,7 @@ from itertools import product
 from ramet.errors import GrammarError
 from ramet.grammar.arena import NONE, Arena
 from ramet.grammar.array_rules import array_expression
+from ramet.grammar.distinct_series import MAX_DISTINCT, nested_series
 from ramet.grammar.json_layout import Layout
 from ramet.grammar.json_strings import conjunction, literal, none_of, string_body
 from ramet.grammar.json_values import values_expression
@@ -44,6 +45,8 @@ class _Lowering:
             if len(self._arena.rules) > MAX_RULES:
                 refuse(f"the schema needs more than {MAX_RULES} rules", min(following, default=""))
             self._arena.define(self._refs[following], self._rule(following))
+        for series in nested_series(self._arena):
+            refuse("cannot be enforced where items hold the same list again", series.where)
         return start
 
     def _rule(self, goal: Goal) -> int:
@@ -80,11 +83,13 @@ class _Lowering:
         extra, last = self._extra(branch, None), None if some is None else self._extra(branch, some)
         if not branch.required <= set(allowed) or (some is not None and last is None):
             return NONE
-        if extra is not None and branch.low > len(branch.required) + 1:
-            what = "cannot be enforced over names that are not declared: the same name could come twice"
-            refuse(what, branch.counted_at + "/minProperties")
+        must_differ = extra is not None and branch.low > len(branch.required) + 1
+        if must_differ and not (last is None and self._layout.can_count_texts and branch.low <= MAX_DISTINCT):
+            what = "cannot be enforced over names that are not declared"
+            reason = f"over {MAX_DISTINCT} of them" if branch.low > MAX_DISTINCT else "beside one that must be there, or in an ebnf"
+            refuse(f"{what}: {reason}", branch.counted_at + "/minProperties")
         pairs = [(name, self._ref(self._expansion.goal_of(branch, name)), name in branch.required) for name in allowed]
-        return members(self._arena, self._layout, pairs, Extra(extra, last), branch)
+        return members(self._arena, self._layout, pairs, Extra(extra, last, must_differ), branch)
 
     def _extra(self, branch: Objects, some: Some | None) -> Cells | None:
         """Undeclared properties: for each set of patterns that a name may match, the names and their value. With `some`, only those that

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ramet.grammar.arena import NONE
+from ramet.grammar.arena import INFINITE, NONE
 from ramet.grammar.char_ranges import ALL
 from ramet.grammar.components import components
-from ramet.grammar.derivatives import INFINITE, Walker, settle
+from ramet.grammar.derivatives import Walker, settle
+from ramet.grammar.distinct_series import SERIES
 
 MAX_STATES = 300
 MAX_SPELLING = 12
@@ -47,6 +48,8 @@ class LongestEndings:
     def _grows(self) -> bool:
         """Whether some place comes up again inside of itself with something still to be written behind it."""
         arena, walker = self._walker.arena, self._walker
+        if any(op in SERIES for op, _ in arena.nodes):
+            return True  # its places are as many as its texts
         nodes = [node for group in walker.groups if len(group) > 1 for node in group if not walker.is_empty(node)]
         place = {node: index for index, node in enumerate(nodes)}
 

@@ -44,13 +44,14 @@ class RandomSchemas:
             lambda: {rng.choice(BOUNDS): rng.choice([0, 1, 2, -1, 1.5])},
             lambda: {"multipleOf": rng.choice([1, 2, 3, 0.5, 1.5])},
             lambda: {rng.choice(COUNTS): rng.choice([0, 1, 2])},
-            lambda: {"minProperties": rng.choice([0, 1])},
+            lambda: {"minProperties": rng.choice([0, 1, 2])},
             lambda: {"pattern": rng.choice(["^a", "b$", "^[ab]+$", "a"])},
             lambda: {"enum": rng.sample(GIVEN, rng.randint(1, 3))},
             lambda: {"const": rng.choice(GIVEN)},
             lambda: {"required": rng.sample(NAMES, rng.randint(1, 2))},
             lambda: rng.choice([True, False, {}]),
             lambda: {"uniqueItems": True, "items": {"enum": rng.sample([1, 2, "a", True], 2)}},
+            lambda: {"uniqueItems": True},
             lambda: {"dependentRequired": {rng.choice(NAMES): rng.sample(NAMES, 1)}},
         )
         return rng.choice(makers)()

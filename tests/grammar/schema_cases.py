@@ -186,6 +186,70 @@ CASES = (
     Case("maxContains", {"type": "array", "contains": {"type": "string"}, "maxContains": 1}, (["a", 1], [1, "a", "b"])),
     Case("minContains 0", {"type": "array", "contains": {"type": "string"}, "minContains": 0, "maxContains": 1}),
     Case("several contains", {"allOf": [{"contains": {"type": "integer"}}, {"contains": {"minimum": 2}}]}, ([1, 2.5], [1], [2.5])),
+    # what an object or array may hold depends on what it holds already
+    Case("uniqueItems of strings", {"type": "array", "items": {"type": "string"}, "uniqueItems": True}, (["a", "b", "a"], ["b", "a"])),
+    Case(
+        "uniqueItems of integers",
+        {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "minItems": 2},
+        ([1, 12, 1], [1, 12]),
+    ),
+    Case(
+        "uniqueItems of anything",
+        {"uniqueItems": True},
+        ([1, True], [[1], [True]], [[1], [1]], [{"a": 1, "b": 2}, {"b": 2, "a": 1}], [0, False]),
+    ),
+    Case("uniqueItems of numbers", {"items": {"type": "number"}, "uniqueItems": True}, ([1.5, 2.5], [0.5, 0.25, 0.5], [-1, 1])),
+    Case(
+        "uniqueItems of objects",
+        {
+            "type": "array",
+            "items": {"type": "object", "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "boolean"}}, "additionalProperties": False},
+            "uniqueItems": True,
+            "minItems": 2,
+        },
+        ([{"a": "x"}, {"a": "y"}], [{"a": "x"}, {"a": "x"}], [{}, {"b": True}, {}], [{}, {"b": True}, {"b": False}]),
+    ),
+    Case(
+        "uniqueItems of many values",
+        {"items": {"enum": [*range(40), "a", "b"]}, "uniqueItems": True, "minItems": 1},
+        (["b", "a"], [7, 31, 7]),
+    ),
+    Case(
+        "uniqueItems within uniqueItems",
+        {"items": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "uniqueItems": True},
+        ([[1, 2], [2, 1]], [[1, 2], [1, 2]], [[1, 1]], [[], [1], []]),
+    ),
+    Case(
+        "uniqueItems in one alternative",
+        {"anyOf": [{"items": {"type": "string"}, "uniqueItems": True}, {"items": {"type": "string"}, "minItems": 3}], "type": "array"},
+        (["a", "b", "a"], ["a", "b"], ["b", "b"]),
+    ),
+    Case(
+        "minProperties of names not declared", {"type": "object", "minProperties": 2}, ({"x": 1, "y": 2}, {"x": 1, "y": {"x": 1, "b": 2}})
+    ),
+    Case(
+        "minProperties and patternProperties",
+        {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}},
+            "patternProperties": {"^x": {"type": "integer"}},
+            "additionalProperties": {"type": "string"},
+            "minProperties": 3,
+            "maxProperties": 4,
+        },
+        (
+            {"a": 1, "x": 2, "xy": 3},
+            {"a": 1, "x": 2, "y": 3},
+            {"x": 1, "y": "b", "z": ""},
+            {"a": 1, "x": 1, "y": "", "z": "", "w": ""},
+            {"a": 1, "y": ""},
+        ),
+    ),
+    Case(
+        "minProperties and propertyNames",
+        {"type": "object", "propertyNames": {"pattern": "^[a-z]$"}, "minProperties": 2},
+        ({"a": 1, "x": 2}, {"a": 1, "A": 2}),
+    ),
     Case(
         "uniqueItems of a range",
         {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 3}, "uniqueItems": True},
@@ -294,8 +358,11 @@ REFUSED: tuple[tuple[Any, str], ...] = (
     ({"type": "integer", "format": "int12"}, "/format"),
     ({"type": "integer", "exclusiveMinimum": True}, "/exclusiveMinimum"),
     ({"type": "integer", "multipleOf": 123456}, "/multipleOf"),
-    ({"type": "array", "uniqueItems": True, "items": {"type": "integer"}}, "/uniqueItems"),
-    ({"properties": {"a": {"type": "object", "minProperties": 2}}}, "/properties/a/minProperties"),
+    ({"type": "array", "uniqueItems": True, "prefixItems": [{"type": "string"}]}, "/uniqueItems"),
+    ({"properties": {"a": {"type": "array", "uniqueItems": True, "minItems": 1000}}}, "/properties/a/uniqueItems"),
+    ({"$ref": "#/$defs/t", "$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}, "uniqueItems": True}}}, "/$defs/t/uniqueItems"),
+    ({"properties": {"a": {"type": "object", "minProperties": 65}}}, "/properties/a/minProperties"),
+    ({"type": "object", "minProperties": 2, "not": {"additionalProperties": {"type": "string"}}}, "/minProperties"),
     ({"oneOf": [{"type": "string", "format": "date"}, {"type": "string"}]}, "/oneOf"),
     ({"not": {"format": "date"}}, "/not/format"),
     ({"not": {"uniqueItems": True}}, "/not/uniqueItems"),

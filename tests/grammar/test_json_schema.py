@@ -155,7 +155,7 @@ def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
             "additionalProperties": st.one_of(st.booleans(), inner),
             "patternProperties": st.dictionaries(st.sampled_from(["^a", "b$", "x"]), inner, max_size=2),
             "maxProperties": st.integers(1, 3),
-            "minProperties": st.integers(0, 1),
+            "minProperties": st.integers(0, 2),
         },
     )
     arrays = st.fixed_dictionaries(

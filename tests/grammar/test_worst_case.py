@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from ramet.grammar.derivatives import INFINITE
+from ramet.grammar.arena import INFINITE
 from ramet.grammar.lowering import lower
 
 LENGTHS = (2, 4, 9, 20)
