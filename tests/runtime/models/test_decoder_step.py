@@ -111,6 +111,12 @@ class Twins:
         return (found - expected).norm(dim=-1) / expected.norm(dim=-1)
 
 
+def zeros(dtype: torch.dtype) -> KVPool:
+    shape = (SLOTS, CONFIG["num_key_value_heads"], CONFIG["head_dim"])
+    keys, values = (tuple(torch.zeros(shape, dtype=dtype) for _ in range(CONFIG["num_hidden_layers"])) for _ in range(2))
+    return KVPool(keys, values, 1)
+
+
 def logits_of(step: DecoderStep, batch: ForwardBatch, pool: KVPool) -> torch.Tensor:
     """The step over a batch and a pool of tensors, in the memory where they lie."""
     logits = np.empty((len(batch.logit_indices), CONFIG["vocab_size"]), np.float32)
@@ -188,6 +194,20 @@ def test_a_row_is_the_same_alone_and_in_a_batch(tmp_path: Path, monkeypatch: pyt
     together = logits_of(step.quantized.step, batch_of(rows), step.pools[0])
     alone = torch.cat([logits_of(step.quantized.step, batch_of([row]), step.pool(torch.float32)) for row in rows])
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_products_change_no_bit_of_a_step(tmp_path: Path, family: str) -> None:
+    """Among them the one that gates its own results. Only 4-bit weights are batched."""
+    files = checkpoint(tmp_path, family)
+    step = load_quantized(files, model_spec(files), bits=4, threads=2, kv_type=KV_TYPES["float16"]).step
+    places = torch.arange(SLOTS).split(400)
+    batch = batch_of([(tokens(n, n), 0, places[i]) for i, n in enumerate((300, 7, 64))])
+    found = []
+    for batched_from in (1, 1 << 30):
+        step.context.library.ramet_set_batched_from(step.context.handle, batched_from)
+        found.append(logits_of(step, batch, zeros(torch.float16)))
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("wanted", [[299, 303, 306, 370], [370, 299], [306], [], list(range(100, 371))], ids=len)

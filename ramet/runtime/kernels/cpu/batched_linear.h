@@ -6,6 +6,7 @@
 #pragma once
 #include <vector>
 #include "aligned.h"
+#include "kv.h"
 #include "linear.h"
 
 namespace ramet {
@@ -58,7 +59,7 @@ inline void unpack_panel(const uint8_t* w, int blocks, UnpackedBlock* out, int s
 // acc[4 · PANELS] += four rows × the columns of PANELS panels, whose blocks alternate. `next`: packed panels to fetch meanwhile, or null.
 // Not inlined, since the sums then stay in registers.
 template <int PANELS>
-[[gnu::noinline]] void tile4(const UnpackedBlock* w, int blocks, const RowPanel* x, __m256* acc, const uint8_t* next) {
+[[gnu::noinline]] void tile4(const UnpackedBlock* w, int blocks, const RowPanel* x, __m256* acc, const uint8_t* const* next) {
   const __m256i ones = _mm256_set1_epi16(1);
   __m256 total[kTogether][PANELS];
 #pragma GCC unroll 4
@@ -67,7 +68,8 @@ template <int PANELS>
     for (int p = 0; p < PANELS; ++p) total[r][p] = acc[r * PANELS + p];
   for (int b = 0; b < blocks; ++b, w += PANELS, ++x) {
     asm("" : "+r"(w), "+r"(x));  // else the compiler keeps a pointer per address, on the stack
-    if (next) prefetch<PANELS * kRecord4>(next + b * PANELS * kRecord4);
+    if (next)
+      for (int p = 0; p < PANELS; ++p) prefetch<kRecord4>(next[p] + b * kRecord4);
     __m256i s[kTogether][PANELS];
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
@@ -111,32 +113,13 @@ template <int PANELS>
     for (int p = 0; p < PANELS; ++p) acc[r * PANELS + p] = total[r][p];
 }
 
-// Rows begin … end-1 (begin a multiple of four) of PANELS weight panels from p on. `next`: the packed panels that come afterwards.
-template <int PANELS>
-inline void batched_panels(const Linear& w, int p, UnpackedBlock* unpacked, const RowPanel* x, int64_t begin, int64_t end, float* y, bool add, const uint8_t* next) {
-  const int blocks = w.k / kBlock;
-  __m256 start[PANELS], acc[kTogether * PANELS];
-  for (int i = 0; i < PANELS; ++i) {
-    unpack_panel(w.panel(p + i), blocks, unpacked + i, PANELS);
-    start[i] = w.bias ? _mm256_loadu_ps(w.bias + (p + i) * kPanel) : _mm256_setzero_ps();
-  }
-  for (int64_t row = begin; row < end; row += kTogether) {
-    for (int i = 0; i < kTogether * PANELS; ++i) acc[i] = start[i % PANELS];
-    tile4<PANELS>(unpacked, blocks, x + row / kTogether * blocks, acc, row == begin ? next : nullptr);
-    for (int r = 0; r < std::min<int64_t>(kTogether, end - row); ++r)
-      for (int i = 0; i < PANELS; ++i) {
-        float* out = y + (row + r) * w.n + (p + i) * kPanel;
-        const __m256 result = acc[r * PANELS + i];
-        _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), result) : result);
-      }
-  }
-}
-
-// What `linear` writes between its input and its output.
+// What `batched` writes between its input and its output.
 struct LinearRoom {
   int batched_from = kPanel;  // rows from which products are batched; a matter of speed alone
   Aligned<RowPanel> rows;
   std::vector<Aligned<UnpackedBlock>> unpacked;  // by thread
+
+  bool batches(const Linear& w, int64_t num_rows) const { return w.bits == 4 && num_rows >= batched_from; }
 
   void reserve(size_t panels, size_t blocks, int threads) {
     if (rows.size() < panels * blocks) rows.resize(panels * blocks);
@@ -146,35 +129,73 @@ struct LinearRoom {
   }
 };
 
-// All rows of weight panels first … last-1. `next`: the panel with which this thread probably goes on.
-inline void batched_range(const Linear& w, int first, int last, int64_t rows, const RowPanel* x, UnpackedBlock* unpacked, float* y, bool add, int next) {
-  for (int64_t begin = 0; begin < rows; begin += kTile) {
-    const int64_t end = std::min(rows, begin + kTile);
-    int p = first;
-    const auto after = [&](int panel) { return w.panel(panel < last ? panel : end < rows ? first : next); };
-    for (; p + 2 <= last; p += 2) batched_panels<2>(w, p, unpacked, x, begin, end, y, add, after(p + 2));
-    if (p < last) batched_panels<1>(w, p, unpacked, x, begin, end, y, add, after(p + 1));
+struct PanelPair {
+  int first, second;  // second −1: there is no other panel
+};
+
+// Rows begin … end-1 (begin a multiple of four) of weight panels: PANELS of `pair`. `next`: which probably comes afterwards.
+template <int PANELS, class Put>
+inline void batched_panels(const Linear& w, PanelPair pair, PanelPair next, UnpackedBlock* unpacked, const RowPanel* x, int64_t begin, int64_t end, const Put& put) {
+  const int blocks = w.k / kBlock, panels[2] = {pair.first, pair.second};
+  const uint8_t* fetched[2] = {w.panel(next.first), w.panel(std::max(next.second, 0))};
+  __m256 start[PANELS], acc[kTogether * PANELS];
+  for (int i = 0; i < PANELS; ++i) {
+    unpack_panel(w.panel(panels[i]), blocks, unpacked + i, PANELS);
+    start[i] = w.bias ? _mm256_loadu_ps(w.bias + panels[i] * kPanel) : _mm256_setzero_ps();
+  }
+  for (int64_t row = begin; row < end; row += kTogether) {
+    for (int i = 0; i < kTogether * PANELS; ++i) acc[i] = start[i % PANELS];
+    tile4<PANELS>(unpacked, blocks, x + row / kTogether * blocks, acc, row == begin ? fetched : nullptr);
+    for (int r = 0; r < std::min<int64_t>(kTogether, end - row); ++r) put(row + r, pair, acc + r * PANELS);
   }
 }
 
-inline void batched_linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, bool add, LinearRoom& room) {
+// put(row, pair, sums) for every row and each of `pairs` pairs of panels, where pair_at(i) is the i-th; sums: of the pair's columns, eight a vector.
+template <class PairAt, class Put>
+inline void batched(Pool& pool, const Linear& w, const Activations& x, int64_t rows, LinearRoom& room, int pairs, const PairAt& pair_at, const Put& put) {
+  constexpr int64_t kMany = 128;  // rows for which one pair is enough for a piece: the threads' ends come together
   const int64_t row_panels = (rows + kTogether - 1) / kTogether;
-  const int blocks = w.k / kBlock, threads = pool.num_threads(), panels = w.n / kPanel;
+  const int blocks = w.k / kBlock, threads = pool.num_threads();
   room.reserve(row_panels, blocks, threads);
+  const RowPanel* packed = room.rows.data();
   pool.share(row_panels, threads * 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t p = begin; p < end; ++p) pack_rows(x, blocks, p, rows, room.rows.data());
   });
-  constexpr int64_t kMany = 128;  // rows for which sixteen columns are enough for a piece: the threads' ends come together
-  pool.share((panels + 1) / 2, rows >= kMany ? panels : threads * 8, [&](int begin, int end, int thread) {
-    const int first = 2 * begin, last = std::min(2 * end, panels), next = last + (threads - 1) * (last - first);
-    batched_range(w, first, last, rows, room.rows.data(), room.unpacked[thread].data(), y, add, std::min(next, panels - 1));
+  pool.share(pairs, rows >= kMany ? pairs : threads * 8, [&](int first, int last, int thread) {
+    const int other = std::min(last + (threads - 1) * (last - first), pairs - 1);  // with which this thread probably goes on
+    for (int64_t begin = 0; begin < rows; begin += kTile) {
+      const int64_t end = std::min(rows, begin + kTile);
+      for (int i = first; i < last; ++i) {
+        const PanelPair pair = pair_at(i), next = pair_at(i + 1 < last ? i + 1 : end < rows ? first : other);
+        if (pair.second < 0) batched_panels<1>(w, pair, next, room.unpacked[thread].data(), packed, begin, end, put);
+        else batched_panels<2>(w, pair, next, room.unpacked[thread].data(), packed, begin, end, put);
+      }
+    }
   });
 }
 
 // y [rows, n] = or += x wᵀ + bias.
 inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, bool add, LinearRoom& room) {
-  if (w.bits == 4 && rows >= room.batched_from) return batched_linear(pool, w, x, rows, y, add, room);
-  pool.share(w.n / kPanel, pool.num_threads() * 8, [&](int first, int last, int) { rows_range(w, first, last, x, 0, rows, y, add); });
+  const int panels = w.n / kPanel;
+  const auto put8 = [&](int64_t row, int panel, __m256 sum) {
+    float* out = y + row * w.n + panel * kPanel;
+    _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), sum) : sum);
+  };
+  if (!room.batches(w, rows))
+    return pool.share(panels, pool.num_threads() * 8, [&](int first, int last, int) { rows_range(w, first, last, x, 0, rows, y, add); });
+  const auto pair_at = [&](int i) { return PanelPair{2 * i, 2 * i + 1 < panels ? 2 * i + 1 : -1}; };
+  batched(pool, w, x, rows, room, (panels + 1) / 2, pair_at, [&](int64_t row, PanelPair pair, const __m256* sums) {
+    put8(row, pair.first, sums[0]);
+    if (pair.second >= 0) put8(row, pair.second, sums[1]);
+  });
+}
+
+// y [rows, n/2] = silu(gate) ∘ up, where x wᵀ + bias = [gate, up]; for rows that `room` batches.
+inline void gated_linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, LinearRoom& room) {
+  const int pairs = w.n / kPanel / 2;
+  batched(pool, w, x, rows, room, pairs, [&](int i) { return PanelPair{i, i + pairs}; }, [&](int64_t row, PanelPair pair, const __m256* sums) {
+    _mm256_storeu_ps(y + row * (w.n / 2) + pair.first * kPanel, gated8(sums[0], sums[1]));
+  });
 }
 
 }  // namespace ramet

@@ -53,6 +53,12 @@ inline __m256 exp8(__m256 x) {
   return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
 }
 
+// silu(gate) · up
+inline __m256 gated8(__m256 gate, __m256 up) {
+  const __m256 one = _mm256_set1_ps(1.0f), sigmoid = _mm256_div_ps(one, _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), gate))));
+  return _mm256_mul_ps(_mm256_mul_ps(gate, sigmoid), up);
+}
+
 // 2^x for x ≤ 0 (and a little above), 0 below −126; relative error about 2e-7: 2^n · p(f), f in −½ … ½, p the Taylor polynomial of 2^f.
 inline __m256 power_of_two8(__m256 x) {
   const __m256 n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm256_sub_ps(x, n);

@@ -150,8 +150,7 @@ class Step {
     attend<KV>(i);
     linear(c_.pool, w.out, activations(), num_rows(), x_, true, b_.room);
     rows([&](int64_t t) { normalize_quantize(t, w.post_norm); });
-    linear(c_.pool, w.gate_up, activations(), num_rows(), b_.gate_up.data(), false, b_.room);
-    rows([&](int64_t t) { gate(t); });
+    gate(w.gate_up);
     linear(c_.pool, w.down, activations(), num_rows(), x_, true, b_.room);
   }
 
@@ -203,16 +202,18 @@ class Step {
     });
   }
 
-  void gate(int64_t t) {
+  // silu(gate) ∘ up, quantised; of few rows gate and up are written first, each n wide.
+  void gate(const Linear& w) {
     const int n = m_.intermediate;
-    float* row = &b_.gate_up[t * 2 * n];
-    const __m256 one = _mm256_set1_ps(1.0f);
-    for (int j = 0; j < n; j += 8) {
-      const __m256 g = _mm256_loadu_ps(row + j);
-      const __m256 sigmoid = _mm256_div_ps(one, _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), g))));
-      _mm256_storeu_ps(row + j, _mm256_mul_ps(_mm256_mul_ps(g, sigmoid), _mm256_loadu_ps(row + n + j)));
-    }
-    quantize_row(row, n, t, activations());
+    float* y = b_.gate_up.data();
+    const bool batched = b_.room.batches(w, num_rows());
+    if (batched) gated_linear(c_.pool, w, activations(), num_rows(), y, b_.room);
+    else linear(c_.pool, w, activations(), num_rows(), y, false, b_.room);
+    rows([&](int64_t t) {
+      float* row = y + t * (batched ? n : 2 * n);
+      for (int j = 0; j < n && !batched; j += 8) _mm256_storeu_ps(row + j, gated8(_mm256_loadu_ps(row + j), _mm256_loadu_ps(row + n + j)));
+      quantize_row(row, n, t, activations());
+    });
   }
 
   Context& c_;
