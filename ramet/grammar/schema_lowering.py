@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import product
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import NONE, Arena
@@ -19,7 +18,7 @@ from ramet.grammar.schema_branches import ANYTHING, Arrays, Branch, Goal, Number
 from ramet.grammar.schema_document import Document, refuse
 from ramet.grammar.schema_expansion import Expansion
 
-MAX_PATTERNS = 4
+MAX_CELLS = 32
 MAX_RULES = 50_000
 
 
@@ -96,24 +95,30 @@ class _Lowering:
         are what it asks for."""
         asked = frozenset[str]() if some is None else some.unmatched | ({some.matched} if some.matched is not None else set())
         patterns = sorted({pattern for scope in branch.scopes for pattern, _ in scope.patterns} | asked)
-        if len(patterns) > MAX_PATTERNS:
-            refuse(f"more than {MAX_PATTERNS} patternProperties over the same names", branch.counted_at + "/patternProperties")
         cells = []
-        for matching in product((True, False), repeat=len(patterns)):
-            matched = {pattern for pattern, is_in in zip(patterns, matching, strict=True) if is_in}
+        for matched in self._matchings(branch, patterns, some):
             goal = frozenset[str]().union(*(_goal(scope, matched) for scope in branch.scopes))
             if some is not None:
                 if some.matched not in (None, *matched) or some.unmatched & matched:
                     continue
                 goal |= some.value
-            if self._expansion.is_impossible(goal):
-                continue
-            scratch = self._cell(self._expansion.strings.arena, branch, patterns, matched, some)
-            if self._expansion.strings.is_possible(scratch):
+            if not self._expansion.is_impossible(goal):
                 cells.append((self._cell(self._arena, branch, patterns, matched, some), self._ref(goal)))
         return tuple(cells) or None
 
-    def _cell(self, arena: Arena, branch: Objects, patterns: list[str], matched: set[str], some: Some | None) -> int:
+    def _matchings(self, branch: Objects, patterns: list[str], some: Some | None) -> list[frozenset[str]]:
+        """The sets of patterns that some undeclared name matches all of, and none of the others."""
+        found, strings = [frozenset[str]()], self._expansion.strings
+        for index, pattern in enumerate(patterns, 1):
+            tried = [matched | chosen for matched in found for chosen in (frozenset[str]((pattern,)), frozenset[str]())]
+            found = [
+                matched for matched in tried if strings.is_possible(self._cell(strings.arena, branch, patterns[:index], matched, some))
+            ]
+            if len(found) > MAX_CELLS:
+                refuse(f"names may match more than {MAX_CELLS} sets of patternProperties", branch.counted_at + "/patternProperties")
+        return found if patterns or strings.is_possible(self._cell(strings.arena, branch, [], frozenset(), some)) else []
+
+    def _cell(self, arena: Arena, branch: Objects, patterns: list[str], matched: frozenset[str], some: Some | None) -> int:
         parts = [search(arena, pattern, quoted=True) for pattern in sorted(matched)]
         parts += [arena.negate(search(arena, pattern, quoted=True, wide=True)) for pattern in patterns if pattern not in matched]
         names = sorted({*branch.names, *(some.names if some is not None else ())})
@@ -125,7 +130,7 @@ class _Lowering:
         return conjunction(arena, [anything(arena, True), *parts])
 
 
-def _goal(scope: Scope, matched: set[str]) -> Goal:
+def _goal(scope: Scope, matched: frozenset[str]) -> Goal:
     goals = [goal for pattern, goal in scope.patterns if pattern in matched]
     return frozenset[str]().union(*goals) if goals else scope.rest
 
