@@ -21,6 +21,7 @@ START_TIME = 60.0
 NICENESS_AT_START = 5
 """Until it is warm somebody may be waiting for it: where the model takes all cores, 15 of it would be half a minute."""
 POLL_SECONDS = 0.05
+SAYS_TIMES = Path("/proc/self/stat").exists()
 
 
 class Nursery:
@@ -94,12 +95,14 @@ class LoweringProcess:
         return head, language
 
     @property
-    def used_seconds(self) -> float:
-        """Of processor time so far; where the system does not say, of any."""
+    def used_seconds(self) -> float | None:
+        """Of processor time so far; where the system does not say, of any. None: it has ended."""
+        if not SAYS_TIMES:
+            return time.monotonic()
         try:
             fields = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()
         except OSError:
-            return time.monotonic()
+            return None
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def set_back(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from ramet.errors import GrammarError, QueueFull, RametError
 from ramet.grammar.compiler import create_grammar_compiler
 from ramet.grammar.language import Language
 from ramet.grammar.lowering import lower
+from ramet.grammar.lowering_nursery import LoweringProcess
 from ramet.grammar.lowering_process import Limits, LoweringProcesses
 from ramet.grammar.matcher import Vocabulary
 from ramet.runtime.request import GrammarSpec
@@ -110,6 +112,34 @@ def test_what_waits_for_the_slow_lane_is_bounded(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(QueueFull, match="try again later"):
         processes.lower("json_schema", json.dumps({"title": "x" * (1 << 17)}))
     assert processes.lower("regex", "ab").text == "ab"
+    processes.close()
+
+
+LARGE = json.dumps({"enum": [f"choice {index}" for index in range(10_000)]})
+
+
+def test_few_are_compiled_at_once_and_many_in_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of process are kept, and say the same."""
+    processes = LoweringProcesses()
+    at_once = processes.lower("regex", "ab+")
+    monkeypatch.setattr("ramet.grammar.lowering_process.FEW", 0)
+    patiently = processes.lower("regex", "ab+")
+    assert at_once.text == patiently.text
+    pids = [processes._free[is_patient].get().pid for is_patient in (False, True)]
+    assert [os.sched_getscheduler(pid) for pid in pids] == [os.SCHED_OTHER, os.SCHED_IDLE]
+    processes.close()
+
+
+def test_a_constraint_that_starves_in_idle_time_begins_anew_outside_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here none gets so large a share that it does not count as starving. The next one does not try."""
+    monkeypatch.setattr("ramet.grammar.lowering_process.STARVING_SECONDS", 0.0)
+    monkeypatch.setattr("ramet.grammar.lowering_process.STARVING_SHARE", 1000.0)
+    set_back: list[int] = []
+    monkeypatch.setattr(LoweringProcess, "set_back", lambda process: set_back.append(process.pid))
+    processes = LoweringProcesses()
+    for _ in range(2):
+        assert processes.lower("json_schema", LARGE).text == lower("json_schema", LARGE).text
+    assert len(set_back) == 1
     processes.close()
 
 
