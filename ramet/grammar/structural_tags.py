@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ramet.errors import GrammarError, Unsupported
+from ramet.errors import GrammarError
 from ramet.grammar.arena import Arena
 from ramet.grammar.char_ranges import ALL
 from ramet.grammar.derivatives import Walker
 from ramet.grammar.json_layout import Layout
 from ramet.grammar.lark_writer import write_rules
 from ramet.grammar.schema_lowering import lower_schema
+from ramet.grammar.schema_resources import escape
+
+KEYS = ("type", "triggers", "structures")
+STRUCTURE_KEYS = ("begin", "schema", "end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +72,14 @@ def _parse(source: str) -> Mapping[str, Any]:
         _refuse(f"not JSON: {error}", "#")
     if not isinstance(tag, Mapping):
         _refuse("not a JSON object", "#")
-    if "format" in tag and "structures" not in tag:
-        raise Unsupported("structural_tag with a `format` tree is not supported; give triggers and structures", param="structural_tag")
+    _check_keys(tag, KEYS, "")
     return tag
+
+
+def _check_keys(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in given:
+        if key not in known:
+            _refuse(f"{key!r} is not supported; known: {', '.join(known)}", f"{where}/{escape(key)}")
 
 
 def _triggers(tag: Mapping[str, Any]) -> list[str]:
@@ -84,7 +93,9 @@ def _structure(arena: Arena, layout: Layout, index: int, structure: Any, trigger
     where = f"/structures/{index}"
     if not isinstance(structure, Mapping):
         _refuse("a structure is an object with begin, schema and end", where)
+    _check_keys(structure, STRUCTURE_KEYS, where)
     begin, schema, end = structure.get("begin"), structure.get("schema", {}), structure.get("end", "")
+    schema = {} if schema is None else schema
     if not isinstance(begin, str) or not isinstance(end, str) or not isinstance(schema, Mapping | bool):
         _refuse("a structure has begin (text), schema (object) and end (text)", where)
     trigger = max((text for text in triggers if begin.startswith(text)), key=len, default=None)
