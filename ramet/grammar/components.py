@@ -18,8 +18,13 @@ def components(num_nodes: int, edges: Callable[[int], Iterable[int]]) -> list[in
                 order[node] = low[node] = num_seen
                 num_seen += 1
                 open_nodes.append(node)
-            child = next((child for child in following if found[child] < 0), None)
-            if child is None:
+            for child in following:
+                if order[child] < 0:
+                    path.append((child, iter(edges(child))))
+                    break
+                if found[child] < 0:
+                    low[node] = min(low[node], order[child])
+            else:
                 path.pop()
                 if low[node] == order[node]:
                     while found[node] < 0:
@@ -27,8 +32,4 @@ def components(num_nodes: int, edges: Callable[[int], Iterable[int]]) -> list[in
                     num_found += 1
                 if path:
                     low[path[-1][0]] = min(low[path[-1][0]], low[node])
-            elif order[child] < 0:
-                path.append((child, iter(edges(child))))
-            else:
-                low[node] = min(low[node], order[child])
     return found
