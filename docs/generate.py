@@ -45,8 +45,9 @@ Where validators disagree about a value, it is not written: `pattern` holds what
 before a last newline), also under `not`. `format` is enforced, not an annotation, each as a subset of its standard that all take.
 But `multipleOf` is what the standard says, arithmetic with decimal numbers: validators that divide binary floats (`jsonschema` among them)
 find that 0.07 is no multiple of 0.01.
-Of two undeclared properties with one name the last one counts, as it does for readers; where `minProperties` asks for two undeclared ones or
-more, and in items that `uniqueItems` compares, names and items are followed while the text is generated, and an equal one is not written.
+Of two undeclared properties with one name the last one counts, as it does for readers. Where `minProperties` asks for two undeclared
+ones or more, and in items that `uniqueItems` compares, names and items are followed while the text is generated, and an equal one is
+not written.
 """
 
 
