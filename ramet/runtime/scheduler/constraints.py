@@ -18,9 +18,8 @@ from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler, MaskFiller, 
 from ramet.log import get_logger
 from ramet.runtime.plan import TokenMasks
 from ramet.runtime.request import GrammarSpec
+from ramet.runtime.scheduler.contained_matcher import ALL_ALLOWED
 from ramet.runtime.scheduler.forced_runs import ForcedRuns
-
-ALL_ALLOWED = np.uint32(0xFFFFFFFF)
 
 NICENESS = 10
 

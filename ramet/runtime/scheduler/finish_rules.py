@@ -14,6 +14,7 @@ from ramet.errors import (
 )
 from ramet.runtime.plan import Capacity
 from ramet.runtime.request import Finish, FinishKind, Request
+from ramet.runtime.scheduler.contained_matcher import ContainedMatcher
 from ramet.runtime.scheduler.request_state import RequestState
 
 LENGTH = Finish(FinishKind.LENGTH)
@@ -67,22 +68,22 @@ def no_grammars() -> Finish:
 
 def accept_token(state: RequestState, token: int) -> Finish | None:
     """Take one sampled token into the request's output; the finish that it brings, if any."""
-    output_ids, request = state.output_ids, state.request
+    output_ids, request, matcher = state.output_ids, state.request, state.matcher
+    if matcher is not None and matcher.failure is not None:
+        return failed(matcher.failure)  # nobody knows whether this token is one that the grammar allows
     output_ids.append(token)
     if token in request.stop_token_ids and len(output_ids) > request.sampling.min_new_tokens:
         return Finish(FinishKind.STOP, matched=token)
-    if state.matcher is not None:
-        finish = _advance(state, token)
+    if matcher is not None:
+        finish = _advance(matcher, token, len(output_ids) - 1)
         if finish is not None:
             return finish
     return LENGTH if len(output_ids) >= state.max_outputs else None
 
 
-def _advance(state: RequestState, token: int) -> Finish | None:
-    matcher = state.matcher
-    assert matcher is not None
+def _advance(matcher: ContainedMatcher, token: int, position: int) -> Finish | None:
     if matcher.accept((token,)) == 1:
         return Finish(FinishKind.STOP) if matcher.stopped else None
     if matcher.complete:
         return Finish(FinishKind.STOP, matched=token)  # an end token that ignore_eos took off the stop list
-    return failed(InternalError(f"token {token} at output position {len(state.output_ids) - 1} breaks the grammar that masked it"))
+    return failed(matcher.failure or InternalError(f"token {token} at output position {position} breaks the grammar that masked it"))

@@ -7,7 +7,7 @@ token by token as ever, so the output is that of masking every token.
 from __future__ import annotations
 
 from ramet.runtime.request import Finish, FinishKind
-from ramet.runtime.scheduler.finish_rules import accept_token
+from ramet.runtime.scheduler.finish_rules import accept_token, failed
 from ramet.runtime.scheduler.request_state import RequestState
 
 LATE_PLAN_RATE = 0.15
@@ -40,7 +40,7 @@ def _append_runs(state: RequestState) -> Finish | None:
             finish = accept_token(state, token)
             if finish is not None:
                 return finish
-    return None
+    return None if state.matcher.failure is None else failed(state.matcher.failure)
 
 
 def _take_back(state: RequestState, finish: Finish) -> None:

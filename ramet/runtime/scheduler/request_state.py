@@ -14,10 +14,10 @@ from enum import StrEnum
 import numpy as np
 
 from ramet.errors import InternalError
-from ramet.grammar.matcher import Matcher
 from ramet.runtime.cache.lease import Lease
 from ramet.runtime.cache.radix_tree import TokenArray
 from ramet.runtime.request import Request
+from ramet.runtime.scheduler.contained_matcher import ContainedMatcher
 
 
 class Phase(StrEnum):
@@ -95,7 +95,7 @@ class RequestState:
         self.max_outputs = max_outputs  # what max_new_tokens and the context leave
         self.tokens: TokenArray = np.array(request.prompt_ids, dtype=np.int32)  # what a prefill computes
         self.output_ids: list[int] = []
-        self.matcher: Matcher | None = None
+        self.matcher: ContainedMatcher | None = None
         self.lease: Lease | None = None
         self.slot = -1
         self.num_planned = 0

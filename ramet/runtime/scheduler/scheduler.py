@@ -30,6 +30,7 @@ from ramet.runtime.scheduler import finish_rules
 from ramet.runtime.scheduler.batch_report import BatchReport, Throughput
 from ramet.runtime.scheduler.cache_history import CacheHistory
 from ramet.runtime.scheduler.constraints import GrammarCache, fill_masks
+from ramet.runtime.scheduler.contained_matcher import ContainedMatcher
 from ramet.runtime.scheduler.forced_runs import ForcedRuns, allow_only
 from ramet.runtime.scheduler.guessing import Guesser, fill_masks_of_guesses, is_right, may_guess
 from ramet.runtime.scheduler.jump_forward import JumpRate, append_forced
@@ -360,7 +361,7 @@ class Scheduler:
         if isinstance(compiled, RametError):
             self._end(state, finish_rules.failed(compiled))
             return
-        state.matcher = ForcedRuns(compiled.matcher(state.max_outputs))
+        state.matcher = ContainedMatcher(lambda: ForcedRuns(compiled.matcher(state.max_outputs)))
         finish = self._jump_at_start(state)
         if finish is not None:
             self._end(state, finish)

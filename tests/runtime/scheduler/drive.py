@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ramet.grammar.matcher import GrammarCompiler
+from ramet.grammar.matcher import GrammarCompiler, MaskFiller
 from ramet.runtime.cache.disk_blocks import DiskBlocks
 from ramet.runtime.cache.no_cache import NoCache
 from ramet.runtime.cache.page_audit import audit
@@ -73,6 +73,7 @@ class Drive:
         guesser: Guesser | None = None,
         memory: MemoryConfig | None = None,
         tier: Tier | None = None,
+        mask_filler: MaskFiller | None = None,
         **options: Any,
     ) -> None:
         self.model = model or FakeModel(vocab_size=64)
@@ -93,6 +94,7 @@ class Drive:
             num_guesses=num_guesses,
             guesser=guesser,
             memory=memory,
+            mask_filler=mask_filler,
         )
         self.executor = FakeExecutor(capacity, self.model, host_memory=None if tier is None else tier.memory(page_size))
         self.overlap = overlap

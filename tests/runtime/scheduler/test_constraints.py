@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from ramet.errors import GrammarError
+from ramet.grammar.matcher import MaskTask
+from ramet.grammar.parallel_masks import ParallelMasks
 from ramet.runtime.executor.fake import FakeModel
 from ramet.runtime.request import Finish, FinishKind, GrammarSpec, SamplingParams
 from ramet.runtime.scheduler.constraints import GrammarCache
@@ -142,6 +146,85 @@ def test_a_bad_grammar_ends_that_request_alone() -> None:
     assert (bad.kind, bad.status, bad.code) == (FinishKind.ERROR, 400, "invalid_grammar") and "char 7" in bad.message
     assert (drive.finish("odd").kind, drive.finish("odd").status) == (FinishKind.ERROR, 500)
     assert tuple(drive.tokens["good"]) == drive.expected("good")
+
+
+class Failing(CyclingMatcher):
+    """Raises in `method` when `turn` tokens have been taken, wherever it is not the thread that compiles."""
+
+    def __init__(self, length: int, method: str, turn: int, error: Exception) -> None:
+        super().__init__(length)
+        self._failing, self._turn, self._error = method, turn, error
+
+    def _may_fail(self, method: str) -> None:
+        if method == self._failing and self._taken >= self._turn and threading.current_thread() is threading.main_thread():
+            raise self._error
+
+    def accept(self, token_ids: Sequence[int]) -> int:
+        self._may_fail("accept")
+        return super().accept(token_ids)
+
+    def fill_mask(self, row: npt.NDArray[np.uint32]) -> None:
+        self._may_fail("fill_mask")
+        super().fill_mask(row)
+
+    def start_mask(self, row: npt.NDArray[np.uint32]) -> MaskTask | None:
+        self._may_fail("start_mask")
+
+        def run() -> None:
+            self._may_fail("run")
+            CyclingMatcher.fill_mask(self, row)
+
+        return MaskTask(run, None, run, None)
+
+    def forced_tokens(self) -> list[int]:
+        self._may_fail("forced_tokens")
+        return super().forced_tokens()
+
+
+@dataclass(frozen=True)
+class FailingCompiler(SlowCompiler):
+    method: str
+    turn: int
+    error: Exception
+
+    def compile(self, kind: str, source: str) -> Any:
+        return Cycling(7) if source == "good" else self
+
+    def matcher(self, max_tokens: int | None = None) -> Failing:
+        matcher = Failing(7, self.method, self.turn, self.error)
+        matcher._may_fail("matcher")
+        return matcher
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("error", [GrammarError("it grew too complex"), ZeroDivisionError("by zero")], ids=["grammar", "bug"])
+@pytest.mark.parametrize("overlap", [False, True], ids=["serial", "overlap"])
+@pytest.mark.parametrize("filler", [None, ParallelMasks(4)], ids=["one by one", "together"])
+@pytest.mark.parametrize("method", ["matcher", "accept", "fill_mask", "start_mask", "run", "forced_tokens"])
+def test_a_grammar_that_fails_while_it_runs_ends_its_own_request_alone(
+    method: str, filler: ParallelMasks | None, overlap: bool, error: Exception
+) -> None:
+    is_asked = method not in ({"start_mask", "run"} if filler is None else {"fill_mask"})
+    turn = 0 if method == "matcher" else 2
+    model = FakeModel(vocab_size=64, eos_probability=0.5)
+    drive = Drive(compiler=FailingCompiler(method, turn, error), mask_filler=filler, overlap=overlap, model=model)
+    sampling = SamplingParams(max_new_tokens=30, temperature=1.0)
+    for i in range(3):
+        drive.add(request(f"fails{i}", [9, i], sampling=sampling, grammar=spec("fails"), seed=i))
+        drive.add(request(f"good{i}", [8, i], sampling=sampling, grammar=spec("good"), seed=i), request(f"free{i}", [7, i], 12))
+    run(drive)
+    for i in range(3):
+        assert drive.finish(f"good{i}").kind is FinishKind.STOP and tuple(drive.tokens[f"free{i}"]) == drive.expected(f"free{i}")
+        finish = drive.finish(f"fails{i}")
+        if not is_asked:
+            assert finish.kind is FinishKind.STOP
+            continue
+        assert finish.kind is FinishKind.ERROR and finish.status == (400 if isinstance(error, GrammarError) else 500)
+        assert str(error.args[0]) in finish.message
+        tokens = drive.tokens.get(f"fails{i}", [])
+        assert [token % 20 for token in tokens[:turn]] == [1, 2][:turn] and len(tokens) <= turn + (method == "accept")
 
 
 def test_others_run_while_a_grammar_compiles() -> None:
