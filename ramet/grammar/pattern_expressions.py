@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from re import _constants as code  # isort: skip
@@ -196,7 +197,7 @@ class _Reader:
         return _Class(complement(found.wide), complement(found.narrow)) if "_NOT_" in str(of) else found
 
     def _category(self, name: str) -> _Class:
-        python = _python_class(name)
+        python = _python_classes()[name]
         if self._dialect == "python":
             return _Class(python, python)
         wide = union((*python, *ASCII[name], *(((0xFEFF, 0xFEFF),) if name == "s" else ())))
@@ -241,9 +242,12 @@ def _with_anchors_first(items: list[Any]) -> list[Any]:
     return [*sorted(items[:size], key=_looks_ahead), *items[size:]]
 
 
-@lru_cache(maxsize=3)
-def _python_class(name: str) -> Ranges:
-    """What this Python's \\d, \\w or \\s holds."""
-    every = "".join(map(chr, (*range(0xD800), *range(0xE000, LAST + 1))))
-    runs = (match.group() for match in re.finditer(rf"\{name}+", every))
+@cache
+def _python_classes() -> dict[str, Ranges]:
+    """What this Python's \\d, \\w and \\s hold."""
+    every = (array("I", range(0xD800)) + array("I", range(0xE000, LAST + 1))).tobytes().decode("utf-32")
+    return {name: _ranges(match.group() for match in re.finditer(rf"\{name}+", every)) for name in ASCII}
+
+
+def _ranges(runs: Iterable[str]) -> Ranges:
     return intersect(union((ord(run[0]), ord(run[-1])) for run in runs), ALL)
