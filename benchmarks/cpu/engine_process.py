@@ -19,6 +19,9 @@ import psutil
 
 ROOT = Path(__file__).parent.parent.parent
 START_TIMEOUT_S = 240.0
+SETTLE_TIMEOUT_S, SETTLE_INTERVAL_S = 20.0, 0.5
+IDLE_SHARE = 0.05
+"""Of a core: an engine that takes no more of it does nothing."""
 _MIB = 1 << 20
 
 
@@ -63,6 +66,16 @@ class EngineProcess:
         if "error" in answer:
             raise EngineFailed(answer["error"])
         return answer
+
+    def settle(self) -> None:
+        """Wait until it is idle: engines are ready before all is made that some requests will need."""
+        deadline, before = time.monotonic() + SETTLE_TIMEOUT_S, self.cpu_seconds()
+        while time.monotonic() < deadline:
+            time.sleep(SETTLE_INTERVAL_S)
+            now = self.cpu_seconds()
+            if now - before < IDLE_SHARE * SETTLE_INTERVAL_S:
+                return
+            before = now
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)

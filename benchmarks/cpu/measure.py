@@ -79,6 +79,7 @@ class Bench:
         findings.about[name] = engine.about
         findings.add(START_UP, name, [engine.ready_seconds, engine.resident_mib(peak=False)])
         print(f"{name}: ready after {engine.ready_seconds:.1f} s", flush=True)
+        engine.settle()
         engine.pause()
         return engine
 

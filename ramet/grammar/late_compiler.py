@@ -1,4 +1,4 @@
-"""A compiler that is made while requests are already served."""
+"""A compiler that is made while requests are already served, at low priority."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler
+from ramet.grammar.thread_priority import stand_back
 
 
 class LateCompiler:
@@ -13,7 +14,7 @@ class LateCompiler:
     `compile` what `make` raised."""
 
     def __init__(self, make: Callable[[], GrammarCompiler]) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ramet-grammar-start")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ramet-grammar-start", initializer=stand_back)
         self._made = self._thread.submit(make)
 
     def compile(self, kind: str, source: str) -> CompiledGrammar:

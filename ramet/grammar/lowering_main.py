@@ -19,7 +19,7 @@ from ramet.grammar.lowering import Lowered, lower
 from ramet.grammar.matcher import Vocabulary
 
 MAX_RECURSION = 5000
-NICER_WHEN_WARM = 10
+NICER_WHEN_WARM = 5
 LIGHT_TEXT = 1 << 14
 LIGHT_DEPTH = 500
 """Parentheses, however they are nested."""

@@ -18,8 +18,8 @@ from ramet.errors import InternalError
 
 START_TIME = 60.0
 """Seconds until the first process of a fresh nursery answers, on a busy machine."""
-NICENESS_AT_START = 5
-"""Until it is warm somebody may be waiting for it: where the model takes all cores, 15 of it would be half a minute."""
+NICENESS_AT_START = 10
+"""Half a second of processor time comes to about five where the model takes all cores: somebody may be waiting for it."""
 POLL_SECONDS = 0.05
 SAYS_TIMES = Path("/proc/self/stat").exists()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,13 +13,12 @@ import numpy.typing as npt
 
 from ramet.errors import InternalError, RametError
 from ramet.grammar.matcher import CompiledGrammar, GrammarCompiler, MaskFiller, Matcher
+from ramet.grammar.thread_priority import stand_back
 from ramet.log import get_logger
 from ramet.runtime.plan import TokenMasks
 from ramet.runtime.request import GrammarSpec
 from ramet.runtime.scheduler.contained_matcher import ALL_ALLOWED
 from ramet.runtime.scheduler.forced_runs import ForcedRuns
-
-NICENESS = 10
 
 _log = get_logger(__name__)
 
@@ -36,7 +33,7 @@ class GrammarCache:
         self._compiler = compiler
         self._vocab_size = vocab_size
         self._max_cached = max_cached
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ramet-grammar", initializer=_stand_back)
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ramet-grammar", initializer=stand_back)
         self._cached: OrderedDict[GrammarSpec, CompiledGrammar] = OrderedDict()
         self._waiting: dict[GrammarSpec, list[str]] = {}
         self._done: SimpleQueue[tuple[GrammarSpec, Compiled, float]] = SimpleQueue()
@@ -98,13 +95,6 @@ def fill_masks(matchers: Sequence[Matcher | None], vocab_size: int, filler: Mask
     bits: npt.NDArray[np.uint32] = np.full((len(matchers), -(-vocab_size // 32)), ALL_ALLOWED, dtype=np.uint32)
     filler.fill(matchers, bits)
     return TokenMasks(bits)
-
-
-def _stand_back() -> None:
-    """What a thread that compiles does itself comes after the model's threads."""
-    if hasattr(os, "SCHED_IDLE"):  # where priorities are those of threads
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + NICENESS, 19))
 
 
 def _outcome(done: Future[CompiledGrammar]) -> Compiled:
