@@ -9,12 +9,12 @@ from typing import Any
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import INFINITE, NONE, Arena
-from ramet.grammar.components import components
 from ramet.grammar.distinct_series import SERIES, DistinctSeries
+from ramet.grammar.rule_order import Group, in_groups
 
 MAX_SEARCH = 20_000
 """States that the search for the shortest text of an intersection may visit."""
-HAVE_PARTS = frozenset({"seq", "alt", "conj", "rep", "negate", "lexeme", "fresh"})
+LEAVES = frozenset({"text", "chars", "word"})
 NICE = b'0a "A1.-_:/@T'
 """Bytes that a shortest text is made of where others would do as well."""
 
@@ -33,7 +33,7 @@ class Walker:
         self._shortest: list[int] = []
         self.series = DistinctSeries(self)
         self._series_lengths: dict[int, int] = {}
-        self.groups: list[list[int]] = []  # nodes with rules in them: what leads to each other, after what it leads to
+        self.groups: list[Group] = []  # nodes with references to rules in them
         if settled is None:
             self._settle_rules()
         else:
@@ -142,25 +142,38 @@ class Walker:
         """Least fixpoints over the rules: what can be empty only grows, then lengths only fall. Nodes that lead to no rule are measured
         when they are asked for: a search among them must meet no length that is still on its way down."""
         size = len(self.arena.nodes)
-        recursive = self._recursive_nodes()
-        self.groups = self._in_groups(recursive)
         self._nullable, self._shortest = [False] * size, [-1] * size
-        for node in sorted(set(range(size)).difference(recursive)):
-            self._nullable[node] = self._is_nullable(node)
+        self.groups = in_groups(self.arena, self._settle_plain_nodes())
         for group in self.groups:
             settle(self._nullable, self._is_nullable, group)
-        self._series_lengths = {node: 0 for node in recursive if self.arena.nodes[node].op == "fresh"}
-        self._settle_lengths(recursive, size)
+        self._series_lengths = {node: 0 for group in self.groups for node in group.nodes if self.arena.nodes[node].op == "fresh"}
+        self._settle_lengths(size)
         while (lengths := self._lengths_of_series()) != {node: self._shortest[node] for node in lengths}:
             self._series_lengths = lengths
-            self._settle_lengths(recursive, size)
+            self._settle_lengths(size)
 
-    def _settle_lengths(self, recursive: list[int], size: int) -> None:
+    def _settle_plain_nodes(self) -> bytearray:
+        """Those without references to rules in them; which nodes are none."""
+        nodes, nullable = self.arena.nodes, self._nullable
+        has_refs = bytearray(len(nodes))
+        for node, (op, _) in enumerate(nodes):
+            if op == "ref":
+                has_refs[node] = True
+            elif op in LEAVES:
+                pass
+            elif any(map(has_refs.__getitem__, self.arena.parts(node))):
+                has_refs[node] = True
+            else:
+                nullable[node] = self._is_nullable(node)
+        return has_refs
+
+    def _settle_lengths(self, size: int) -> None:
         """`size`: nodes that were there before any was measured; what came later is measured again."""
         del self._shortest[size:], self._nullable[size:]
         self._texts.clear()
-        for node in recursive:
-            self._shortest[node] = INFINITE
+        for group in self.groups:
+            for node in group.nodes:
+                self._shortest[node] = INFINITE
         for group in self.groups:
             settle(self._shortest, self._length, group)
 
@@ -168,31 +181,10 @@ class Walker:
         """How long they are when items differ can be told where it is known how long items are."""
         return {node: self.series.length(node) for node in self._series_lengths}
 
-    def _recursive_nodes(self) -> list[int]:
-        """Those with references to rules in them."""
-        found: set[int] = set()
-        for node, (op, _) in enumerate(self.arena.nodes):
-            if op == "ref" or (op in HAVE_PARTS and not found.isdisjoint(self.arena.parts(node))):
-                found.add(node)
-        return sorted(found)
-
-    def _in_groups(self, nodes: list[int]) -> list[list[int]]:
-        """`nodes` that lead to each other together, and after those that they lead to."""
-        arena, place = self.arena, {node: index for index, node in enumerate(nodes)}
-
-        def inside(index: int) -> list[int]:
-            op, of = arena.nodes[nodes[index]]
-            parts = (arena.rules[of],) if op == "ref" else arena.parts(nodes[index])
-            return [place[part] for part in parts if part in place]
-
-        component = components(len(nodes), inside)
-        groups: list[list[int]] = [[] for _ in range(max(component, default=-1) + 1)]
-        for node, group in zip(nodes, component, strict=True):
-            groups[group].append(node)
-        return groups
-
     def _grow(self) -> None:
         """Nodes that came after the rules were settled stand on older ones."""
+        if len(self._nullable) == len(self.arena.nodes):
+            return
         for node in range(len(self._nullable), len(self.arena.nodes)):
             self._nullable.append(self._is_nullable(node))
             self._shortest.append(-1)
@@ -205,9 +197,9 @@ class Walker:
     def _is_nullable(self, node: int) -> bool:
         op, of = self.arena.nodes[node]
         if op in ("seq", "conj"):
-            return all(self._nullable[part] for part in of)
+            return all(map(self._nullable.__getitem__, of))
         if op == "alt":
-            return any(self._nullable[part] for part in of)
+            return any(map(self._nullable.__getitem__, of))
         if op == "rep":
             return bool(of[1] == 0 or self._nullable[of[0]])
         if op == "negate":
@@ -335,15 +327,15 @@ class Walker:
         return self.cuts(of[0]) if op == "rep" else self.cuts(self.arena.rules[of]) if op == "ref" else ()
 
 
-def settle(known: list[Any], find: Callable[[int], Any], group: list[int]) -> None:
+def settle(known: list[Any], find: Callable[[int], Any], group: Group) -> None:
     """Least fixpoint: `find` what is `known` of a group's nodes until nothing changes. What does not lead to itself is asked once."""
     changed = True
     while changed:
         changed = False
-        for node in group:
+        for node in group.nodes:
             found = find(node)
             if found != known[node]:
-                known[node], changed = found, len(group) > 1
+                known[node], changed = found, group.is_circle
 
 
 def _nice(mask: int) -> int:

@@ -13,6 +13,9 @@ from ramet.grammar.derivatives import Walker
 MANY_TEXTS = 32
 MAX_BRANCHINGS = 16
 """Within each other."""
+MANY_CHARS = 200
+"""Of a regex that is written once for all terminals in which it comes up."""
+ONE_NAME = frozenset({"lexeme", "epsilon", "text", "chars", "word"})
 PLAIN = frozenset(map(ord, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"))
 
 
@@ -31,13 +34,17 @@ class _Writer:
         self._rules: dict[int, str] = {}
         self._queue: list[int] = []
         self._terminals: dict[int, str] = {}
+        self._parts_of_terminals: dict[int, str] = {}
+        self._algebraic: dict[int, bool] = {}
 
     def lines(self) -> Iterator[str]:
         while self._queue:
             rule = self._queue.pop()
-            yield f"{self._rules[rule]}: {self.expression(self._arena.rules[rule])}"
+            yield f"{self._rules[rule]}: {self._body(self._arena.rules[rule])}"
         for node, name in self._terminals.items():
             yield f"{name}: {self._terminal(node)}"
+        for node, name in self._parts_of_terminals.items():
+            yield f"{name}: /{self._regex(node)}/"
 
     # ── rules ──
 
@@ -48,9 +55,9 @@ class _Writer:
         if op == "alt":
             return self._alternatives(of)
         if op == "rep":
-            return f"({self.expression(of[0])}){_counts(of[1], of[2])}"
+            return '""' if self._walker.is_empty(of[0]) else _whole(self.expression(of[0])) + _counts(of[1], of[2])
         if op == "ref":
-            return self._rule(of)
+            return self._rule(node)
         if op == "epsilon":
             return '""'
         if op == "fresh":
@@ -63,11 +70,29 @@ class _Writer:
             yield self.expression(first)
         yield self.expression(node)
 
-    def _alternatives(self, parts: tuple[int, ...]) -> str:
-        kept = [self.expression(part) for part in parts if part != EPSILON and not self._walker.is_empty(part)]
-        return f"({' | '.join(kept)})" + ("?" if EPSILON in parts else "")
+    def _body(self, node: int) -> str:
+        """Of a rule, where alternatives need no parentheses: those are a rule more for the engine."""
+        op, of = self._arena.nodes[node]
+        return " | ".join([*self._kept(of), *(['""'] if EPSILON in of else [])]) if op == "alt" else self.expression(node)
 
-    def _rule(self, index: int) -> str:
+    def _alternatives(self, parts: tuple[int, ...]) -> str:
+        kept = self._kept(parts)
+        found = kept[0] if len(kept) == 1 else f"({' | '.join(kept)})"
+        if EPSILON not in parts:
+            return found
+        return _whole(found) + "?" if kept else '""'
+
+    def _kept(self, parts: tuple[int, ...]) -> list[str]:
+        return [self.expression(part) for part in parts if part != EPSILON and not self._walker.is_empty(part)]
+
+    def _rule(self, node: int) -> str:
+        """Rules that are but another name are left out."""
+        rule = body = node
+        while self._arena.nodes[body].op == "ref":
+            rule, body = body, self._arena.rules[self._arena.nodes[body].of]
+        if self._arena.nodes[body].op in ONE_NAME:
+            return self.expression(body)
+        index = self._arena.nodes[rule].of
         if index not in self._rules:
             self._rules[index] = f"{self._prefix}r{index}"
             self._queue.append(index)
@@ -81,10 +106,12 @@ class _Writer:
     # ── terminals ──
 
     def _terminal(self, node: int) -> str:
-        """Regexes as far as they go; intersections and complements are the grammar's own."""
-        if not self._is_algebraic(node):
-            return f"/{self._regex(node)}/" if self._arena.nodes[node].op != "text" else self._text_terminal(node)
+        """Regexes as far as they go; intersections and complements are the grammar's own, and what is long and often used has a name."""
         op, of = self._arena.nodes[node]
+        if not self._is_algebraic(node):
+            return f"/{self._regex(node)}/" if op != "text" else self._text_terminal(node)
+        if op == "chars":
+            return self._parts_of_terminals.setdefault(node, f"{self._prefix.upper()}C{node}")
         if op == "conj":
             return "(" + " & ".join(self._terminal(part) for part in of) + ")"
         if op == "negate":
@@ -92,17 +119,34 @@ class _Writer:
         if op == "alt":
             return "(" + " | ".join(self._terminal(part) for part in of if part != EPSILON) + ")" + ("?" if EPSILON in of else "")
         if op == "rep":
-            return f"({self._terminal(of[0])}){_counts(of[1], of[2])}"
+            return _whole(self._terminal(of[0])) + _counts(of[1], of[2])
         assert op == "seq", op
-        return f"{self._terminal(of[0])} {self._terminal(of[1])}"
+        return " ".join(self._sequence(node))
+
+    def _sequence(self, node: int) -> Iterator[str]:
+        """Neighbours that are regexes as one."""
+        regex = ""
+        while node != EPSILON:
+            op, of = self._arena.nodes[node]
+            part, node = of if op == "seq" else (node, EPSILON)
+            if not self._is_algebraic(part):
+                regex += self._regex(part)
+                continue
+            yield from [f"/{regex}/"] if regex else []
+            yield self._terminal(part)
+            regex = ""
+        yield from [f"/{regex}/"] if regex else []
 
     def _is_algebraic(self, node: int) -> bool:
+        """Of a terminal: it is no regex alone."""
         op, of = self._arena.nodes[node]
-        if op in ("conj", "negate"):
-            return True
-        if op in ("seq", "alt"):
-            return any(self._is_algebraic(part) for part in of)
-        return op == "rep" and self._is_algebraic(of[0])
+        if op in ("text", "word", "epsilon"):
+            return False
+        if op == "chars":
+            return bool(of[1]) and len(_quoted_class(of[0])) >= MANY_CHARS
+        if node not in self._algebraic:
+            self._algebraic[node] = op in ("conj", "negate") or any(map(self._is_algebraic, self._arena.parts(node)))
+        return self._algebraic[node]
 
     def _text_terminal(self, node: int) -> str:
         return json.dumps(_decoded(self._arena.nodes[node].of), ensure_ascii=False)
@@ -126,6 +170,11 @@ class _Writer:
         if op == "word":
             return "".join(_byte_class(mask) for mask in of)
         return "" if op == "epsilon" else self._regex(of)
+
+
+def _whole(expression: str) -> str:
+    """As what an operator behind it is about."""
+    return expression if expression.isalnum() else f"({expression})"
 
 
 def _counts(low: int, high: int) -> str:

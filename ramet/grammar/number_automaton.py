@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
@@ -12,6 +11,8 @@ from typing import NamedTuple
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import EPSILON, NONE, Arena
+from ramet.grammar.automaton_rules import Ways, automaton_expression
+from ramet.grammar.char_ranges import Ranges, union
 from ramet.grammar.copied_expressions import copied
 
 MAX_STATES = 20_000
@@ -55,17 +56,20 @@ def _numbers(arena: Arena, numbers: NumberSet) -> int:
         numbers = numbers._replace(integer=True)
     if high is None and numbers.step is None and not numbers.avoided and low in (None, 0):
         return _unbounded(arena, numbers.integer, signed=low is None)
-    zero, parts = Decimal(0), []
-    if high is None or high >= 0:
-        parts.append(_magnitudes(arena, numbers, max(low or zero, zero), high))
-    if low is None or low < 0:
-        negative = _magnitudes(arena, numbers, max(-(high or zero), zero), None if low is None else -low)
-        parts.append(arena.seq(arena.lexeme(arena.text("-")), negative))
+    zero, minus = Decimal(0), _spelled(arena, "--")
+    positive = max(low or zero, zero), high
+    negative = max(-(high or zero), zero), None if low is None else -low
+    may_be_negative = low is None or low < 0
+    if may_be_negative and positive == negative:
+        return arena.seq(arena.optional(minus), _magnitudes(arena, numbers, *positive))
+    parts = [_magnitudes(arena, numbers, *positive)] if high is None or high >= 0 else []
+    if may_be_negative:
+        parts.append(arena.seq(minus, _magnitudes(arena, numbers, *negative)))
     return arena.alt(parts)
 
 
 def literal_number(arena: Arena, text: str) -> int:
-    return arena.seq(*[arena.lexeme(arena.text(char)) for char in text])
+    return _spelled(arena, *[char * 2 for char in text])
 
 
 def _unbounded(arena: Arena, integer: bool, signed: bool) -> int:
@@ -171,35 +175,33 @@ class _Magnitudes:
         self._longest = EXACT_DIGITS if numbers.avoided - {Fraction(1)} else None  # validators divide in floats
         least = EXACT_DIGITS if self._is_exact or self._longest else 0
         self._most = max(least, *(len(whole) for whole, _ in bounds)) + 1
-        places = [divisor.places for divisor in self._divisors]
-        self._most_places = max([len(part) for _, part in bounds] + places) + 1
-        self._rules: dict[_State, int] = {}
+        self._most_places = max((divisor.places for divisor in self._divisors), default=0)
 
     def expression(self) -> int:
         start = _State(False, 0, 0, 0, (0,) * len(self._divisors))
-        self._rules[start] = self._arena.new_rule()
+        ways: dict[_State, Ways[_State]] = {}
         queue = [start]
         while queue:
             state = queue.pop()
-            if len(self._rules) > MAX_STATES:
+            if state in ways:
+                continue
+            if len(ways) >= MAX_STATES:
                 raise GrammarError(f"numbers with these bounds and multipleOf need more than {MAX_STATES} states; use smaller ones")
-            self._arena.define(self._rules[state], self._arena.alt(self._body(state, queue)))
-        return self._rules[start]
+            steps = self._steps(state)
+            ways[state] = Ways(self._accepts(state), steps)
+            queue += steps
+        return automaton_expression(self._arena, ways, start)
 
-    def _body(self, state: _State, queue: list[_State]) -> Iterator[int]:
-        digits: dict[_State, list[tuple[int, int]]] = {}
+    def _steps(self, state: _State) -> dict[_State, Ranges]:
+        steps: dict[_State, Ranges] = {}
         for first, last in pairwise(self._cuts(state)):
             following = self._fraction_digit(state, first) if state.fraction else self._whole_digit(state, first)
             if following is not None:
-                digits.setdefault(following, []).append((first, last))
-        for following, spans in digits.items():
-            chars = self._arena.chars(tuple((48 + value, 48 + value) for span in spans for value in range(*span)))
-            yield self._arena.seq(self._arena.lexeme(chars), self._rule(following, queue))
+                steps[following] = union((*steps.get(following, ()), (48 + first, 47 + last)))
         point = None if state.fraction or self._integer else self._point(state)
         if point is not None:
-            yield self._arena.seq(self._arena.lexeme(self._arena.text(".")), self._rule(point, queue))
-        if self._accepts(state):
-            yield EPSILON
+            steps[point] = ((0x2E, 0x2E),)
+        return steps
 
     def _cuts(self, state: _State) -> list[int]:
         """Digits at which one begins to lead elsewhere, and 10: but for remainders, only those of the bounds do, and a first zero."""
@@ -212,12 +214,6 @@ class _Magnitudes:
         if not state.fraction and state.seen == 0:
             found.add(1)
         return sorted(found)
-
-    def _rule(self, state: _State, queue: list[_State]) -> int:
-        if state not in self._rules:
-            self._rules[state] = self._arena.new_rule()
-            queue.append(state)
-        return self._rules[state]
 
     def _whole_digit(self, state: _State, digit: int) -> _State | None:
         at = state.seen
@@ -256,7 +252,12 @@ class _Magnitudes:
         rests = tuple(_after_point(rest, divisor, digit, at) for rest, divisor in zip(state.rests, self._divisors, strict=True))
         if not all(divisor.can_divide(rest, at + 1) for rest, divisor in zip(rests, self._divisors, strict=True) if divisor.divides):
             return None
-        return _State(True, min(at + 1, self._most_places), low, high, rests, room=state.room - self._is_exact)
+        return _State(True, min(at + 1, self._last_place(low, high)), low, high, rests, room=state.room - self._is_exact)
+
+    def _last_place(self, low: int, high: int) -> int:
+        """From there on, where digits stand in a fraction makes no difference: bounds that they equal so far have ended."""
+        open_bounds = [bound for bound, side in ((self._low, low), (self._high, high)) if side == 0 and bound is not None]
+        return max(self._most_places, 1, *(len(part) for _, part in open_bounds))
 
     def _accepts(self, state: _State) -> bool:
         sides: tuple[int, int] | None = (state.low, state.high)

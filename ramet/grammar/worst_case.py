@@ -6,11 +6,11 @@ from ramet.grammar.arena import INFINITE, NONE
 from ramet.grammar.char_ranges import ALL
 from ramet.grammar.components import components
 from ramet.grammar.derivatives import Walker, settle
-from ramet.grammar.distinct_series import SERIES
 
 MAX_STATES = 300
 MAX_SPELLING = 12
 """Bytes of a character in a JSON string."""
+UNKNOWN = -1
 
 
 class LongestEndings:
@@ -20,14 +20,14 @@ class LongestEndings:
 
     def __init__(self, walker: Walker, settled: list[int] | None = None) -> None:
         self._walker = walker
-        self._settled = [0] * walker.num_settled if settled is None else settled
+        self._settled = [UNKNOWN] * walker.num_settled if settled is None else settled
         self._later: dict[int, int] = {}
         self._explored: dict[int, int] = {}
         self._is_bounded = self._settle() if settled is None else bool(settled)
 
     @property
     def settled(self) -> list[int]:
-        """Of the nodes that were there when the rules were settled; [] where there is no bound."""
+        """Of the nodes that were there when the rules were settled, as far as they have been asked for; [] where there is no bound."""
         return self._settled if self._is_bounded else []
 
     def of(self, node: int) -> int:
@@ -37,10 +37,9 @@ class LongestEndings:
         """Least fixpoint over the rules, if there is one."""
         if self._grows():
             return False
-        recursive = {node for group in self._walker.groups for node in group}
-        for node in range(len(self._settled)):
-            if node not in recursive:
-                self._settled[node] = self._bound(node)
+        for group in self._walker.groups:
+            for node in group.nodes:
+                self._settled[node] = 0
         for group in self._walker.groups:
             settle(self._settled, self._bound, group)
         return True
@@ -48,9 +47,9 @@ class LongestEndings:
     def _grows(self) -> bool:
         """Whether some place comes up again inside of itself with something still to be written behind it."""
         arena, walker = self._walker.arena, self._walker
-        if any(op in SERIES for op, _ in arena.nodes):
+        if walker.series.is_needed:
             return True  # its places are as many as its texts
-        nodes = [node for group in walker.groups if len(group) > 1 for node in group if not walker.is_empty(node)]
+        nodes = [node for group in walker.groups if group.is_circle for node in group.nodes if not walker.is_empty(node)]
         place = {node: index for index, node in enumerate(nodes)}
 
         def inside(index: int) -> list[int]:
@@ -66,8 +65,10 @@ class LongestEndings:
         return False
 
     def _worst(self, node: int) -> int:
-        """Nodes that came after the rules were settled stand on older ones, and are looked at when they are asked for."""
+        """Nodes without rules, and those that came after the rules were settled, are looked at when they are asked for."""
         if node < len(self._settled):
+            if self._settled[node] == UNKNOWN:
+                self._settled[node] = self._bound(node)
             return self._settled[node]
         if node not in self._later:
             self._later[node] = self._bound(node)
@@ -91,7 +92,7 @@ class LongestEndings:
         elif op in ("conj", "negate"):
             found = self._explore(node)
         elif op == "chars":
-            found = 12 if of[1] else 4
+            found = MAX_SPELLING if of[1] else len(chr(of[0][-1][1]).encode())
         elif op in ("ref", "lexeme"):
             found = worst(walker.arena.rules[of] if op == "ref" else of)
         return min(found, INFINITE)

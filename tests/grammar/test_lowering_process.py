@@ -125,8 +125,10 @@ def test_few_are_compiled_at_once_and_many_in_idle_time(monkeypatch: pytest.Monk
     monkeypatch.setattr("ramet.grammar.lowering_process.FEW", 0)
     patiently = processes.lower("regex", "ab+")
     assert at_once.text == patiently.text
-    pids = [processes._free[is_patient].get().pid for is_patient in (False, True)]
-    assert [os.sched_getscheduler(pid) for pid in pids] == [os.SCHED_OTHER, os.SCHED_IDLE]
+    kept = [processes._free[is_patient].get() for is_patient in (False, True)]
+    assert [os.sched_getscheduler(process.pid) for process in kept] == [os.SCHED_OTHER, os.SCHED_IDLE]
+    for process in kept:
+        process.close()
     processes.close()
 
 
