@@ -117,6 +117,11 @@ class ScheduleConfig:
     max_queued_requests: int | None = option(None, "requests that may wait; one more is refused with 503", low=0)
     max_prefill_tokens: int = option(16384, "prompt tokens of one step", low=1)
     chunked_prefill_size: int | None = option(None, "longest piece of one prompt per step; -1: never split", low=-1)
+    idle_chunked_prefill_size: int | None = option(
+        None,
+        "longest piece of a prompt that is alone or first in line, while no request decodes; default: four times as much on a CPU",
+        low=1,
+    )
     schedule_policy: str = option(
         "program",
         "order of the waiting queue; program: by what remains of a program, else along the tree of prompts",

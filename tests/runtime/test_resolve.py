@@ -8,7 +8,7 @@ from ramet.errors import ConfigError
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.worker_parts import WorkerSpec, flat_options
 from ramet.runtime.plan import Capacity
-from ramet.runtime.resolve import CHUNK_CPU, CHUNK_GPU, check, resolve
+from ramet.runtime.resolve import CHUNK_CPU, CHUNK_GPU, IDLE_CHUNK_CPU, check, resolve
 from tests.fakes import FAKE_MODEL
 
 CAPACITY = Capacity(num_pages=100, page_size=1, max_running=8)
@@ -22,6 +22,8 @@ def test_autos_become_values():
     config = resolved()
     assert (config.schedule.max_running_requests, config.memory.max_total_tokens) == (8, 100)
     assert config.schedule.chunked_prefill_size == CHUNK_CPU
+    assert config.schedule.idle_chunked_prefill_size == IDLE_CHUNK_CPU
+    assert resolved(chunked_prefill_size=256).schedule.idle_chunked_prefill_size is None
     assert resolved(on_gpu=True).schedule.chunked_prefill_size == CHUNK_GPU
     assert (config.model.context_length, config.model.served_model_name) == (FAKE_MODEL.context_len, "fake")
     assert config.schedule.schedule_policy == "program"

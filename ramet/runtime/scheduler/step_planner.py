@@ -140,9 +140,16 @@ class StepPlanner:
         chunk, bound = self._options.chunked_prefill_size, self._options.max_inter_token_seconds
         if chunk is None or chunk <= 0:
             return None
-        if bound is None or not any(state.is_decoding for state in self.running.values()):
-            return chunk
-        return min(chunk, self.costs.chunk_within(bound))
+        if not any(state.is_decoding for state in self.running.values()):
+            return max(chunk, self._undisputed())
+        return chunk if bound is None else min(chunk, self.costs.chunk_within(bound))
+
+    def _undisputed(self) -> int:
+        """Prompt tokens that only one request can use in these steps: it came alone, or is first in line for all of them."""
+        most, first = self._options.idle_chunked_prefill_size or 0, next(iter(self.running.values()), None)
+        if first is None:
+            return most if self.num_waiting == 1 else 0
+        return min(first.prefill_end - first.num_planned, most)
 
     def _add_decodes(self, builder: StepBuilder, budget: PrefillBudget) -> None:
         """One row for every request that decodes; when pages run out, some requests give up theirs."""

@@ -24,6 +24,26 @@ def test_outputs_are_the_models(overlap: bool, page_size: int, cache: bool) -> N
     assert all(end.finish is not None and end.finish.kind is FinishKind.LENGTH for end in drive.ends.values())
 
 
+def test_a_prompt_that_came_alone_takes_larger_pieces_from_the_start() -> None:
+    drive = Drive(chunked_prefill_size=8, idle_chunked_prefill_size=20)
+    drive.add(request("long", range(1, 31), 1))
+    plans = [drive.step(), drive.step()]
+    assert [len(plan.rows[0].token_ids) for plan in plans if plan is not None] == [20, 10]
+
+
+def test_a_prompt_that_has_begun_takes_larger_pieces_while_nobody_decodes() -> None:
+    drive = Drive(chunked_prefill_size=8, idle_chunked_prefill_size=20)
+    drive.add(request("long", range(1, 61), 9), request("next", range(101, 161), 2))
+    sizes = []
+    while drive.scheduler.has_work:
+        plan = drive.step()
+        assert plan is not None
+        sizes.append({row.request_id: len(row.token_ids) for row in plan.rows})
+    assert sizes[:5] == [{"long": 8}, {"long": 20}, {"long": 20}, {"long": 12}, {"long": 1, "next": 8}]
+    assert all(step.get("next", 0) <= 8 for step in sizes)
+    drive.assert_outputs()
+
+
 def test_decode_rows_are_in_every_plan_and_prefill_gets_the_rest() -> None:
     drive = Drive(chunked_prefill_size=8)
     drive.add(request("decodes", [50, 51], 50))

@@ -19,8 +19,10 @@ constexpr int kRows = 6;    // of these, multiplied at a time
 constexpr float kWeightBits = 12.0f;
 constexpr float kUnseen = -1e30f, kLowest = -1e29f;  // score of a key that a query does not see; the least that a maximum can be
 
-// dots[6][16] = a[6, pairs] b[pairs, 16] in pairs of 16-bit integers. Not inlined, since the sums then stay in registers.
-[[gnu::noinline]] inline void multiply(const int32_t* a, int lda, const int32_t* b, int pairs, float* dots) {
+// put(i, sums): of row i and sixteen columns, as floats, a[6, pairs] b[pairs, 16] in pairs of 16-bit integers. Not inlined, since the sums then
+// stay in registers.
+template <class Put>
+[[gnu::noinline]] void multiply(const int32_t* a, int lda, const int32_t* b, int pairs, const Put& put) {
   __m256i acc[kRows][2];
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) acc[i][0] = acc[i][1] = _mm256_setzero_si256();
@@ -35,8 +37,7 @@ constexpr float kUnseen = -1e30f, kLowest = -1e29f;  // score of a key that a qu
     }
   }
 #pragma GCC unroll 6
-  for (int i = 0; i < kRows; ++i)
-    for (int h = 0; h < 2; ++h) _mm256_store_ps(dots + 16 * i + 8 * h, _mm256_cvtepi32_ps(acc[i][h]));
+  for (int i = 0; i < kRows; ++i) put(i, _mm256_cvtepi32_ps(acc[i][0]), _mm256_cvtepi32_ps(acc[i][1]));
 }
 
 // Per-thread buffers. Rows, kQueries · G of them rounded up to whole groups, are one head of one query each.
@@ -122,17 +123,14 @@ struct IntegerAttention {
   static void put_scores(const Tile& tile, const int16_t* q, const float* q_scale, int n, int d, float* s) {
     const float *scale = tile.key_scale, *log = tile.value_log;
     const int32_t *pairs = reinterpret_cast<const int32_t*>(q), *keys = tile.keys;
-    alignas(64) float dots[kRows * 16];
     for (int r = 0; r < kGroup; r += kRows)
       for (int j = 0; j < n; j += 16) {
-        multiply(pairs + r * (d / 2), d / 2, keys + j * (d / 2), d / 2, dots);
-        for (int h = 0; h < 16; h += 8) {
-          const __m256 by = _mm256_loadu_ps(scale + j + h), plus = _mm256_loadu_ps(log + j + h);
-          for (int i = 0; i < kRows; ++i) {
-            const __m256 scaled = _mm256_mul_ps(by, _mm256_load_ps(dots + 16 * i + h));
-            _mm256_storeu_ps(s + (r + i) * kKeys + j + h, _mm256_fmadd_ps(scaled, _mm256_broadcast_ss(q_scale + r + i), plus));
-          }
-        }
+        const auto put = [by = scale + j, plus = log + j, row_scale = q_scale + r, to = s + r * kKeys + j](int i, __m256 low, __m256 high) {
+          const __m256 f = _mm256_broadcast_ss(row_scale + i);
+          _mm256_storeu_ps(to + i * kKeys, _mm256_fmadd_ps(_mm256_mul_ps(_mm256_loadu_ps(by), low), f, _mm256_loadu_ps(plus)));
+          _mm256_storeu_ps(to + i * kKeys + 8, _mm256_fmadd_ps(_mm256_mul_ps(_mm256_loadu_ps(by + 8), high), f, _mm256_loadu_ps(plus + 8)));
+        };
+        multiply(pairs + r * (d / 2), d / 2, keys + j * (d / 2), d / 2, put);
       }
   }
 
@@ -171,16 +169,15 @@ struct IntegerAttention {
 
   static void add_values(const Tile& tile, const int16_t* p, const float* keep, const float* weight, int n, int d, float* o) {
     const int32_t *pairs = reinterpret_cast<const int32_t*>(p), *values = tile.values;
-    alignas(64) float dots[kRows * 16];
     for (int r = 0; r < kGroup; r += kRows)
       for (int c = 0; c < d; c += 16) {
-        multiply(pairs + r * (kKeys / 2), kKeys / 2, values + c * (kKeys / 2), n / 2, dots);
-        for (int i = 0; i < kRows; ++i) {
-          const __m256 old = _mm256_broadcast_ss(keep + r + i), now = _mm256_broadcast_ss(weight + r + i);
-          float* to = o + (r + i) * d + c;
-          for (int h = 0; h < 16; h += 8)
-            _mm256_storeu_ps(to + h, _mm256_fmadd_ps(now, _mm256_load_ps(dots + 16 * i + h), _mm256_mul_ps(old, _mm256_loadu_ps(to + h))));
-        }
+        const auto put = [d, old = keep + r, now = weight + r, to = o + r * d + c](int i, __m256 low, __m256 high) {
+          const __m256 k = _mm256_broadcast_ss(old + i), w = _mm256_broadcast_ss(now + i);
+          float* at = to + i * d;
+          _mm256_storeu_ps(at, _mm256_fmadd_ps(w, low, _mm256_mul_ps(k, _mm256_loadu_ps(at))));
+          _mm256_storeu_ps(at + 8, _mm256_fmadd_ps(w, high, _mm256_mul_ps(k, _mm256_loadu_ps(at + 8))));
+        };
+        multiply(pairs + r * (kKeys / 2), kKeys / 2, values + c * (kKeys / 2), n / 2, put);
       }
   }
 
