@@ -6,7 +6,8 @@ An expression is a number in an `Arena`, which keeps equal ones once. Rules (`re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from ramet.grammar.char_ranges import Ranges, json_words, utf8_words
@@ -29,13 +30,18 @@ class Node(NamedTuple):
     of: Any
 
 
+as_node: Callable[[tuple[str, Any]], Node] = partial(tuple.__new__, Node)
+"""As `Node._make`, which takes five times as long."""
+
+
 class Arena:
     """Grows only. `rules[i]` is the body of rule i, set by `define`."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.rules: list[int] = []
-        self._known: dict[Node, int] = {}
+        self._known: dict[tuple[str, Any], int] = {}
+        self.copies: dict[object, int] = {}  # by what they are copies of; see `copied_expressions`
         self._intern("none", ())
         self._intern("epsilon", ())
 
@@ -64,7 +70,11 @@ class Arena:
     def alt(self, parts: Iterable[int]) -> int:
         flat: set[int] = set()
         for part in parts:
-            flat.update(self.nodes[part].of if self.nodes[part].op == "alt" else (part,))
+            op, of = self.nodes[part]
+            if op == "alt":
+                flat.update(of)
+            else:
+                flat.add(part)
         flat.discard(NONE)
         if len(flat) < 2:
             return flat.pop() if flat else NONE
@@ -161,9 +171,9 @@ class Arena:
         return self._intern("seq", (first, rest))
 
     def _intern(self, op: str, of: Any) -> int:
-        node = Node(op, of)
-        found = self._known.get(node)
+        found = self._known.get((op, of))
         if found is None:
+            node = as_node((op, of))
             found = self._known[node] = len(self.nodes)
             self.nodes.append(node)
         return found
@@ -173,5 +183,5 @@ class Arena:
         """As another was: `nodes` in its order."""
         arena = cls()
         arena.nodes, arena.rules = nodes, rules
-        arena._known = {node: index for index, node in enumerate(nodes)}
+        arena._known = dict(zip(nodes, range(len(nodes)), strict=True))
         return arena

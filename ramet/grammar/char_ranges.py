@@ -43,6 +43,13 @@ def intersect(one: Ranges, other: Ranges) -> Ranges:
     return complement((*complement(one), *complement(other)))
 
 
+@lru_cache(maxsize=1024)
+def least_len(ranges: Ranges, quoted: bool) -> int:
+    """Bytes of the shortest spelling."""
+    return min(map(len, json_words(ranges) if quoted else utf8_words(ranges)))
+
+
+@lru_cache(maxsize=1024)
 def utf8_words(ranges: Ranges) -> list[Word]:
     words: list[Word] = []
     for low, high in intersect(ranges, ALL):

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import wraps
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 from ramet.grammar.arena import Arena
 
@@ -42,16 +41,15 @@ class _Copied:
         self._root = make(arena)
         self._rules: dict[int, int] = {}
         self._nodes = [(index, arena.nodes[index]) for index in sorted(self._reachable(arena))]  # parts come before what they are in
-        self._placed: WeakKeyDictionary[Arena, int] = WeakKeyDictionary()
 
     @property
     def size(self) -> int:
         return len(self._nodes)
 
     def place(self, arena: Arena) -> int:
-        found = self._placed.get(arena)
+        found = arena.copies.get(self)
         if found is None:
-            found = self._placed[arena] = self._copy(arena)
+            found = arena.copies[self] = self._copy(arena)
         return found
 
     def _reachable(self, arena: Arena) -> set[int]:

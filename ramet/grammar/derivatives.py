@@ -9,12 +9,13 @@ from typing import Any
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import INFINITE, NONE, Arena
+from ramet.grammar.char_ranges import least_len
 from ramet.grammar.distinct_series import SERIES, DistinctSeries
 from ramet.grammar.rule_order import Group, in_groups
 
 MAX_SEARCH = 20_000
 """States that the search for the shortest text of an intersection may visit."""
-LEAVES = frozenset({"text", "chars", "word"})
+TEXTS = frozenset({"text", "word"})
 NICE = b'0a "A1.-_:/@T'
 """Bytes that a shortest text is made of where others would do as well."""
 
@@ -56,12 +57,11 @@ class Walker:
 
     def shortest(self, node: int) -> int:
         """Bytes of its shortest text; INFINITE when it has none."""
-        self._grow()
-        length = self._shortest[node]
-        return length if length >= 0 else self._measure(node)
+        return self._known(node)
 
     def nullable(self, node: int) -> bool:
-        self._grow()
+        if node >= len(self._nullable):
+            self._grow()
         return self._nullable[node]
 
     def witness(self, node: int) -> bytes:
@@ -156,10 +156,12 @@ class Walker:
         """Those without references to rules in them; which nodes are none."""
         nodes, nullable = self.arena.nodes, self._nullable
         has_refs = bytearray(len(nodes))
-        for node, (op, _) in enumerate(nodes):
+        for node, (op, of) in enumerate(nodes):
             if op == "ref":
                 has_refs[node] = True
-            elif op in LEAVES:
+            elif op in TEXTS:
+                self._shortest[node] = len(of)
+            elif op == "chars":
                 pass
             elif any(map(has_refs.__getitem__, self.arena.parts(node))):
                 has_refs[node] = True
@@ -183,8 +185,6 @@ class Walker:
 
     def _grow(self) -> None:
         """Nodes that came after the rules were settled stand on older ones."""
-        if len(self._nullable) == len(self.arena.nodes):
-            return
         for node in range(len(self._nullable), len(self.arena.nodes)):
             self._nullable.append(self._is_nullable(node))
             self._shortest.append(-1)
@@ -222,7 +222,7 @@ class Walker:
         elif op in ("text", "word", "epsilon"):
             found = len(of)
         elif op == "chars":
-            found = self._known(self._spell(node))
+            found = least_len(*of)
         elif op == "rep":
             found = self._known(of[0]) * of[1]
         elif op in ("ref", "lexeme"):
@@ -257,7 +257,8 @@ class Walker:
         if op == "rep":
             return self.witness(of[0]) * of[1] if of[1] else b""
         if op == "alt":
-            return min((self.witness(part) for part in of if self.shortest(part) == self.shortest(node)), key=_nicety)
+            length = self.shortest(node)
+            return min((self.witness(part) for part in of if self.shortest(part) == length), key=_nicety)
         if op == "seq":
             return self.witness(node)
         if op in ("conj", "negate"):

@@ -6,7 +6,7 @@ import base64
 import marshal
 from typing import NamedTuple
 
-from ramet.grammar.arena import Arena, Node
+from ramet.grammar.arena import Arena, as_node
 from ramet.grammar.derivatives import Walker
 from ramet.grammar.worst_case import LongestEndings
 
@@ -33,5 +33,5 @@ class Language(NamedTuple):
     def load(cls, dumped: bytes) -> Language:
         """Only for what one's own process has dumped."""
         start, nodes, rules, nullable, shortest, worst = marshal.loads(base64.b64decode(dumped))
-        walker = Walker(Arena.of(list(map(Node._make, nodes)), rules), (nullable, shortest))
+        walker = Walker(Arena.of(list(map(as_node, nodes)), rules), (nullable, shortest))
         return cls(walker, start, LongestEndings(walker, worst))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -16,7 +17,8 @@ MAX_BRANCHINGS = 16
 MANY_CHARS = 200
 """Of a regex that is written once for all terminals in which it comes up."""
 ONE_NAME = frozenset({"lexeme", "epsilon", "text", "chars", "word"})
-PLAIN = frozenset(map(ord, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"))
+SPELLED = {code: chr(code) if re.match(r"\w", chr(code)) else f"\\x{{{code:x}}}" for code in range(128)}
+"""In a regex, whatever stands beside it."""
 
 
 def write_rules(walker: Walker, start: int, prefix: str = "") -> tuple[str, list[str]]:
@@ -202,11 +204,11 @@ def _decoded(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    return "".join([_char(ord(char)) for char in text])
+    return text.translate(SPELLED) if text.isascii() else "".join([_char(ord(char)) for char in text])
 
 
 def _char(code: int) -> str:
-    return chr(code) if code in PLAIN else f"\\x{{{code:x}}}"
+    return SPELLED.get(code) or f"\\x{{{code:x}}}"
 
 
 def _class(ranges: Ranges) -> str:
@@ -222,12 +224,15 @@ def _quoted_class(ranges: Ranges) -> str:
     return "(?:" + "|".join(options) + ")"
 
 
+@lru_cache(maxsize=1024)
 def _byte_class(mask: int) -> str:
-    codes = [code for code in range(256) if mask >> code & 1]
+    if mask == (1 << 256) - 1:
+        return "(?s:.)"
     ranges: list[tuple[int, int]] = []
-    for code in codes:
-        if ranges and ranges[-1][1] == code - 1:
-            ranges[-1] = (ranges[-1][0], code)
-        else:
-            ranges.append((code, code))
-    return "(?s:.)" if len(codes) == 256 else _class(tuple(ranges))
+    while mask:
+        low = (mask & -mask).bit_length() - 1
+        gap = mask + (1 << low)  # the carry runs through to where the ones end
+        high = (gap & -gap).bit_length() - 1
+        ranges.append((low, high - 1))
+        mask &= -1 << high
+    return _class(tuple(ranges))

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import select
 import signal
 import socket
 import sys
@@ -34,6 +35,14 @@ WARM_UP: dict[str, Any] = {
     },
     "required": ["a"],
 }
+COMMON: tuple[dict[str, Any], ...] = (
+    *({"type": kind} for kind in ("string", "number", "integer", "array", "object")),
+    *({"type": "integer", "minimum": low} for low in (0, 1)),
+    *({"type": "string", "format": name} for name in ("date", "time", "email", "uuid", "uri", "hostname", "ipv4", "ipv6", "duration")),
+)
+"""What many schemas hold. Expressions of it are remembered, see `copied_expressions`."""
+IDLE_SECONDS = 5.0
+"""Until it is made ahead."""
 
 
 def main() -> None:
@@ -45,9 +54,10 @@ def main() -> None:
     pieces = tuple(bytes([byte]) for byte in range(256))
     compiler = LlguidanceCompiler(Vocabulary((*pieces, b""), frozenset({256}), (256,), 257), bounded=False)
     compiler.assemble(lower("json_schema", json.dumps(WARM_UP)))
-    gc.freeze()
     os.nice(NICER_WHEN_WARM)
-    while connections := socket.recv_fds(control, 1, 1)[1]:
+    common = [json.dumps(schema) for schema in COMMON]
+    while connections := _next_connections(control, common):
+        gc.freeze()
         if os.fork() == 0:
             control.close()
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -55,6 +65,15 @@ def main() -> None:
             os._exit(0)
         os.close(connections[0])
     os.killpg(0, signal.SIGKILL)  # the parent is gone
+
+
+def _next_connections(control: socket.socket, common: list[str]) -> list[int]:
+    """None: there will be no more. While none comes, what is `common` is made here once, so that no child has to."""
+    patience = IDLE_SECONDS
+    while common and not select.select([control], [], [], patience)[0]:
+        lower("json_schema", common.pop())
+        patience = 0.0
+    return list(socket.recv_fds(control, 1, 1)[1])
 
 
 def _serve(compiler: LlguidanceCompiler, connection: socket.socket) -> None:

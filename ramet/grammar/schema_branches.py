@@ -166,7 +166,10 @@ def least(one: int | None, other: int | None) -> int | None:
 
 def text_of(value: Any) -> str:
     """The one way in which a value is written: compact, and a whole number without its fraction."""
-    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
+    return _COMPACT.encode(_plain(value))
+
+
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def same(one: str, other: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ramet.grammar.arena import INFINITE, NONE
 from ramet.grammar.char_ranges import ALL
 from ramet.grammar.components import components
-from ramet.grammar.derivatives import Walker, settle
+from ramet.grammar.derivatives import TEXTS, Walker, settle
 
 MAX_STATES = 300
 MAX_SPELLING = 12
@@ -37,6 +37,9 @@ class LongestEndings:
         """Least fixpoint over the rules, if there is one."""
         if self._grows():
             return False
+        for node, (op, of) in enumerate(self._walker.arena.nodes[: len(self._settled)]):
+            if op in TEXTS:
+                self._settled[node] = len(of)
         for group in self._walker.groups:
             for node in group.nodes:
                 self._settled[node] = 0

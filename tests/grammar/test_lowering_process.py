@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from ramet.errors import GrammarError, QueueFull, RametError
+from ramet.grammar import lowering_main
 from ramet.grammar.compiler import create_grammar_compiler
 from ramet.grammar.language import Language
 from ramet.grammar.lowering import lower
@@ -143,6 +145,27 @@ def test_a_constraint_that_starves_in_idle_time_begins_anew_outside_of_it(monkey
         assert processes.lower("json_schema", LARGE).text == lower("json_schema", LARGE).text
     assert len(set_back) == 1
     processes.close()
+
+
+def test_what_many_schemas_hold_is_made_while_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    common = [json.dumps(schema) for schema in lowering_main.COMMON]
+    socket.send_fds(ours, [b"+"], [ours.fileno()])
+    connections = lowering_main._next_connections(theirs, common)
+    assert len(connections) == 1 and len(common) == len(lowering_main.COMMON)  # who asks comes first
+    os.close(connections[0])
+    monkeypatch.setattr("ramet.grammar.lowering_main.IDLE_SECONDS", 0.0)
+    found: list[list[int]] = []
+    waiting = threading.Thread(target=lambda: found.append(lowering_main._next_connections(theirs, common)))
+    waiting.start()
+    deadline = time.monotonic() + 60
+    while common and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not common and not found
+    ours.close()
+    waiting.join(60)
+    assert found == [[]]
+    theirs.close()
 
 
 @pytest.mark.parametrize(
