@@ -57,7 +57,7 @@ class _Mother:
             path = os.pathsep.join(path for path in sys.path if path)
             environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}  # who forks has one thread
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env=environment)
-        niceness = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS_AT_START
+        niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + NICENESS_AT_START  # this thread itself may stand back
         os.setpriority(os.PRIO_PROCESS, self._process.pid, min(niceness, 19))  # the model comes first
 
     def adopt(self, connection: socket.socket) -> bool:
