@@ -102,6 +102,16 @@ def _aligned(low: tuple[int, ...], high: tuple[int, ...], first: int, last: int)
         yield (_mask(start, stop), *[_mask(first, last)] * len(least))
 
 
+@lru_cache(maxsize=4096)
+def edges(mask: int) -> frozenset[int]:
+    """Bytes at which a run of bytes that are in the set, or are not, begins; 256 after its last."""
+    found, changes = [], mask ^ mask << 1
+    while changes:
+        found.append((changes & -changes).bit_length() - 1)
+        changes &= changes - 1
+    return frozenset(found)
+
+
 def _mask(low: int, high: int) -> int:
     return (1 << (high + 1)) - (1 << low)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import INFINITE, NONE, Arena
-from ramet.grammar.char_ranges import least_len
+from ramet.grammar.char_ranges import edges, least_len
 from ramet.grammar.distinct_series import SERIES, DistinctSeries
 from ramet.grammar.rule_order import Group, in_groups
 
@@ -146,7 +146,8 @@ class Walker:
         self.groups = in_groups(self.arena, self._settle_plain_nodes())
         for group in self.groups:
             settle(self._nullable, self._is_nullable, group)
-        self._series_lengths = {node: 0 for group in self.groups for node in group.nodes if self.arena.nodes[node].op == "fresh"}
+        if self.series.is_needed:
+            self._series_lengths = {node: 0 for group in self.groups for node in group.nodes if self.arena.nodes[node].op == "fresh"}
         self._settle_lengths(size)
         while (lengths := self._lengths_of_series()) != {node: self._shortest[node] for node in lengths}:
             self._series_lengths = lengths
@@ -154,7 +155,7 @@ class Walker:
 
     def _settle_plain_nodes(self) -> bytearray:
         """Those without references to rules in them; which nodes are none."""
-        nodes, nullable = self.arena.nodes, self._nullable
+        nodes, parts, nullable = self.arena.nodes, self.arena.parts, self._nullable
         has_refs = bytearray(len(nodes))
         for node, (op, of) in enumerate(nodes):
             if op == "ref":
@@ -163,7 +164,7 @@ class Walker:
                 self._shortest[node] = len(of)
             elif op == "chars":
                 pass
-            elif any(map(has_refs.__getitem__, self.arena.parts(node))):
+            elif any(map(has_refs.__getitem__, parts(node))):
                 has_refs[node] = True
             else:
                 nullable[node] = self._is_nullable(node)
@@ -200,15 +201,15 @@ class Walker:
             return all(map(self._nullable.__getitem__, of))
         if op == "alt":
             return any(map(self._nullable.__getitem__, of))
+        if op in ("ref", "lexeme"):
+            return bool(self._nullable[self.arena.rules[of] if op == "ref" else of])
         if op == "rep":
             return bool(of[1] == 0 or self._nullable[of[0]])
         if op == "negate":
-            return not bool(self._nullable[of])
-        if op == "ref":
-            return bool(self._nullable[self.arena.rules[of]])
+            return not self._nullable[of]
         if op == "within":
-            return all(self._nullable[part] for part in self.series.ending(node))
-        return bool(self._nullable[of]) if op == "lexeme" else op == "epsilon"
+            return all(map(self._nullable.__getitem__, self.series.ending(node)))
+        return op == "epsilon"
 
     def _length(self, node: int) -> int:
         op, of = self.arena.nodes[node]
@@ -218,15 +219,15 @@ class Walker:
         elif op == "seq":
             found = self._known(of[0]) + self._known(of[1])
         elif op == "alt":
-            found = min(self._known(part) for part in of)
-        elif op in ("text", "word", "epsilon"):
-            found = len(of)
+            found = min(map(self._known, of))
+        elif op in ("ref", "lexeme"):
+            found = self._known(self.arena.rules[of] if op == "ref" else of)
         elif op == "chars":
             found = least_len(*of)
         elif op == "rep":
             found = self._known(of[0]) * of[1]
-        elif op in ("ref", "lexeme"):
-            found = self._known(self.arena.rules[of] if op == "ref" else of)
+        elif op in TEXTS:
+            found = len(of)
         elif op in SERIES:
             found = self._length_of_series(node)
         return min(found, INFINITE)
@@ -314,7 +315,7 @@ class Walker:
         if op == "text":
             return ord(of[0]), ord(of[0]) + 1
         if op == "word":
-            return (bit for bit in range(257) if ((of[0] >> bit) ^ (of[0] << 1 >> bit)) & 1)
+            return edges(of[0])
         if op in ("alt", "conj"):
             return frozenset().union(*(self.cuts(part) for part in of))
         if op == "seq":

@@ -3,7 +3,7 @@ are older than it: circles are looked for among rules, of which there are a tent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ramet.grammar.arena import Arena
@@ -20,29 +20,36 @@ class Group(NamedTuple):
 
 def in_groups(arena: Arena, has_refs: Sequence[int]) -> list[Group]:
     """All nodes with `has_refs`: that are or hold references to rules. What is part of no rule comes last."""
-    bodies = [_body(arena, root, has_refs) for root in arena.rules]
-    inside = [{arena.nodes[node].of for node in body if arena.nodes[node].op == "ref"} for body in bodies]
+    bodies, inside = [], []
+    for root in arena.rules:
+        body, refs = _body(arena, root, has_refs)
+        bodies.append(body)
+        inside.append(refs)
     component = components(len(bodies), inside.__getitem__)
-    rules: list[list[int]] = [[] for _ in range(max(component, default=-1) + 1)]
+    circles: list[list[int]] = [[] for _ in range(max(component, default=-1) + 1)]
     for rule, number in enumerate(component):
-        rules[number].append(rule)
-    is_placed = bytearray(len(has_refs))
-    groups = [Group(_placed(is_placed, (bodies[rule] for rule in some)), len(some) > 1 or some[0] in inside[some[0]]) for some in rules]
-    return [*groups, Group([node for node, has in enumerate(has_refs) if has and not is_placed[node]], False)]
+        circles[number].append(rule)
+    groups, is_left = [], bytearray(has_refs)
+    for rules in circles:
+        nodes = bodies[rules[0]] if len(rules) == 1 else set[int]().union(*(bodies[rule] for rule in rules))
+        fresh = sorted([node for node in nodes if is_left[node]])
+        for node in fresh:
+            is_left[node] = False
+        groups.append(Group(fresh, len(rules) > 1 or rules[0] in inside[rules[0]]))
+    return [*groups, Group([node for node, left in enumerate(is_left) if left], False)]
 
 
-def _body(arena: Arena, root: int, has_refs: Sequence[int]) -> set[int]:
-    found, queue = set[int](), [root]
+def _body(arena: Arena, root: int, has_refs: Sequence[int]) -> tuple[set[int], set[int]]:
+    """Nodes with references, and the rules that these are to."""
+    nodes, parts = arena.nodes, arena.parts
+    found, refs, queue = set[int](), set[int](), [root] if has_refs[root] else []
     while queue:
         node = queue.pop()
-        if has_refs[node] and node not in found:
+        if node not in found:
             found.add(node)
-            queue += arena.parts(node)
-    return found
-
-
-def _placed(is_placed: bytearray, bodies: Iterable[set[int]]) -> list[int]:
-    fresh = sorted(node for node in set[int]().union(*bodies) if not is_placed[node])
-    for node in fresh:
-        is_placed[node] = True
-    return fresh
+            op, of = nodes[node]
+            if op == "ref":
+                refs.add(of)
+            else:
+                queue += [part for part in parts(node) if has_refs[part]]
+    return found, refs
