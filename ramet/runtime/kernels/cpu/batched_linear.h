@@ -134,8 +134,8 @@ struct PanelPair {
 };
 
 // Rows begin … end-1 (begin a multiple of four) of weight panels: PANELS of `pair`. `next`: which probably comes afterwards.
-template <int PANELS, class Put>
-inline void batched_panels(const Linear& w, PanelPair pair, PanelPair next, UnpackedBlock* unpacked, const RowPanel* x, int64_t begin, int64_t end, const Put& put) {
+template <int PANELS, class Fetch, class Put>
+inline void batched_panels(const Linear& w, PanelPair pair, PanelPair next, UnpackedBlock* unpacked, const RowPanel* x, int64_t begin, int64_t end, const Fetch& fetch, const Put& put) {
   const int blocks = w.k / kBlock, panels[2] = {pair.first, pair.second};
   const uint8_t* fetched[2] = {w.panel(next.first), w.panel(std::max(next.second, 0))};
   __m256 start[PANELS], acc[kTogether * PANELS];
@@ -145,14 +145,16 @@ inline void batched_panels(const Linear& w, PanelPair pair, PanelPair next, Unpa
   }
   for (int64_t row = begin; row < end; row += kTogether) {
     for (int i = 0; i < kTogether * PANELS; ++i) acc[i] = start[i % PANELS];
+    for (int r = 0; r < std::min<int64_t>(kTogether, end - row); ++r) fetch(row + r, pair);
     tile4<PANELS>(unpacked, blocks, x + row / kTogether * blocks, acc, row == begin ? fetched : nullptr);
     for (int r = 0; r < std::min<int64_t>(kTogether, end - row); ++r) put(row + r, pair, acc + r * PANELS);
   }
 }
 
 // put(row, pair, sums) for every row and each of `pairs` pairs of panels, where pair_at(i) is the i-th; sums: of the pair's columns, eight a vector.
-template <class PairAt, class Put>
-inline void batched(Pool& pool, const Linear& w, const Activations& x, int64_t rows, LinearRoom& room, int pairs, const PairAt& pair_at, const Put& put) {
+// fetch(row, pair) comes first: where put will write lies beyond the second-level cache.
+template <class PairAt, class Fetch, class Put>
+inline void batched(Pool& pool, const Linear& w, const Activations& x, int64_t rows, LinearRoom& room, int pairs, const PairAt& pair_at, const Fetch& fetch, const Put& put) {
   constexpr int64_t kMany = 128;  // rows for which one pair is enough for a piece: the threads' ends come together
   const int64_t row_panels = (rows + kTogether - 1) / kTogether;
   const int blocks = w.k / kBlock, threads = pool.num_threads();
@@ -167,8 +169,8 @@ inline void batched(Pool& pool, const Linear& w, const Activations& x, int64_t r
       const int64_t end = std::min(rows, begin + kTile);
       for (int i = first; i < last; ++i) {
         const PanelPair pair = pair_at(i), next = pair_at(i + 1 < last ? i + 1 : end < rows ? first : other);
-        if (pair.second < 0) batched_panels<1>(w, pair, next, room.unpacked[thread].data(), packed, begin, end, put);
-        else batched_panels<2>(w, pair, next, room.unpacked[thread].data(), packed, begin, end, put);
+        if (pair.second < 0) batched_panels<1>(w, pair, next, room.unpacked[thread].data(), packed, begin, end, fetch, put);
+        else batched_panels<2>(w, pair, next, room.unpacked[thread].data(), packed, begin, end, fetch, put);
       }
     }
   });
@@ -184,7 +186,8 @@ inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t ro
   if (!room.batches(w, rows))
     return pool.share(panels, pool.num_threads() * 8, [&](int first, int last, int) { rows_range(w, first, last, x, 0, rows, y, add); });
   const auto pair_at = [&](int i) { return PanelPair{2 * i, 2 * i + 1 < panels ? 2 * i + 1 : -1}; };
-  batched(pool, w, x, rows, room, (panels + 1) / 2, pair_at, [&](int64_t row, PanelPair pair, const __m256* sums) {
+  const auto fetch = [&](int64_t row, PanelPair pair) { __builtin_prefetch(y + row * w.n + pair.first * kPanel, 1); };
+  batched(pool, w, x, rows, room, (panels + 1) / 2, pair_at, fetch, [&](int64_t row, PanelPair pair, const __m256* sums) {
     put8(row, pair.first, sums[0]);
     if (pair.second >= 0) put8(row, pair.second, sums[1]);
   });
@@ -193,7 +196,8 @@ inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t ro
 // y [rows, n/2] = silu(gate) ∘ up, where x wᵀ + bias = [gate, up]; for rows that `room` batches.
 inline void gated_linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, LinearRoom& room) {
   const int pairs = w.n / kPanel / 2;
-  batched(pool, w, x, rows, room, pairs, [&](int i) { return PanelPair{i, i + pairs}; }, [&](int64_t row, PanelPair pair, const __m256* sums) {
+  const auto fetch = [&](int64_t row, PanelPair pair) { __builtin_prefetch(y + row * (w.n / 2) + pair.first * kPanel, 1); };
+  batched(pool, w, x, rows, room, pairs, [&](int i) { return PanelPair{i, i + pairs}; }, fetch, [&](int64_t row, PanelPair pair, const __m256* sums) {
     _mm256_storeu_ps(y + row * (w.n / 2) + pair.first * kPanel, gated8(sums[0], sums[1]));
   });
 }
