@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 from ramet.errors import Cancelled
-from ramet.lang.runner import wait_for
+from ramet.lang.runner import on_loop, wait_for
 from ramet.lang.streaming import DONE, next_or_done
 from ramet.lang.track import Track
 from ramet.program.timeline import span_to_json
@@ -49,9 +49,12 @@ class ProgramState:
     def get_var(self, name: str) -> Any:
         if self._track.ready(name):
             return self._track.variables[name]
-        return wait_for(self._loop, lambda: self.aget_var(name))
+        return wait_for(self._loop, lambda: self._value(name))
 
     async def aget_var(self, name: str) -> Any:
+        return await on_loop(self._loop, lambda: self._value(name))
+
+    async def _value(self, name: str) -> Any:
         if self._done:
             self._outcome()
         try:
@@ -113,13 +116,19 @@ class ProgramState:
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """New text as it is generated: of one variable, or the whole transcript up to the program's end."""
-        stream = self.text_async_iter(var_name)
+        stream = self._pieces(var_name, return_meta_data=False)
         while (piece := wait_for(self._loop, lambda: next_or_done(stream))) is not DONE:
             yield piece
 
     async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
         """`text_iter`, awaited. With `return_meta_data`, pairs of a variable's new text and what is known of it by then; the last pair
-        brings the whole meta info (also the logprobs) and no more text."""
+        brings the whole meta info (also the logprobs) and no more text. Any event loop may read,
+        also one from which `run(stream=True)` was called."""
+        stream = self._pieces(var_name, return_meta_data)
+        while (piece := await on_loop(self._loop, lambda: next_or_done(stream))) is not DONE:
+            yield piece
+
+    async def _pieces(self, var_name: str | None, return_meta_data: bool) -> AsyncIterator[Any]:
         try:
             async for piece in self._track.stream(var_name, lambda: self._done):
                 yield (piece, self._track.meta.get(var_name, {})) if return_meta_data and var_name is not None else piece
@@ -141,7 +150,7 @@ class ProgramState:
 
     def __await__(self) -> Generator[Any, None, ProgramState]:
         """`await result`: wait for the program's end."""
-        yield from self._ended().__await__()
+        yield from on_loop(self._loop, self._ended).__await__()
         return self
 
     @property

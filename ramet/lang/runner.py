@@ -13,6 +13,8 @@ from ramet.lang.bridge import in_body, suspend
 
 T = TypeVar("T")
 
+LOOP_ENDED = "the event loop of this program has ended before the program did"
+
 
 class Runner:
     """Owns one event loop in one daemon thread."""
@@ -53,13 +55,23 @@ def wait_for(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, 
             "a blocking read on the event loop would wait for itself; await it (`await s.aget_var(name)`, `await s`, `arun`)"
         )
     if not loop.is_running():
-        raise InvalidRequest("the event loop of this program has ended before the program did")
+        raise InvalidRequest(LOOP_ENDED)
     future = asyncio.run_coroutine_threadsafe(make(), loop)
     try:
         return future.result()
     except BaseException:
         future.cancel()
         raise
+
+
+async def on_loop(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Await a coroutine that belongs to `loop`, from there or from any other event loop: `run(stream=True)` gives its result to whoever
+    called it, and he may well be async himself."""
+    if running_loop() is loop:
+        return await make()
+    if not loop.is_running():
+        raise InvalidRequest(LOOP_ENDED)
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(), loop))
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

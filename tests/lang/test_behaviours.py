@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -255,6 +256,26 @@ async def test_a_stream_with_meta_data(mode: str) -> None:
     pairs = [pair async for pair in state.text_async_iter("x", return_meta_data=True)]
     assert "".join(text for text, _ in pairs) == state["x"] == "one two three"
     assert pairs[-1] == ("", state.get_meta_info("x"))
+
+
+@pytest.mark.parametrize("mode", ["interpreted", "compiled"])
+async def test_a_result_of_run_is_awaited_on_another_loop(mode: str) -> None:
+    """As SGLang's tutorial does: `run(stream=True)` inside of the caller's own event loop, then `async for`."""
+
+    @sgl.function
+    def tell(s: Any) -> Any:
+        s += "Tell:" + sgl.gen("x", max_tokens=8) + "." + sgl.gen("y", max_tokens=8)
+
+    def begin() -> Any:
+        return tell.run(stream=True, backend=ScriptedBackend(["one two three", "four"]), mode=mode)
+
+    async with asyncio.timeout(20):
+        state = begin()
+        assert "".join([piece async for piece in state.text_async_iter(var_name="x")]) == "one two three"
+        assert await begin().aget_var("y") == "four"
+        assert (await begin())["y"] == "four"
+        with pytest.raises(KeyError, match="nope"):
+            await begin().aget_var("nope")
 
 
 def test_reasoning_markers_are_checked_where_they_are_written() -> None:
