@@ -25,7 +25,9 @@ Made by `make docs` from the cases that `tests/grammar/test_json_schema.py` judg
 
 Every keyword of draft 2020-12 is enforced, or the request is refused with status 400 and the JSON pointer of the place. None is accepted
 and ignored, and so is none that is not known, but for the annotations below. Older drafts' `definitions`, `dependencies`, lists of `items`,
-`id`, `$id: "#name"` and exclusive bounds that are true or false are read too; what stands beside `$ref` counts.
+`id`, `$id: "#name"` and exclusive bounds that are true or false are read too; what stands beside `$ref` counts. Where `$schema` names a
+draft, that draft says what an `id` means, and what it does not know is refused where it would allow less than is written (`prefixItems`
+before `items`, `minContains: 0`). OpenAPI's `nullable` allows null only where `$schema` names no draft.
 
 Schemas at random, every keyword inside of every other, are judged the same way (`tests/grammar/random_schemas.py`).
 

@@ -19,6 +19,8 @@ MANY_CHARS = 200
 ONE_NAME = frozenset({"lexeme", "epsilon", "text", "chars", "word"})
 SPELLED = {code: chr(code) if re.match(r"\w", chr(code)) else f"\\x{{{code:x}}}" for code in range(128)}
 """In a regex, whatever stands beside it."""
+EMPTY = "(?:)"
+"""Between two slashes with nothing between them a comment begins."""
 
 
 def write_rules(walker: Walker, start: int, prefix: str = "") -> tuple[str, list[str]]:
@@ -111,7 +113,7 @@ class _Writer:
         """Regexes as far as they go; intersections and complements are the grammar's own, and what is long and often used has a name."""
         op, of = self._arena.nodes[node]
         if not self._is_algebraic(node):
-            return f"/{self._regex(node)}/" if op != "text" else self._text_terminal(node)
+            return f"/{self._regex(node) or EMPTY}/" if op != "text" else self._text_terminal(node)
         if op == "chars":
             return self._parts_of_terminals.setdefault(node, f"{self._prefix.upper()}C{node}")
         if op == "conj":

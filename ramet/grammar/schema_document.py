@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from ramet.errors import GrammarError
-from ramet.grammar.schema_resources import Resources, escape
+from ramet.grammar.schema_resources import NEWEST, Resources, draft_of, escape
 
 ANNOTATIONS = frozenset(
     (
@@ -56,9 +56,10 @@ class Document:
         self._root = root
         self._checked: set[str] = set()
         self._resources = Resources(root)
+        self._draft = draft_of(root)
 
     def add(self, pointer: str, schema: Any) -> str:
-        schema = _modern(schema)
+        schema = _modern(schema, is_plain=self._draft is None)
         if self.schemas.setdefault(pointer, schema) != schema:
             pointer = self.add(pointer + "'", schema)
         return pointer
@@ -77,6 +78,7 @@ class Document:
         if pointer not in self._checked:
             self._checked.add(pointer)
             _check(schema, pointer)
+            _check_draft(schema, self._draft or NEWEST, pointer)
         return schema
 
     def resolve(self, keyword: str, pointer: str) -> str:
@@ -118,11 +120,15 @@ def _descend(target: Any, step: str, reference: str, where: str) -> Any:
     refuse(f"nothing is at {reference!r}", where)
 
 
-def _modern(schema: Any) -> Any:
-    """A schema with the exclusive bounds of draft 4, which say yes or no about their neighbour, as they are written since."""
-    if not isinstance(schema, Mapping) or not any(isinstance(schema.get(key), bool) for key in EXCLUSIVE):
+def _modern(schema: Any, is_plain: bool) -> Any:
+    """A schema with the exclusive bounds of draft 4, which say yes or no about their neighbour, as they are written since. `nullable` is
+    OpenAPI's: where `$schema` names a draft (it is not `is_plain`), null is not valid."""
+    if not isinstance(schema, Mapping):
         return schema
-    found = dict(schema)
+    is_nullable = not is_plain and schema.get("nullable") is True
+    if not is_nullable and not any(isinstance(schema.get(key), bool) for key in EXCLUSIVE):
+        return schema
+    found = {key: value for key, value in schema.items() if not is_nullable or key != "nullable"}
     for exclusive, bound in EXCLUSIVE.items():
         if isinstance(schema.get(exclusive), bool) and (bound in schema or not schema[exclusive]):
             del found[exclusive]
@@ -147,6 +153,22 @@ def _check(schema: Any, pointer: str) -> None:
             near = get_close_matches(key, [*ENFORCED, *ANNOTATIONS], n=1)
             refuse(f"the keyword {key!r} is not known" + (f"; did you mean {near[0]!r}?" if near else ""), where)
         _check_value(key, value, where)
+
+
+def _check_draft(schema: Any, draft: int, pointer: str) -> None:
+    """What an older draft does not know, and what would be taken for more there than here."""
+    if isinstance(schema, bool) or draft >= NEWEST:
+        return
+    if "prefixItems" in schema and "items" in schema:
+        refuse(
+            f"is not known to the draft that $schema names ({draft}), where items are about all; name 2020-12, or none",
+            f"{pointer}/prefixItems",
+        )
+    if draft <= 7 and "contains" in schema and schema.get("minContains", 1) < 1:
+        refuse(
+            f"is not known to the draft that $schema names ({draft}), where contains asks for one; name 2020-12, or none",
+            f"{pointer}/minContains",
+        )
 
 
 def _check_value(key: str, value: Any, where: str) -> None:

@@ -51,7 +51,9 @@ def typed_branches(schema: Mapping[str, Any], pointer: str, context: Context) ->
     if "number" in wanted or "integer" in wanted:
         numbers = _numbers(schema, pointer, integer="number" not in wanted)
         found += [numbers] if numbers is not None else []
-    found += [_strings(schema, formats, pointer, context)] if "string" in wanted else []
+    if "string" in wanted:
+        strings = _strings(schema, formats, pointer, context)
+        found += [strings] if strings.high is None or strings.low <= strings.high else []
     found += [_arrays(schema, pointer, context)] if "array" in wanted else []
     found += [_objects(schema, pointer, context)] if "object" in wanted else []
     return EVERYTHING if tuple(found) == EVERYTHING else tuple(found)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ramet.errors import GrammarError
 from ramet.grammar.arena import Arena
 from ramet.grammar.derivatives import Walker
 from ramet.grammar.json_layout import Layout
@@ -91,18 +92,26 @@ def test_a_decimal_multiple_is_what_masks_write() -> None:
 # ── formats ──
 
 EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "idn-email": (("a.b@c.de",), ("a@", "a b@c.de")),
+    "idn-email": (("a.b@c.de", "анна@почта.бел"), ("a@", "a b@c.de", "ü@é@ö")),
     "name-email": (("Ann Lee <a@b.co>", "a@b.co"), ("Ann <a>",)),
-    "idn-hostname": (("a-b.example",), ("-a.example", "a--b")),
-    "ipv6": (("::ffff:192.168.0.1", "1:2:3:4:5:6:1.2.3.4", "1::1.2.3.4"), ("1:2:3:4:5:6:7:1.2.3.4", "::1.2.3.256")),
+    "idn-hostname": (("a-b.example", "straße.ελ", "例子.测试"), ("-a.example", "a--b", "Ä.de", "é.", "\u0301a")),
+    "ipv6": (
+        ("::ffff:192.168.0.1", "1:2:3:4:5:6:1.2.3.4", "1::1.2.3.4", "1:2:3::4:1.2.3.4", "1:2:3:4:5::1.2.3.4"),
+        ("1:2:3:4:5:6:7:1.2.3.4", "::1.2.3.256", "1:2:3:4:5::6:1.2.3.4", "1::2::1.2.3.4"),
+    ),
     "ipvanyaddress": (("127.0.0.1", "::1"), ("127.0.0.1/32",)),
     "ipv4network": (("10.0.0.1", "10.0.0.1/32"), ("10.0.0.1/24",)),
     "url": (("https://a.b/c?d#e",), ("a.b/c",)),
-    "uri-reference": (("/a/b?c", "a/b", "#x", "", "http://a.b"), ("a b", "\\a")),
-    "iri": (("http://a.b/c",), ("/c",)),
+    "uri": (
+        ("http://[::1]:80/a", "ldap://[2001:db8::7]/c?d?e", "http://a:b%20c:@d.e", "file:///a/b", "urn:a:b", "tel:+1-2;x=3", "a+b://c"),
+        ("//a.b/c", "http://[1::2::3]/", "http://a b", "http://a/%zz", "http:///a", "1a://b", "http://[::1/"),
+    ),
+    "uri-reference": (("/a/b?c", "a/b", "#x", "", "http://a.b", "//a.b:1/?c#d"), ("a b", "\\a", "//[", "é")),
+    "iri": (("http://a.b/c", "http://ünï.ßå/?∂é=π#ß", "a:é"), ("/c", "http://é ü/")),
+    "iri-reference": (("//ü.é/a", "/âπ", "âπ", "#ƒ"), ("\\é", "â π")),
     "uri-template": (("/a/{b}{?c,d*}{e:3}",), ("/a/{b", "/{}")),
     "relative-json-pointer": (("0", "12#", "1/a~1b"), ("01", "/a", "1#/a", "1/~2")),
-    "regex": (("^[a-z]+x?$", r"\d{0}", "a|b*"), ("(", "a**", "[", "\\")),
+    "regex": (("^[a-z]+x?$", r"\d{0}", "a|b*", r"([abc])+\s+$", "(?:a|bc*){2}"), ("(", "a**", "[", "\\", "(a", "a)", "(*a)", "()")),
     "byte": (("", "AQ==", "AQI=", "AQID"), ("AQ=", "A", "AR==")),
     "uuid4": (("2eb8aa08-aa98-41ea-b4aa-73b441d16380",), ("2eb8aa08-aa98-11ea-b4aa-73b441d16380",)),
 }
@@ -162,6 +171,44 @@ def test_exclusive_bounds_of_draft_4() -> None:
     assert [value for value in range(7) if found.hold(str(value))] == [2, 3, 4]
     opposite = Texts({"type": "integer", "not": {"minimum": 1, "exclusiveMinimum": True}})
     assert [value for value in range(4) if opposite.hold(str(value))] == [0, 1]
+
+
+def test_an_id_is_no_new_root_but_in_draft_4() -> None:
+    inner = {"id": "inner.json", "definitions": {"v": {"type": "integer"}}, "$ref": "#/definitions/v"}
+    schema = {"definitions": {"v": {"type": "string"}, "i": inner}, "items": {"$ref": "#/definitions/i"}}
+    assert Texts(schema).hold('["a"]') and not Texts(schema).hold("[1]")
+    nested = {"id": "inner.json", "definitions": {"v": {"type": "integer"}}, "items": {"$ref": "#/definitions/v"}}
+    old = {"$schema": "http://json-schema.org/draft-04/schema#", "definitions": {"v": {"type": "string"}}, "items": nested}
+    assert Texts(old).hold("[[1]]") and not Texts(old).hold('[["a"]]')
+
+
+def test_beside_a_reference_older_drafts_have_no_names() -> None:
+    names = {"a": {"$id": "http://x/foo", "type": "string"}, "b": {"$id": "http://x/base/foo", "type": "number"}}
+    schema = {"$id": "http://x/base/", "definitions": names, "items": {"$id": "http://x/", "$ref": "foo"}}
+    draft_7 = Texts({"$schema": "http://json-schema.org/draft-07/schema#", **schema})
+    assert draft_7.hold("[1]") and not draft_7.hold('["a"]')
+    assert Texts(schema).hold('["a"]') and not Texts(schema).hold("[1]")
+
+
+@pytest.mark.parametrize(
+    ("draft", "schema", "where"),
+    [
+        ("draft-07/schema#", {"prefixItems": [{"type": "string"}], "items": {"type": "null"}}, "/prefixItems"),
+        ("draft/2019-09/schema", {"prefixItems": [{"type": "string"}], "items": {"type": "null"}}, "/prefixItems"),
+        ("draft-06/schema#", {"items": {"contains": {}, "minContains": 0}}, "/items/minContains"),
+    ],
+)
+def test_what_a_draft_does_not_know_is_refused_where_it_would_say_less(draft: str, schema: dict[str, Any], where: str) -> None:
+    assert Texts({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}).hold("[]")
+    with pytest.raises(GrammarError) as refused:
+        Texts({"$schema": f"http://json-schema.org/{draft}", **schema})
+    assert refused.value.where == where
+
+
+def test_nullable_is_of_openapi_and_not_of_drafts() -> None:
+    schema = {"type": "string", "nullable": True}
+    assert Texts(schema).hold("null")
+    assert not Texts({"$schema": "http://json-schema.org/draft-07/schema#", **schema}).hold("null")
 
 
 @pytest.mark.parametrize("key", ["id", "$id"])
