@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from ramet.cli.foreign_flags import advice_for
 from ramet.errors import ConfigError
 from ramet.runtime.config import compose
 
@@ -47,10 +48,17 @@ class FlagParser(argparse.ArgumentParser):
     def parse_known(self, arguments: Sequence[str]) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(arguments)
         for word in unknown:
-            known = [name for action in self._actions for name in action.option_strings]
-            near = get_close_matches(word.split("=")[0], known, n=3, cutoff=0.5)
-            raise ConfigError(f"unknown argument '{word}'" + (f"; near ones: {', '.join(near)}" if near else ""))
+            raise ConfigError(f"unknown argument '{word}'{self._hint(word)}")
         return namespace
+
+    def _hint(self, word: str) -> str:
+        known = [name for action in self._actions for name in action.option_strings]
+        if (advice := advice_for(word)) is not None:
+            return f"; {advice}"
+        if not word.startswith("-"):
+            return f"; a model is named by --model-path {word}" if "--model-path" in known else ""
+        near = get_close_matches(word.split("=")[0], known, n=3, cutoff=0.6)
+        return f"; near ones: {', '.join(near)}" if near else ""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)

@@ -59,27 +59,26 @@ def bind(http: HttpConfig) -> socket.socket:
 
 
 async def _serve(config: ServerConfig, listener: socket.socket) -> int:
-    """Exit status 0 after an orderly stop, 1 when the worker died and is not to be restarted, 130 when stopped before being ready."""
+    """Exit status 0 after an orderly stop, 1 when the worker died and is not to be restarted, 130 when stopped before being ready. An
+    engine that ends before it is ready raises why."""
     end = End(asyncio.get_running_loop())
     end.catch_signals()
     try:  # the front's modules, a second of imports, load while the worker does
         starting = AsyncEngine.start(config.engine, on_end=end.report)
         engine, front = await asyncio.gather(starting, asyncio.to_thread(importlib.import_module, FRONT))
     except asyncio.CancelledError:
-        logger.warning("Stopped while the model was loading")
-        return STOPPED_EARLY
+        return end.early("Stopped while the model was loading")
     try:
         if not config.engine.supervision.skip_server_warmup:
             await front.generate_one_token(engine)
         server = front.build_server(engine, config)
-        end.stop = server.stop
+        end.stop, end.serving = server.stop, True
         await server.serve(sockets=[listener])
     except asyncio.CancelledError:
-        logger.warning("Stopped while warming up")
-        return STOPPED_EARLY
+        return end.early("Stopped while warming up")
     finally:
         await engine.close()
-    return 1 if end.reported else 0
+    return 1 if end.error else 0
 
 
 class End:
@@ -89,7 +88,8 @@ class End:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         task = asyncio.current_task()
         assert task is not None, "made inside the task that it may cancel"
-        self.reported = False
+        self.error: RametError | None = None
+        self.serving = False
         self.stop: Callable[[], object] = task.cancel
         self._loop = loop
 
@@ -100,9 +100,17 @@ class End:
 
     def report(self, error: RametError) -> None:
         """The engine's last word, from a thread of its own."""
-        self.reported = True
-        logger.error("The engine has ended, the server stops: %s", error.message)
+        self.error = error
+        if self.serving:
+            logger.error("The engine has ended, the server stops: %s", error.message)
         self._loop.call_soon_threadsafe(lambda: self.stop())
+
+    def early(self, where: str) -> int:
+        """When stopped before being ready: raises the engine's error if that is why, else the status of an interrupted command."""
+        if self.error is not None:
+            raise self.error
+        logger.warning(where)
+        return STOPPED_EARLY
 
 
 class _Verbosity(logging.Filter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ramet.cli.flags import flag_parser, flags_markdown, flags_of, parse_config
+from ramet.cli.foreign_flags import ADVICE
 from ramet.cli.main import main
 from ramet.errors import ConfigError
 from ramet.runtime.config import EngineConfig, ServerConfig
@@ -70,13 +72,22 @@ def test_defaults_are_the_dataclasses() -> None:
         (["--speculative-algorithm", "EAGLE"], "knows NGRAM and STANDALONE"),
         (["--tool-call-parser", "qwenn"], "pythonic"),
         (["--mem", "0.5"], "unknown argument"),
-        (["stray"], "unknown argument 'stray'"),
+        (["stray"], "unknown argument 'stray'; a model is named by --model-path stray"),
+        (["--max-model-len", "4096"], "unknown argument '--max-model-len'; use --context-length"),
+        (["--gpu_memory_utilization=0.9"], "use --mem-fraction-static"),
+        (["--enable-mixed-chunk"], "leave it out"),
     ],
 )
 def test_what_is_wrong_is_said(words: list[str], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(*words)
     assert says in caught.value.message
+
+
+def test_advice_names_flags_that_exist_about_flags_that_do_not() -> None:
+    known = {name for flag in flags_of(ServerConfig) for name in flag.names}
+    assert not known & ADVICE.keys()
+    assert {word for text in ADVICE.values() for word in re.findall(r"--[a-z-]+", text)} <= known
 
 
 def test_config_file_and_override(tmp_path: Path) -> None:

@@ -123,6 +123,17 @@ async def test_a_signal_while_loading_ends_the_start(monkeypatch: pytest.MonkeyP
         assert await asyncio.wait_for(running, 10) == serve.STOPPED_EARLY
 
 
+async def test_an_engine_that_ends_while_loading_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Started(delay=60.0)
+    monkeypatch.setattr(serve, "AsyncEngine", started)
+    with serve.bind(HttpConfig(port=0)) as listener:
+        running = asyncio.create_task(serve._serve(ServerConfig(), listener))
+        await asyncio.to_thread(wait_until, lambda: started.on_end is not None)
+        await asyncio.to_thread(started.on_end, ConfigError("no such device"))
+        with pytest.raises(ConfigError, match="no such device"):
+            await asyncio.wait_for(running, 10)
+
+
 async def test_the_engines_end_stops_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     started = Started()
     with serve.bind(HttpConfig(port=0)) as listener:
