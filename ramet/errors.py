@@ -130,5 +130,10 @@ class WorkerDied(InternalError):
     code = "worker_died"
 
 
+class ServerStopping(InternalError):
+    status = 503
+    code = "server_stopping"
+
+
 class OutOfMemory(InternalError):
     code = "out_of_memory"

@@ -13,6 +13,7 @@ from ramet.runtime.config import ServerConfig
 from ramet.runtime.engine.generation_engine import GenerationEngine
 from ramet.server.app import build_app
 from ramet.server.control import generate_one_token
+from ramet.server.last_word import LastWord
 
 __all__ = ["AnnouncingServer", "build_server", "generate_one_token"]
 
@@ -23,7 +24,7 @@ KEEP_ALIVE_SECONDS = 60
 def build_server(engine: GenerationEngine, config: ServerConfig) -> AnnouncingServer:
     app = build_app(engine, config)
     options = uvicorn.Config(
-        app,
+        LastWord(app),
         log_config=None,
         access_log=config.engine.log.log_level in ("debug", "info"),
         backlog=BACKLOG,

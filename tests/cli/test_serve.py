@@ -57,6 +57,31 @@ async def test_readiness_lines_and_orderly_stop(caplog: pytest.LogCaptureFixture
     assert "Ramet Runtime initialized with model 'mine'" in lines
 
 
+async def test_what_a_stop_cuts_off_ends_with_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A stream gets it as its last event, a request without an answer as a 503; no connection is torn, nothing is logged as a crash."""
+    engine = ScriptedEngine(answer="x" * 400, step_seconds=0.05)
+    with serve.bind(HttpConfig(port=0)) as listener:
+        server = build_server(engine, ServerConfig.from_options({"timeout_graceful_shutdown": 0}))
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        await asyncio.to_thread(wait_until, lambda: server.started)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/generate"
+        body = {"text": "Go", "sampling_params": {"max_new_tokens": 400}}
+        async with httpx.AsyncClient(timeout=20) as client:
+            whole = asyncio.create_task(client.post(url, json=body))
+            async with client.stream("POST", url, json=body | {"stream": True}) as stream:
+                lines = stream.aiter_lines()
+                assert (await anext(lines)).startswith("data: {")
+                await asyncio.to_thread(wait_until, lambda: len(engine.seen) == 2)
+                server.stop()
+                events = [line async for line in lines if line]
+            reply = await whole
+        await asyncio.wait_for(running, 10)
+    assert events[-1] == "data: [DONE]" and '"code":"server_stopping"' in events[-2]
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "server_stopping")
+    assert not [record for record in caplog.records if record.exc_info]
+    assert len(engine.aborted) == 2
+
+
 def test_readiness_lines_pass_every_log_level() -> None:
     strict = serve._Verbosity("warning")
 
