@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,23 @@ logger = get_logger(__name__)
 
 OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "input_ids": "prompt", "text": "prompt"}
 """A native field's name → what the OpenAI routes call it."""
+
+KINDS = {
+    "str": ("a string", "strings"),
+    "int": ("an integer", "integers"),
+    "float": ("a number", "numbers"),
+    "bool": ("true or false", "booleans"),
+    "dict": ("an object", "objects"),
+}
+"""What the branches of a union are called, one of them and several."""
+
+CONSTRAINTS_OF_VLLM = {
+    "guided_json": "response_format or json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "regex: (one|other)",
+    "guided_grammar": "ebnf",
+    "structured_outputs": "response_format, json_schema, regex, ebnf or structural_tag",
+}
 
 UNAVAILABLE_RETRY_SECONDS = 1.0
 
@@ -42,13 +60,46 @@ def error_response(error: RametError) -> JSONResponse:
 
 
 def invalid_request_of(errors: Sequence[Any]) -> InvalidRequest:
-    """Pydantic's list of complaints as one error that names the first field and counts the others."""
-    first = errors[0]
-    steps = [step for step in first["loc"] if step not in ("body", "query")]
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
-    reason = "this field is not known" if first["type"] == "extra_forbidden" else str(first["msg"]).removeprefix("Value error, ")
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    """Pydantic's list of complaints as one error. Unknown fields are all named; of other complaints the first is, and the rest counted."""
+    if errors[0]["type"] == "json_invalid":
+        return InvalidRequest(f"the body is not JSON: {errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}")
+    unknown = [_path(error) for error in errors if error["type"] == "extra_forbidden"]
+    if unknown:
+        return InvalidRequest(_unknown_fields(unknown), param=unknown[0])
+    reasons: dict[str, str] = {}
+    for error in errors:
+        reasons.setdefault(_path(error), str(error["msg"]).removeprefix("Value error, "))
+    path, reason = next(iter(reasons.items()))
+    kinds = [step for error in errors if _path(error) == path for step in error["loc"] if _is_kind(step)]
+    if kinds:
+        reason = "expected " + " or ".join(kind_in_words(kind) for kind in dict.fromkeys(kinds))
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     return InvalidRequest(f"{path}: {reason}{more}" if path else f"{reason}{more}", param=path or None)
+
+
+def kind_in_words(kind: str, *, many: bool = False) -> str:
+    """Pydantic's label of a union's branch: `list[str]` → "a list of strings"."""
+    if kind.startswith("list["):
+        return ("lists of " if many else "a list of ") + kind_in_words(kind[5:-1], many=True)
+    one, several = KINDS["dict" if kind.startswith("dict[") else kind]
+    return several if many else one
+
+
+def _path(error: Any) -> str:
+    """Where the complaint is, up to a field whose type is a union: what its branches say of it is said together."""
+    steps = itertools.takewhile(lambda step: not _is_kind(step), (step for step in error["loc"] if step not in ("body", "query")))
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+
+
+def _is_kind(step: str | int) -> bool:
+    return isinstance(step, str) and (step in KINDS or step.startswith(("list[", "dict[")))
+
+
+def _unknown_fields(paths: Sequence[str]) -> str:
+    if len(paths) > 1:
+        return f"fields that are not known: {', '.join(paths)}"
+    advice = f"; use {CONSTRAINTS_OF_VLLM[paths[0]]}" if paths[0] in CONSTRAINTS_OF_VLLM else ""
+    return f"{paths[0]}: this field is not known{advice}"
 
 
 async def _on_ramet_error(request: Request, error: Exception) -> JSONResponse:

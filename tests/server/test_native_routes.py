@@ -131,7 +131,7 @@ class TestGenerate:
             ({"text": ["a"], "sampling_params": [{}, {}]}, "sampling_params"),
             ({"text": ["a", "b"], "rid": ["x"]}, "rid"),
             ({"text": ["a", "b"], "rid": ["x", "x"]}, "rid"),
-            ({"text": 3}, "text.str"),
+            ({"text": 3}, "text"),
             ({"text": "a", "image_data": "x.png"}, "image_data"),
             ({"text": "a", "lora_path": "x"}, "lora_path"),
         ],

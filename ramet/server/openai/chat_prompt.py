@@ -54,6 +54,9 @@ def _template_message(message: Message, index: int) -> dict[str, Any]:
     if isinstance(message.content, list):
         fields["content"] = "".join(_text_of(part, f"messages[{index}].content[{p}]") for p, part in enumerate(message.content))
     elif message.content is None:
+        if message.role != "assistant":
+            place = f"messages[{index}].content"
+            raise InvalidRequest(f"{place} is missing; only an assistant's message may have none", param=place)
         fields["content"] = ""
     return fields
 

@@ -1,0 +1,79 @@
+"""What a chat message must hold, and how a body that is wrong is answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.live_server import live_server
+from tests.server.scripted_engine import ScriptedEngine
+
+USER: dict[str, Any] = {"role": "user", "content": "Hi"}
+CALL: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.fixture(scope="module")
+def client() -> Any:
+    with live_server(ScriptedEngine(), tool_call_parser="hermes") as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def refusal(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+    response = client.post("/v1/chat/completions", json={"messages": [USER], **fields})
+    assert response.status_code == 400, response.text
+    error: dict[str, Any] = response.json()["error"]
+    return error
+
+
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "user", "content": None}, {"role": "system"}, {"role": "tool"}])
+def test_only_an_assistant_may_say_nothing(client: httpx.Client, message: dict[str, Any]) -> None:
+    error = refusal(client, messages=[USER, message])
+    assert error["param"] == "messages[1].content"
+    assert "messages[1].content is missing" in error["message"]
+
+
+@pytest.mark.parametrize("said", [{"content": ""}, {"content": None, "tool_calls": [CALL]}, {"tool_calls": [CALL]}])
+def test_an_assistant_may_say_nothing(client: httpx.Client, said: dict[str, Any]) -> None:
+    body = {"messages": [USER, {"role": "assistant", **said}, {"role": "user", "content": ""}]}
+    response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+
+
+def test_every_unknown_field_is_named(client: httpx.Client) -> None:
+    error = refusal(client, tempreature=0.5, echo=True)
+    assert error == {"message": "fields that are not known: tempreature, echo", "type": "invalid_request_error", "param": "tempreature"} | {
+        "code": "invalid_request"
+    }
+    nested = refusal(client, stream=True, stream_options={"include_usge": True})
+    assert nested["message"] == "stream_options.include_usge: this field is not known"
+    assert nested["param"] == "stream_options.include_usge"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "instead"),
+    [
+        ("guided_json", {"type": "object"}, "response_format or json_schema"),
+        ("guided_regex", "a+", "regex"),
+        ("guided_choice", ["a", "b"], "regex"),
+        ("structured_outputs", {"json": {}}, "response_format"),
+    ],
+)
+def test_constraints_under_vllms_names_are_told_ours(client: httpx.Client, field: str, value: Any, instead: str) -> None:
+    message = refusal(client, **{field: value})["message"]
+    assert message.startswith(f"{field}: this field is not known; use ") and instead in message
+
+
+@pytest.mark.parametrize(("field", "value"), [("stop", [1]), ("stop", {"a": 1}), ("stop_regex", 5)])
+def test_a_field_of_two_types_names_both(client: httpx.Client, field: str, value: Any) -> None:
+    error = refusal(client, **{field: value})
+    assert error["param"] == field
+    assert error["message"] == f"{field}: expected a string or a list of strings"
+
+
+def test_a_body_that_is_no_json_says_where(client: httpx.Client) -> None:
+    response = client.post("/generate", content=b'{"text": bad}', headers={"content-type": "application/json"})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, None)
+    assert error["message"] == "the body is not JSON: Expecting value at character 9"
