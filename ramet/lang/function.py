@@ -95,15 +95,18 @@ class Function:
         """The results in order, as they come."""
         options = BatchOptions(**{name: keywords.pop(name) for name in BATCH_KEYWORDS if name in keywords})
         calls = [call_arguments(item) for item in batch_kwargs]
-        for args, arguments in calls:
-            self._program(args, arguments)
+        run, shared = split_options(keywords)
+        for number, (args, arguments) in enumerate(calls):
+            try:
+                self._program(args, {**shared, **arguments})
+            except TypeError as error:
+                raise TypeError(f"batch_kwargs[{number}]: {error}") from None
 
-        run, _ = split_options(keywords)
         turns = options.concurrency if self._runs_on_server(run) else None
 
         async def run_one(item: tuple[tuple[Any, ...], dict[str, Any]]) -> ProgramState:
             args, arguments = item
-            program = self._program(args, {**split_options(keywords)[1], **arguments})
+            program = self._program(args, {**shared, **arguments})
             return await run_to_end(program, replace(run, concurrency=turns), self.mode)
 
         return results_in_order(calls, run_one, options if turns is None else replace(options, num_threads=max(1, len(calls))))

@@ -53,8 +53,9 @@ def test_batch_arguments_order_and_concurrency() -> None:
     assert backend.peak_live == 2
     assert all(call.sampling == {"temperature": 0} for call in backend.calls)
     assert echo.run_batch([], backend=backend) == []
-    with pytest.raises(TypeError, match="missing a required argument: 'a'"):
+    with pytest.raises(TypeError, match=r"batch_kwargs\[1\].*missing a required argument: 'a'"):
         echo.run_batch([{"a": "1"}, {"b": "1"}], backend=backend)
+    assert [result.value for result in echo.run_batch([{}, {"b": "2"}], a="1", backend=backend)] == ["1-", "12"], "what all share"
     with pytest.raises(InvalidRequest, match="num_threads"):
         echo.run_batch([("1",)], num_threads=0, backend=backend)
 
