@@ -30,9 +30,8 @@ class LastWord:
         try:
             await self._app(scope, receive, send_noting_start)
         except asyncio.CancelledError:
-            if scope["type"] != "http":
-                raise
-            await _say(started, scope, receive, send)
+            if scope["type"] == "http":
+                await _say(started, scope, receive, send)
 
 
 async def _say(started: Message | None, scope: Scope, receive: Receive, send: Send) -> None:

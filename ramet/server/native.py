@@ -33,6 +33,9 @@ REFUSED = {
     "image_data": "the served model reads text only",
     "video_data": "the served model reads text only",
     "audio_data": "the served model reads text only",
+    "custom_logit_processor": "code from a request never runs here; use a grammar or logit_bias",
+    "return_hidden_states": "this server gives no hidden states",
+    "session_params": "there are no sessions; send the whole prompt, what is cached of it is not computed again",
 }
 
 
@@ -41,7 +44,7 @@ REFUSED = {
 async def generate(body: GenerateRequest, context: Context, request: Request) -> Response:
     """Text or token ids in, text and token ids out; a list for a batch or n > 1, server-sent events with `stream`."""
     for name, reason in REFUSED.items():
-        if getattr(body, name) not in (None, [], ""):
+        if getattr(body, name) not in (None, False, [], ""):
             raise Unsupported(f"{name}: {reason}", param=name)
     batch = _expand(body)
     rid = body.rid if isinstance(body.rid, str) else uuid.uuid4().hex

@@ -34,6 +34,10 @@ class GenerateRequest(Body):
     image_data: Any = Field(None, description="refused on a text model")
     video_data: Any = Field(None, description="refused on a text model")
     audio_data: Any = Field(None, description="refused on a text model")
+    custom_logit_processor: Any = Field(None, description="refused: code from a request never runs")
+    return_hidden_states: Any = Field(None, description="refused, but for false")
+    session_params: Any = Field(None, description="refused: the prefix cache knows a conversation again without a session")
+    log_metrics: bool = Field(True, description="accepted, without effect")
 
 
 class MetaInfo(BaseModel):

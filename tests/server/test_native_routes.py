@@ -134,12 +134,20 @@ class TestGenerate:
             ({"text": 3}, "text"),
             ({"text": "a", "image_data": "x.png"}, "image_data"),
             ({"text": "a", "lora_path": "x"}, "lora_path"),
+            ({"text": "a", "return_hidden_states": True}, "return_hidden_states"),
+            ({"text": "a", "session_params": {"id": "x"}}, "session_params"),
+            ({"text": "a", "custom_logit_processor": "x"}, "custom_logit_processor"),
         ],
     )
     def test_bad_requests_name_the_field(self, client: httpx.Client, body: dict[str, Any], param: str) -> None:
         response = client.post("/generate", json=body)
         assert response.status_code == 400
         assert error_of(response)["param"] == param
+
+    def test_what_clients_of_sglang_send_without_meaning_it(self, client: httpx.Client) -> None:
+        unused = dict.fromkeys(("lora_path", "image_data", "video_data", "audio_data", "session_params", "custom_logit_processor"))
+        response = client.post("/generate", json={"text": "a", "return_hidden_states": False, "log_metrics": True, **unused})
+        assert response.status_code == 200, response.text
 
     def test_malformed_json(self, client: httpx.Client) -> None:
         response = client.post("/generate", content=b'{"text": ', headers={"content-type": "application/json"})
