@@ -40,7 +40,8 @@ A grammar writes one form of each valid value, and by what it writes it also acc
 - strings and undeclared names in every spelling (as they are, short escapes, `\\uXXXX`); declared names as they are, or in ASCII;
 - integers without fraction and exponent; numbers with bounds with an exponent only below 0.0001 and from 1e16 on; numbers with multipleOf,
   or that must be no multiple, without exponent, and with at most 15 digits if they have a fraction or are no multiple; multiples of whole
-  numbers above 100 without fraction; no number that floats cannot hold is written with an exponent;
+  numbers above 100 without fraction; no number that floats cannot hold is written with an exponent, and none that they cannot tell from
+  an exclusive bound, but under `type: integer`;
 - values of `enum` and `const` as the schema writes them.
 
 Where validators disagree about a value, it is not written: `pattern` holds what ECMA 262 and Python agree on (`\\d`, `\\w`, `\\s`, `$`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -86,10 +87,13 @@ def lower(kind: str, source: str, whitespace: str = COMPACT) -> Lowered:
 
 def parse_schema(source: str) -> Any:
     def refuse_constant(name: str) -> NoReturn:
-        raise GrammarError(f"json_schema is not JSON: {name} is no value of it", where="#", param="json_schema")
+        raise GrammarError(f"json_schema holds {name}, which is no number of JSON that floats can hold", where="#", param="json_schema")
+
+    def parse_float(text: str) -> float:
+        return value if not math.isinf(value := float(text)) else refuse_constant(text)
 
     try:
-        schema = json.loads(source, parse_constant=refuse_constant)
+        schema = json.loads(source, parse_constant=refuse_constant, parse_float=parse_float)
     except json.JSONDecodeError as error:
         raise GrammarError(f"json_schema is not JSON: {error.msg}", where=f"char {error.pos}", param="json_schema") from error
     if re.search("[\ud800-\udfff]", json.dumps(schema, ensure_ascii=False)):

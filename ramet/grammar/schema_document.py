@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -44,6 +44,9 @@ PLAIN = (
 ENFORCED = frozenset({*SUBSCHEMAS, *SUBSCHEMA_LISTS, *SUBSCHEMA_MAPS, *COUNTS, *NUMBERS, *PLAIN})
 REFUSED = {"$recursiveRef": "use $ref", "$recursiveAnchor": "use $anchor"}
 EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
+NUM_DIGITS = 400
+"""Of a number in a schema before the point. All that floats can hold have fewer."""
+TOO_LARGE = 10**NUM_DIGITS
 TYPES = ("null", "boolean", "number", "integer", "string", "array", "object")
 
 
@@ -152,6 +155,7 @@ def _check(schema: Any, pointer: str) -> None:
         if key not in ENFORCED and key not in ANNOTATIONS and not key.startswith("x-"):
             near = get_close_matches(key, [*ENFORCED, *ANNOTATIONS], n=1)
             refuse(f"the keyword {key!r} is not known" + (f"; did you mean {near[0]!r}?" if near else ""), where)
+        _check_size(value if isinstance(value, list) else [value], where)
         _check_value(key, value, where)
 
 
@@ -169,6 +173,11 @@ def _check_draft(schema: Any, draft: int, pointer: str) -> None:
             f"is not known to the draft that $schema names ({draft}), where contains asks for one; name 2020-12, or none",
             f"{pointer}/minContains",
         )
+
+
+def _check_size(values: Sequence[Any], where: str) -> None:
+    if any(isinstance(value, int | float) and abs(value) >= TOO_LARGE for value in values):
+        refuse(f"is too large a number; the limit is {NUM_DIGITS} digits", where)
 
 
 def _check_value(key: str, value: Any, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import localcontext
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import NONE, Arena
@@ -15,7 +16,7 @@ from ramet.grammar.number_automaton import NumberSet, number_expression
 from ramet.grammar.object_rules import Cells, Extra, members
 from ramet.grammar.pattern_expressions import anything, search
 from ramet.grammar.schema_branches import ANYTHING, Arrays, Branch, Goal, Numbers, Objects, Scope, Some, Strings, Values, whole_bounds
-from ramet.grammar.schema_document import Document, refuse
+from ramet.grammar.schema_document import NUM_DIGITS, Document, refuse
 from ramet.grammar.schema_expansion import Expansion
 
 MAX_CELLS = 32
@@ -26,7 +27,9 @@ def lower_schema(arena: Arena, layout: Layout, schema: object) -> int:
     """The expression of all texts that `schema` allows. Raises `GrammarError` with the JSON pointer of what cannot be enforced."""
     document = Document(schema)
     root = document.add("", schema)
-    return _Lowering(arena, layout, Expansion(document)).lower(frozenset({root}))
+    with localcontext() as context:
+        context.prec = NUM_DIGITS + 1
+        return _Lowering(arena, layout, Expansion(document)).lower(frozenset({root}))
 
 
 class _Lowering:

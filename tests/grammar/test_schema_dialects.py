@@ -89,6 +89,46 @@ def test_a_decimal_multiple_is_what_masks_write() -> None:
     assert accepts(grammar, "0.15") and not accepts(grammar, "0.16")
 
 
+LONG = 12345678901234567890123456789012345678
+
+
+@settings(deadline=None, max_examples=60)
+@example("maximum", LONG, 1, False)
+@example("const", -LONG, 0, True)
+@given(
+    st.sampled_from(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "const"]),
+    st.sampled_from([LONG, -LONG, 10**30 + 1, -(10**30) - 1, 2**63, 10**350 + 1]),
+    st.integers(-2, 2),
+    st.booleans(),
+)
+def test_integers_are_compared_to_their_last_digit(key: str, bound: int, off: int, is_not: bool) -> None:
+    schema = {"type": "integer", "not": {key: bound}} if is_not else {"type": "integer", key: bound}
+    value = bound + off
+    is_within = {"minimum": off >= 0, "maximum": off <= 0, "exclusiveMinimum": off > 0, "exclusiveMaximum": off < 0, "const": off == 0}[key]
+    if key != "const" or abs(bound) < 10**100:
+        assert Texts(schema).hold(str(value)) == (is_within != is_not)
+        schema["type"] = "number"
+        assert (is_within != is_not) or not Texts(schema).hold(str(value))
+
+
+@pytest.mark.parametrize("source", ['{"maximum": 1e400}', '{"enum": [-1e400]}', '{"minLength": 1e999}', '{"multipleOf": 1e400}'])
+def test_numbers_that_no_float_holds_are_refused(source: str) -> None:
+    with pytest.raises(GrammarError, match="floats can hold"):
+        lower("json_schema", source)
+
+
+@pytest.mark.parametrize("key", ["maximum", "const", "maxItems", "enum"])
+def test_numbers_of_too_many_digits_are_refused(key: str) -> None:
+    with pytest.raises(GrammarError, match="digits") as refused:
+        lower("json_schema", json.dumps({"items": {key: [10**400] if key == "enum" else 10**400}}))
+    assert refused.value.where == f"/items/{key}"
+
+
+def test_past_the_last_float_there_are_integers() -> None:
+    found = Texts({"type": "number", "exclusiveMinimum": sys.float_info.max})
+    assert found.hold(str(int(sys.float_info.max) + 1)) and not found.hold(repr(sys.float_info.max))
+
+
 # ── formats ──
 
 EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
