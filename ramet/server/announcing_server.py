@@ -60,3 +60,8 @@ class AnnouncingServer(uvicorn.Server):
             logging.getLogger("uvicorn.error").info("Uvicorn running on http://%s:%d (Press CTRL+C to quit)", where, port)
         if self.started:
             logging.getLogger("uvicorn.error").info("Ramet Runtime initialized with model '%s'", self._model_name)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves this out, and the task that waits for it would end in a traceback
+            await self.lifespan.shutdown()

@@ -20,17 +20,21 @@ class LastWord:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started: Message | None = None
+        ended = False
 
-        async def send_noting_start(message: Message) -> None:
-            nonlocal started
+        async def send_noting(message: Message) -> None:
+            nonlocal started, ended
             if message["type"] == "http.response.start":
                 started = message
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         try:
-            await self._app(scope, receive, send_noting_start)
+            await self._app(scope, receive, send_noting)
         except asyncio.CancelledError:
-            if scope["type"] == "http":
+            if scope["type"] != "http":
+                raise
+            if not ended:
                 await _say(started, scope, receive, send)
 
 
