@@ -52,10 +52,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(place: str, verbs: Verbs) -> ProgramObject:
-    file, _, name = place.rpartition(":")
+    file, _, name = place.rpartition(":") if ":" in place else (place, "", "")
     path = Path(file)
-    if not name or not path.is_file():
-        raise InvalidRequest(f"{place!r} is not FILE:FUNCTION with a file that exists")
+    if not path.is_file():
+        raise InvalidRequest(f"there is no file {file!r}; write FILE:FUNCTION")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -69,7 +69,8 @@ def _load(place: str, verbs: Verbs) -> ProgramObject:
     program = verbs.program_of(found) if found is not None else None
     if program is None:
         known = [each for each, value in vars(module).items() if verbs.program_of(value) is not None]
-        raise InvalidRequest(f"{path.name} has no program {name!r}; programs: {', '.join(known) or 'none'}")
+        wrong = f"{path.name} has no program {name!r}" if name else f"write which program of {path.name}, as FILE:FUNCTION"
+        raise InvalidRequest(f"{wrong}; programs: {', '.join(known) or 'none'}")
     return program
 
 

@@ -109,6 +109,10 @@ def test_commands(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (tmp_path / "lost.py").write_text(beside.format("nobody_knows"))
     assert main(["compile", f"{tmp_path / 'lost.py'}:program"]) == 1
     assert "No module named 'nobody_knows'" in capsys.readouterr().err
+    places = {"": "write which program of beside.py", ":x": "beside.py has no program 'x'", "s:x": "there is no file"}
+    for place, complaint in places.items():
+        assert main(["compile", f"{tmp_path / 'beside.py'}{place}"]) == 1
+        assert complaint in capsys.readouterr().err
 
 
 def test_host_objects_and_models_in_this_process() -> None:

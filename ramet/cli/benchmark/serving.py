@@ -137,6 +137,8 @@ async def wait_ready(client: httpx.AsyncClient, seconds: float) -> None:
             if response.status_code in (401, 403):
                 raise UserError(f"{client.base_url} refuses the API key; give --api-key")
         except httpx.HTTPError as error:
+            if not reason:
+                print(f"no server at {client.base_url} yet; waiting up to {seconds:g} s for one", file=sys.stderr)
             reason = str(error) or type(error).__name__
         await asyncio.sleep(0.2)
     raise UserError(f"no server at {client.base_url} within {seconds:g} s ({reason}); start one with: ramet serve")
