@@ -36,10 +36,10 @@ def generate(path: Path, **options: Any) -> list[tuple[int, ...]]:
 def test_fast_ways_and_slow_twins_agree(tmp_path: Path) -> None:
     tiny_model("Llama", hidden_size=64, head_dim=16).save_pretrained(tmp_path)
     expected = generate(tmp_path)
-    for option in ("disable_overlap_schedule", "disable_radix_cache"):
-        assert generate(tmp_path, **{option: True}) == expected, option
-    # Padded steps, and kernels that multiply float32 in tf32, round another way: where a choice is close it may differ.
-    for options in ({"disable_cuda_graph": True}, {"attention_backend": "torch"}):
+    assert generate(tmp_path, disable_overlap_schedule=True) == expected
+    # Padded steps, kernels that multiply float32 in tf32, and what is left of a prompt behind a cached prefix, which as few tokens is
+    # attended to in other pieces, round another way: where a choice is close it may differ.
+    for options in ({"disable_radix_cache": True}, {"disable_cuda_graph": True}, {"attention_backend": "torch"}):
         other = generate(tmp_path, **options)
         assert sum(left == right for left, right in zip(other, expected, strict=True)) >= len(expected) - 3, options
 
