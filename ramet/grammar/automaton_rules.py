@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from ramet.grammar.arena import EPSILON, NONE, Arena
 from ramet.grammar.char_ranges import Ranges, union
-from ramet.grammar.components import components
+from ramet.grammar.components import circles
 
 State = TypeVar("State", bound=Hashable)
 MAX_NESTED = 4
@@ -39,7 +39,7 @@ def _merged(states: list[Ways[int]]) -> tuple[list[int], list[Ways[int]]]:
     found = [UNKNOWN] * len(states)
     known: dict[Hashable, int] = {}
     representatives: list[int] = []
-    for circle in _circles(states):
+    for circle in circles(len(states), lambda state: states[state].steps):
         if not any(states[state].may_end or any(found[to] >= 0 for to in states[state].steps) for state in circle):
             for state in circle:
                 found[state] = DEAD
@@ -51,14 +51,6 @@ def _merged(states: list[Ways[int]]) -> tuple[list[int], list[Ways[int]]]:
                 representatives.append(state)
             found[state] = known[key]
     return found, [Ways(states[state].may_end, _joined(states[state].steps, found)) for state in representatives]
-
-
-def _circles(states: list[Ways[int]]) -> list[list[int]]:
-    component = components(len(states), lambda state: states[state].steps)
-    circles: list[list[int]] = [[] for _ in range(max(component) + 1)]
-    for state, circle in enumerate(component):
-        circles[circle].append(state)
-    return circles
 
 
 def _key(state: int, ways: Ways[int], found: list[int]) -> Hashable:

@@ -33,3 +33,12 @@ def components(num_nodes: int, edges: Callable[[int], Iterable[int]]) -> list[in
                 if path:
                     low[path[-1][0]] = min(low[path[-1][0]], low[node])
     return found
+
+
+def circles(num_nodes: int, edges: Callable[[int], Iterable[int]]) -> list[list[int]]:
+    """The nodes of each component, in order; components after those that they lead to."""
+    component = components(num_nodes, edges)
+    found: list[list[int]] = [[] for _ in range(max(component, default=-1) + 1)]
+    for node, number in enumerate(component):
+        found[number].append(node)
+    return found

@@ -39,8 +39,8 @@ class _Copied:
     def __init__(self, make: Callable[[Arena], int]) -> None:
         arena = Arena()
         self._root = make(arena)
-        self._rules: dict[int, int] = {}
-        self._nodes = [(index, arena.nodes[index]) for index in sorted(self._reachable(arena))]  # parts come before what they are in
+        self._nodes = [(index, arena.nodes[index]) for index in sorted(arena.reachable((self._root,)))]  # parts before what they are in
+        self._rules = {node.of: arena.rules[node.of] for _, node in self._nodes if node.op == "ref"}
 
     @property
     def size(self) -> int:
@@ -50,18 +50,6 @@ class _Copied:
         found = arena.copies.get(self)
         if found is None:
             found = arena.copies[self] = self._copy(arena)
-        return found
-
-    def _reachable(self, arena: Arena) -> set[int]:
-        found, queue = {self._root}, [self._root]
-        while queue:
-            node = queue.pop()
-            op, of = arena.nodes[node]
-            if op == "ref":
-                self._rules[of] = arena.rules[of]
-            inside = (arena.rules[of],) if op == "ref" else arena.parts(node)
-            queue += [part for part in inside if part not in found]
-            found.update(inside)
         return found
 
     def _copy(self, arena: Arena) -> int:

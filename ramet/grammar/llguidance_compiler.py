@@ -234,13 +234,7 @@ class _Matcher:
 
     def _narrow(self, row: npt.NDArray[np.uint32]) -> None:
         if self._budget is not None and self._budget.is_low and not self.stopped:
-            self._budget.narrow(row, self._is_way_out)
-
-    def _is_way_out(self, ending: list[int]) -> bool:
-        """A lexer takes the longest match, so that of an ebnf not all is said by its rules; of the others all is, and it costs too little
-        to make a difference."""
-        found: int = self._matcher.validate_tokens([*ending, min(self._eos_ids)])
-        return found > len(ending)
+            self._budget.narrow(row)
 
     def forced_tokens(self) -> list[int]:
         forced = self._forced() if self._canonical and not self.stopped else []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ramet.grammar.arena import Arena
-from ramet.grammar.components import components
+from ramet.grammar.components import circles
 
 
 class Group(NamedTuple):
@@ -25,12 +25,8 @@ def in_groups(arena: Arena, has_refs: Sequence[int]) -> list[Group]:
         body, refs = _body(arena, root, has_refs)
         bodies.append(body)
         inside.append(refs)
-    component = components(len(bodies), inside.__getitem__)
-    circles: list[list[int]] = [[] for _ in range(max(component, default=-1) + 1)]
-    for rule, number in enumerate(component):
-        circles[number].append(rule)
     groups, is_left = [], bytearray(has_refs)
-    for rules in circles:
+    for rules in circles(len(bodies), inside.__getitem__):
         nodes = bodies[rules[0]] if len(rules) == 1 else set[int]().union(*(bodies[rule] for rule in rules))
         fresh = sorted([node for node in nodes if is_left[node]])
         for node in fresh:

@@ -194,8 +194,8 @@ class Budget:
         """Where the text so far stands in the language; NONE where that is not known. Ends of text do not count as text."""
         return self._state(self._source.make()) if self._source.is_made else NONE
 
-    def narrow(self, row: npt.NDArray[np.uint32], is_way_out: Callable[[list[int]], bool]) -> None:
-        """Take out of a mask what would leave too little; `is_way_out`: whether the grammar itself takes an ending for one."""
+    def narrow(self, row: npt.NDArray[np.uint32]) -> None:
+        """Take out of a mask what would leave too little."""
         closing, num_left = self._source.make(), self._num_tokens - len(self._taken)
         state = self._state(closing)
         if state == NONE:
