@@ -82,7 +82,7 @@ class MemoryConfig:
     """How much memory goes to the KV cache and how it is shared."""
 
     mem_fraction_static: float | None = option(None, "fraction of device memory for weights and KV cache together", low=0.01, high=1.0)
-    max_total_tokens: int | None = option(None, "size of the KV cache in tokens; overrides mem_fraction_static", low=1)
+    max_total_tokens: int | None = option(None, "size of the KV cache in tokens, 256 or more; overrides mem_fraction_static", low=1)
     page_size: int = option(1, "tokens per KV page", low=1, high=1024)
     disable_radix_cache: bool = option(False, "never reuse KV between requests (the slow twin)")
     radix_eviction_policy: str = option(

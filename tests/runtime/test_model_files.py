@@ -1,10 +1,13 @@
-"""Where models are found, and that every message about a missing one says how to fetch it."""
+"""Where models are found, and that every message about a missing one says what to do."""
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,10 +58,66 @@ def test_directories_and_files(tmp_path: Path) -> None:
         locate_model(str(gguf_path.parent))
 
 
-@pytest.mark.parametrize("path", ["/no/such/model", "./nowhere", "nothing.gguf", "a/b/c", "owner/model", "not a hub id!"])
+@pytest.mark.parametrize("path", ["/no/such/model", "./nowhere", "nothing.gguf", "a/b/c"])
 def test_what_is_not_found_names_the_command(path: str) -> None:
     with pytest.raises(ModelNotFound, match=FETCH):
         locate_model(path)
+
+
+def test_what_is_no_hub_id_says_what_one_is() -> None:
+    with pytest.raises(ModelNotFound, match="owner/name"):
+        locate_model("not a hub id!")
+
+
+def answer_of(status: int, code: str = "") -> Any:
+    """What the Hub's client makes of an answer of the Hub's."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils._http import hf_raise_for_status
+
+    http = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+    request = http.Request("GET", "https://huggingface.co/api/models/owner/model/revision/main")
+    try:
+        hf_raise_for_status(http.Response(status, headers={"X-Error-Code": code}, request=request))
+    except HfHubHTTPError as error:
+        return error
+    raise AssertionError("an answer without an error")
+
+
+def transport_error() -> Exception:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    http = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+    return http.ConnectError("Name or service not known")  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        (lambda: answer_of(403, "GatedRepo"), ["owner/model is gated", "ask for access at https://huggingface.co/owner/model", "HF_TOKEN"]),
+        (lambda: answer_of(404, "RepoNotFound"), ["the Hub shows no model owner/model", "private"]),
+        (lambda: answer_of(404, "RevisionNotFound"), ["no branch, tag or commit 'v9'"]),
+        (lambda: answer_of(503), ["503", "try again later"]),
+        (lambda: OSError(errno.ENOSPC, "No space left on device"), ["no room on the disk", "HF_HOME"]),
+        (lambda: PermissionError(errno.EACCES, "Permission denied"), ["cannot be written", "HF_HOME"]),
+        (transport_error, ["cannot be reached (Name or service not known)", "HTTPS_PROXY"]),
+    ],
+)
+def test_a_fetch_that_fails_says_why_and_what_to_do(monkeypatch: pytest.MonkeyPatch, failure: Any, says: list[str]) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise failure()
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(ModelNotFound) as raised:
+        fetch_model("owner/model", revision="v9")
+    assert all(words in raised.value.message for words in says), raised.value.message
+    assert FETCH not in raised.value.message
+
+
+def test_a_fetch_while_offline_names_the_switch() -> None:
+    with pytest.raises(ModelNotFound, match="HF_HUB_OFFLINE forbids") as raised:
+        fetch_model("owner/model")
+    assert FETCH not in raised.value.message
 
 
 def test_a_directory_without_a_model(tmp_path: Path) -> None:
@@ -86,7 +145,7 @@ def test_a_cached_hub_model_needs_no_network(offline: Path) -> None:
 def test_half_a_cached_model_is_not_served(offline: Path) -> None:
     index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
     cached(offline, "owner/half", {"config.json": "{}", "model.safetensors.index.json": index, "model-1.safetensors": ""})
-    with pytest.raises(ModelNotFound, match=f"{FETCH}"):
+    with pytest.raises(ModelNotFound, match="only a part of owner/half"):
         locate_model("owner/half")
 
 

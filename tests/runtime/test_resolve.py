@@ -64,6 +64,17 @@ def test_contradictions_are_refused_before_anything_loads(options):
     assert raised.value.param in options
 
 
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [({}, 256), ({"page_size": 16}, 256), ({"page_size": 1024}, 1024), ({"context_length": 64}, 64)],
+)
+def test_a_pool_too_small_for_any_request_says_the_least(options, least):
+    with pytest.raises(ConfigError, match=f"max_total_tokens={least - 1}: .* the least is {least}") as raised:
+        check(EngineConfig.from_options(options | {"max_total_tokens": least - 1}))
+    assert raised.value.param == "max_total_tokens"
+    check(EngineConfig.from_options(options | {"max_total_tokens": least}))
+
+
 @pytest.mark.parametrize("options", [{"context_length": 99_999}, {"page_size": 16}])
 def test_contradictions_with_what_was_loaded(options):
     with pytest.raises(ConfigError) as raised:

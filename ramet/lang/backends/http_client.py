@@ -57,7 +57,7 @@ class HttpClient:
                     yield event
         except httpx.TransportError as error:
             if not ended:
-                raise self._unreachable(error) from error
+                raise self._unreachable(error) from None
         if not ended:
             raise InternalError(f"{self.base_url}{path}: the stream broke off before its end")
 
@@ -73,7 +73,7 @@ class HttpClient:
         try:
             response = await self._client().request(method, self._url(path), **body)
         except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+            raise self._unreachable(error) from None
         if response.status_code >= 400:
             raise error_of(response.status_code, response.content)
         return response.json() if "json" in response.headers.get("content-type", "") else response.text
