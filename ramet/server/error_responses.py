@@ -10,10 +10,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from ramet.errors import InternalError, InvalidRequest, QueueFull, RametError, UserError
 from ramet.log import get_logger
+from ramet.server.unknown_fields import body_model, unknown_fields
 
 logger = get_logger(__name__)
 
@@ -28,14 +30,6 @@ KINDS = {
     "dict": ("an object", "objects"),
 }
 """What the branches of a union are called, one of them and several."""
-
-CONSTRAINTS_OF_VLLM = {
-    "guided_json": "response_format or json_schema",
-    "guided_regex": "regex",
-    "guided_choice": "regex: (one|other)",
-    "guided_grammar": "ebnf",
-    "structured_outputs": "response_format, json_schema, regex, ebnf or structural_tag",
-}
 
 UNAVAILABLE_RETRY_SECONDS = 1.0
 
@@ -59,13 +53,13 @@ def error_response(error: RametError) -> JSONResponse:
     return JSONResponse(error_body(error), status_code=error.status, headers=headers)
 
 
-def invalid_request_of(errors: Sequence[Any]) -> InvalidRequest:
-    """Pydantic's list of complaints as one error. Unknown fields are all named; of other complaints the first is, and the rest counted."""
+def invalid_request_of(errors: Sequence[Any], body: type[BaseModel] | None) -> InvalidRequest:
+    """Pydantic's complaints about a `body` as one error. Unknown fields are all named; of others the first is, and the rest counted."""
     if errors[0]["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}")
-    unknown = [_path(error) for error in errors if error["type"] == "extra_forbidden"]
+    unknown = {_path(error): error["loc"] for error in errors if error["type"] == "extra_forbidden"}
     if unknown:
-        return InvalidRequest(_unknown_fields(unknown), param=unknown[0])
+        return InvalidRequest(unknown_fields(unknown, body), param=next(iter(unknown)))
     reasons: dict[str, str] = {}
     for error in errors:
         reasons.setdefault(_path(error), str(error["msg"]).removeprefix("Value error, "))
@@ -95,13 +89,6 @@ def _is_kind(step: str | int) -> bool:
     return isinstance(step, str) and (step in KINDS or step.startswith(("list[", "dict[")))
 
 
-def _unknown_fields(paths: Sequence[str]) -> str:
-    if len(paths) > 1:
-        return f"fields that are not known: {', '.join(paths)}"
-    advice = f"; use {CONSTRAINTS_OF_VLLM[paths[0]]}" if paths[0] in CONSTRAINTS_OF_VLLM else ""
-    return f"{paths[0]}: this field is not known{advice}"
-
-
 async def _on_ramet_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RametError)
     if request.url.path.startswith("/v1/"):
@@ -113,7 +100,7 @@ async def _on_ramet_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return error_response(invalid_request_of(error.errors()))
+    return error_response(invalid_request_of(error.errors(), body_model(request.scope.get("endpoint"))))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:

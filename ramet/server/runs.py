@@ -112,7 +112,7 @@ async def _body(request: Request) -> RunRequest:
     try:
         return RunRequest.model_validate(json.loads(await request.body()))
     except ValidationError as error:
-        raise invalid_request_of(error.errors()) from None
+        raise invalid_request_of(error.errors(), RunRequest) from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
 

@@ -163,6 +163,18 @@ class TestChat:
         texts = [engine.tokenizer.decode(g.input_ids or ()) for g in engine.seen]
         assert texts == [tools + "[system]D[/system][user]ab[/user][assistant]" for tools in ("<tools:clock>", "")]
 
+    def test_fields_that_ask_for_nothing_else_are_taken(self, client: openai.OpenAI, engine: ScriptedEngine) -> None:
+        predicted: Any = {"type": "content", "content": "Hello"}
+        kept: Any = {"prompt_cache_retention": "24h", "prompt_cache_key": "k", "safety_identifier": "s"}
+        reply = client.chat.completions.create(model="small", messages=MESSAGES, modalities=["text"], prediction=predicted, **kept)
+        client.chat.completions.create(model="small", messages=MESSAGES, extra_body={"audio": None, "functions": None})
+        assert reply.choices[0].message.content == "Hello"
+        assert engine.tokenizer.decode(engine.seen[0].input_ids or ()) == RENDERED
+
+    def test_verbosity_and_effort_reach_the_template(self, client: openai.OpenAI, engine: ScriptedEngine) -> None:
+        client.chat.completions.create(model="small", messages=MESSAGES, verbosity="low", reasoning_effort="high")
+        assert engine.tokenizer.decode(engine.seen[0].input_ids or ()) == f"<reasoning_effort=high><verbosity=low>{RENDERED}"
+
     def test_continue_final_message(self, client: openai.OpenAI, engine: ScriptedEngine) -> None:
         messages: Any = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         client.chat.completions.create(model="small", messages=messages, extra_body={"continue_final_message": True})
@@ -253,6 +265,12 @@ class TestErrors:
             ({"messages": [{"role": "user", "content": "refuse me"}]}, "messages"),
             ({"extra_body": {"temprature": 1}}, "temprature"),
             ({"extra_body": {"lora_path": "x"}}, "lora_path"),
+            ({"modalities": ["text", "audio"]}, "modalities[1]"),
+            ({"audio": {"format": "mp3", "voice": "ash"}}, "audio"),
+            ({"verbosity": "chatty"}, "verbosity"),
+            ({"prediction": {"type": "content"}}, "prediction.content"),
+            ({"web_search_options": {}}, "web_search_options"),
+            ({"functions": [{"name": "f"}]}, "functions"),
             ({"top_logprobs": 3}, "top_logprobs"),
             ({"tool_choice": "required"}, "tool_choice"),
             ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice.function.name"),

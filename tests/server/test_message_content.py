@@ -43,12 +43,44 @@ def test_an_assistant_may_say_nothing(client: httpx.Client, said: dict[str, Any]
 
 def test_every_unknown_field_is_named(client: httpx.Client) -> None:
     error = refusal(client, tempreature=0.5, echo=True)
-    assert error == {"message": "fields that are not known: tempreature, echo", "type": "invalid_request_error", "param": "tempreature"} | {
-        "code": "invalid_request"
+    assert error == {
+        "message": "fields that are not known: tempreature (did you mean temperature?), echo",
+        "type": "invalid_request_error",
+        "param": "tempreature",
+        "code": "invalid_request",
     }
     nested = refusal(client, stream=True, stream_options={"include_usge": True})
-    assert nested["message"] == "stream_options.include_usge: this field is not known"
+    assert nested["message"] == "stream_options.include_usge: this field is not known; did you mean include_usage?"
     assert nested["param"] == "stream_options.include_usge"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "hint"),
+    [
+        ("/v1/chat/completions", {"messages": [USER], "max_token": 5}, "max_token: this field is not known; did you mean max_tokens?"),
+        ("/v1/chat/completions", {"messages": [USER], "temprature": 0}, "temprature: this field is not known; did you mean temperature?"),
+        (
+            "/v1/chat/completions",
+            {"messages": [USER], "max_new_tokens": 5},
+            "max_new_tokens: this field is not known; use max_tokens",
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": [USER], "response_format": {"type": "json_schema", "json_schema": {"name": "x", "shema": {}}}},
+            "response_format.json_schema.shema: this field is not known; did you mean schema?",
+        ),
+        ("/v1/completions", {"prompt": "a", "max_completion_tokens": 5}, "; use max_tokens"),
+        ("/v1/completions", {"prompt": "a", "zzz": 5}, "zzz: this field is not known"),
+        ("/generate", {"text": "a", "temperature": 0}, "temperature: this field is not known; use sampling_params.temperature"),
+        ("/generate", {"text": "a", "max_tokens": 5}, "max_tokens: this field is not known; use sampling_params.max_new_tokens"),
+        ("/generate", {"text": "a", "sampling_param": {}}, "did you mean sampling_params?"),
+        ("/v1/programs/0/runs", {"argument": {}}, "argument: this field is not known; did you mean arguments?"),
+    ],
+)
+def test_a_misspelt_field_is_told_the_near_one(client: httpx.Client, path: str, body: dict[str, Any], hint: str) -> None:
+    response = client.post(path, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].endswith(hint)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ramet.errors import GrammarError, InvalidRequest
+from ramet.errors import GrammarError, InvalidRequest, Unsupported
 from ramet.runtime.request import Delta, LogprobParams
 from ramet.server.fanout import collect, fan_out
 from ramet.server.openai.chat_dialect import ChatDialect, Dialect
@@ -29,6 +29,14 @@ from ramet.server.sse import EventStream, until_disconnect
 
 router = APIRouter(tags=["OpenAI"])
 
+REFUSED = {
+    "audio": "the served model writes text only",
+    "web_search_options": "the server searches nothing; give a tool that does, and answer its calls",
+    "moderation": "the server judges no text; ask a model that does",
+    "functions": "use tools, as [{'type': 'function', 'function': …}]",
+    "function_call": "use tool_choice",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Chat:
@@ -43,10 +51,22 @@ class Chat:
 @router.post("/v1/chat/completions", response_model=ChatReply, responses=ERROR_REPLIES)
 async def create_chat_completion(body: ChatRequest, context: Context, dialect: Dialect, request: Request) -> Response:
     check_common(context, body)
+    _check(body)
     chat = await _prepare(context, body, dialect)
     if body.stream:
         return EventStream(_events(context, chat))
     return JSONResponse(await until_disconnect(request.receive, _reply(context, chat)))
+
+
+def _check(body: ChatRequest) -> None:
+    """Refuse in words what a text model here cannot give."""
+    for index, modality in enumerate(body.modalities or ()):
+        if modality != "text":
+            message = f"modalities[{index}]: the served model writes text only, not {modality}; leave modalities out"
+            raise Unsupported(message, param=f"modalities[{index}]")
+    for name, reason in REFUSED.items():
+        if getattr(body, name) is not None:
+            raise Unsupported(f"{name}: {reason}", param=name)
 
 
 async def _prepare(context: ServerContext, body: ChatRequest, dialect: ChatDialect) -> Chat:

@@ -19,8 +19,9 @@ async def prompt_text(context: ServerContext, body: ChatRequest, dialect: ChatDi
             "the served model has no chat template; use /v1/completions, or start the server with --chat-template", param="messages"
         )
     variables = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    for name in ("reasoning_effort", "verbosity"):
+        if getattr(body, name) is not None:
+            variables.setdefault(name, getattr(body, name))
     shown = [] if body.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
     messages = [_template_message(message, index) for index, message in enumerate(body.messages)]
     return await asyncio.to_thread(

@@ -78,6 +78,8 @@ class SamplingFields(Strict):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
 
 
 class PastFunction(BaseModel):
@@ -117,6 +119,11 @@ class Tool(Strict):
     function: Function
 
 
+class Prediction(Strict):
+    type: Literal["content"]
+    content: str | list[dict[str, Any]]
+
+
 class ChatRequest(SamplingFields):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=0)
@@ -125,12 +132,20 @@ class ChatRequest(SamplingFields):
     tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: str | None = Field(None, description="handed to the chat template, as is verbosity")
+    verbosity: Literal["low", "medium", "high"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     separate_reasoning: bool = Field(True, description="with a reasoning parser: thoughts as reasoning_content, not in the content")
     stream_reasoning: bool = Field(True, description="false: thoughts come in one piece, when they are complete")
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    modalities: list[str] | None = Field(None, description="text; others are refused")
+    prediction: Prediction | None = Field(None, description="accepted, without effect: it could only save time, never change a token")
+    audio: Any = Field(None, description="refused on a text model")
+    web_search_options: Any = Field(None, description="refused: the server reaches no network")
+    moderation: Any = Field(None, description="refused: there is no model for it")
+    functions: Any = Field(None, description="refused: what tools were called once")
+    function_call: Any = Field(None, description="refused: what tool_choice was called once")
 
 
 class CompletionRequest(SamplingFields):
