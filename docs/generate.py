@@ -29,6 +29,9 @@ and ignored, and so is none that is not known, but for the annotations below. Ol
 draft, that draft says what an `id` means, and what it does not know is refused where it would allow less than is written (`prefixItems`
 before `items`, `minContains: 0`). OpenAPI's `nullable` allows null only where `$schema` names no draft.
 
+Numbers that no float holds (`1e400`, `1e-400`) and whole ones of over 400 digits are refused wherever they stand. Counts above 2³¹ − 1,
+which no text comes up to, say nothing where they are the most (`maxLength`) and are refused where they are the least.
+
 Schemas at random, every keyword inside of every other, are judged the same way (`tests/grammar/random_schemas.py`).
 
 A grammar writes one form of each valid value, and by what it writes it also accepts. Of a valid value this is the form:

@@ -7,6 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 from ramet.errors import GrammarError
+from ramet.grammar.json_source import read_json_at
 
 TOKEN = re.compile(
     r"""(?P<blank>(?:\#|//)[^\n]*|[ \t\r]+)
@@ -62,7 +63,10 @@ def tokens_of(source: str) -> list[Token]:
 def _embedded(source: str, token: Token) -> Token:
     start = token.end + len(source[token.end :]) - len(source[token.end :].lstrip())
     try:
-        schema, end = json.JSONDecoder().raw_decode(source, start)
+        schema, end = read_json_at(source, start, "json_schema")
+    except GrammarError as error:
+        where = f"{place_of(source, token.start).partition(',')[0]}, {error.where}"
+        raise GrammarError(error.message.removesuffix(f" (at {error.where})"), where=where, param="ebnf") from error
     except json.JSONDecodeError as error:
         where = place_of(source, error.pos)
         raise GrammarError(f"ebnf: what follows {EMBEDDED} is not JSON: {error.msg}", where=where, param="ebnf") from error

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import INFINITE, Arena
 from ramet.grammar.derivatives import Walker
 from ramet.grammar.ebnf_lowering import lower_ebnf
 from ramet.grammar.json_layout import COMPACT, Layout
+from ramet.grammar.json_source import read_json
 from ramet.grammar.language import Language
 from ramet.grammar.lark_writer import write_rules
 from ramet.grammar.pattern_expressions import whole
@@ -86,18 +85,10 @@ def lower(kind: str, source: str, whitespace: str = COMPACT) -> Lowered:
 
 
 def parse_schema(source: str) -> Any:
-    def refuse_constant(name: str) -> NoReturn:
-        raise GrammarError(f"json_schema holds {name}, which is no number of JSON that floats can hold", where="#", param="json_schema")
-
-    def parse_float(text: str) -> float:
-        return value if not math.isinf(value := float(text)) else refuse_constant(text)
-
     try:
-        schema = json.loads(source, parse_constant=refuse_constant, parse_float=parse_float)
+        schema = read_json(source, "json_schema")
     except json.JSONDecodeError as error:
         raise GrammarError(f"json_schema is not JSON: {error.msg}", where=f"char {error.pos}", param="json_schema") from error
-    if re.search("[\ud800-\udfff]", json.dumps(schema, ensure_ascii=False)):
-        raise GrammarError("json_schema holds half of a surrogate pair, which is no text", where="#", param="json_schema")
     if not isinstance(schema, dict | bool):
         raise GrammarError(f"json_schema must be a JSON object, not {source.strip()[:40]}", where="#", param="json_schema")
     return schema

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ SUBSCHEMAS = ("not", "if", "then", "else", "items", "contains", "additionalPrope
 SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 SUBSCHEMA_MAPS = ("properties", "patternProperties", "dependentSchemas")
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
+HIGHEST = frozenset(key for key in COUNTS if key.startswith("max"))
 NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 PLAIN = (
     "type",
@@ -44,9 +45,8 @@ PLAIN = (
 ENFORCED = frozenset({*SUBSCHEMAS, *SUBSCHEMA_LISTS, *SUBSCHEMA_MAPS, *COUNTS, *NUMBERS, *PLAIN})
 REFUSED = {"$recursiveRef": "use $ref", "$recursiveAnchor": "use $anchor"}
 EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
-NUM_DIGITS = 400
-"""Of a number in a schema before the point. All that floats can hold have fewer."""
-TOO_LARGE = 10**NUM_DIGITS
+MAX_COUNT = 2**31 - 1
+"""The engine's limit. No text is so long: a larger upper count says nothing, a larger lower one cannot be met."""
 TYPES = ("null", "boolean", "number", "integer", "string", "array", "object")
 
 
@@ -125,13 +125,14 @@ def _descend(target: Any, step: str, reference: str, where: str) -> Any:
 
 def _modern(schema: Any, is_plain: bool) -> Any:
     """A schema with the exclusive bounds of draft 4, which say yes or no about their neighbour, as they are written since. `nullable` is
-    OpenAPI's: where `$schema` names a draft (it is not `is_plain`), null is not valid."""
+    OpenAPI's: where `$schema` names a draft (it is not `is_plain`), null is not valid. Counts that no text comes up to are left out."""
     if not isinstance(schema, Mapping):
         return schema
-    is_nullable = not is_plain and schema.get("nullable") is True
-    if not is_nullable and not any(isinstance(schema.get(key), bool) for key in EXCLUSIVE):
+    ignored = {key for key in HIGHEST & schema.keys() if _is_count(schema[key]) and schema[key] > MAX_COUNT}
+    ignored |= {"nullable"} if not is_plain and schema.get("nullable") is True else set()
+    if not ignored and not any(isinstance(schema.get(key), bool) for key in EXCLUSIVE):
         return schema
-    found = {key: value for key, value in schema.items() if not is_nullable or key != "nullable"}
+    found = {key: value for key, value in schema.items() if key not in ignored}
     for exclusive, bound in EXCLUSIVE.items():
         if isinstance(schema.get(exclusive), bool) and (bound in schema or not schema[exclusive]):
             del found[exclusive]
@@ -155,7 +156,6 @@ def _check(schema: Any, pointer: str) -> None:
         if key not in ENFORCED and key not in ANNOTATIONS and not key.startswith("x-"):
             near = get_close_matches(key, [*ENFORCED, *ANNOTATIONS], n=1)
             refuse(f"the keyword {key!r} is not known" + (f"; did you mean {near[0]!r}?" if near else ""), where)
-        _check_size(value if isinstance(value, list) else [value], where)
         _check_value(key, value, where)
 
 
@@ -175,14 +175,9 @@ def _check_draft(schema: Any, draft: int, pointer: str) -> None:
         )
 
 
-def _check_size(values: Sequence[Any], where: str) -> None:
-    if any(isinstance(value, int | float) and abs(value) >= TOO_LARGE for value in values):
-        refuse(f"is too large a number; the limit is {NUM_DIGITS} digits", where)
-
-
 def _check_value(key: str, value: Any, where: str) -> None:
-    if key in COUNTS and not _is_count(value):
-        refuse("must be a whole number, 0 or more", where)
+    if key in COUNTS:
+        _check_count(value, where)
     if key in NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
         refuse("must be a number", where)
     if key == "multipleOf" and value <= 0:
@@ -203,6 +198,13 @@ def _check_value(key: str, value: Any, where: str) -> None:
         refuse("must be a list of values", where)
     if key == "type":
         _check_type(value, where)
+
+
+def _check_count(value: Any, where: str) -> None:
+    if not _is_count(value):
+        refuse("must be a whole number, 0 or more", where)
+    if value > MAX_COUNT:
+        refuse(f"is more than any text holds; the limit is {MAX_COUNT}", where)
 
 
 def _check_needs(key: str, value: Any, where: str) -> None:

@@ -10,13 +10,14 @@ from ramet.grammar.arena import NONE, Arena
 from ramet.grammar.array_rules import array_expression
 from ramet.grammar.distinct_series import MAX_DISTINCT, nested_series
 from ramet.grammar.json_layout import Layout
+from ramet.grammar.json_source import MAX_DIGITS
 from ramet.grammar.json_strings import conjunction, literal, none_of, string_body
 from ramet.grammar.json_values import values_expression
 from ramet.grammar.number_automaton import NumberSet, number_expression
 from ramet.grammar.object_rules import Cells, Extra, members
 from ramet.grammar.pattern_expressions import anything, search
 from ramet.grammar.schema_branches import ANYTHING, Arrays, Branch, Goal, Numbers, Objects, Scope, Some, Strings, Values, whole_bounds
-from ramet.grammar.schema_document import NUM_DIGITS, Document, refuse
+from ramet.grammar.schema_document import Document, refuse
 from ramet.grammar.schema_expansion import Expansion
 
 MAX_CELLS = 32
@@ -28,7 +29,7 @@ def lower_schema(arena: Arena, layout: Layout, schema: object) -> int:
     document = Document(schema)
     root = document.add("", schema)
     with localcontext() as context:
-        context.prec = NUM_DIGITS + 1
+        context.prec = MAX_DIGITS + 1
         return _Lowering(arena, layout, Expansion(document)).lower(frozenset({root}))
 
 

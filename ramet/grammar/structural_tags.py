@@ -12,6 +12,7 @@ from ramet.grammar.arena import Arena
 from ramet.grammar.char_ranges import ALL
 from ramet.grammar.derivatives import Walker
 from ramet.grammar.json_layout import Layout
+from ramet.grammar.json_source import read_json
 from ramet.grammar.lark_writer import write_rules
 from ramet.grammar.schema_lowering import lower_schema
 from ramet.grammar.schema_resources import escape
@@ -67,8 +68,8 @@ def lower_tags(arena: Arena, layout: Layout, source: str) -> LoweredTags:
 
 def _parse(source: str) -> Mapping[str, Any]:
     try:
-        tag = json.loads(source)
-    except ValueError as error:
+        tag = read_json(source, "structural_tag")
+    except json.JSONDecodeError as error:
         _refuse(f"not JSON: {error}", "#")
     if not isinstance(tag, Mapping):
         _refuse("not a JSON object", "#")

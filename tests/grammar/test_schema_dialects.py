@@ -111,17 +111,61 @@ def test_integers_are_compared_to_their_last_digit(key: str, bound: int, off: in
         assert (is_within != is_not) or not Texts(schema).hold(str(value))
 
 
-@pytest.mark.parametrize("source", ['{"maximum": 1e400}', '{"enum": [-1e400]}', '{"minLength": 1e999}', '{"multipleOf": 1e400}'])
-def test_numbers_that_no_float_holds_are_refused(source: str) -> None:
-    with pytest.raises(GrammarError, match="floats can hold"):
-        lower("json_schema", source)
+UNHELD = [
+    ('{"maximum": 1e400}', "/maximum"),
+    ('{"enum": [1, -1e400]}', "/enum/1"),
+    ('{"items": {"minLength": 1e999}}', "/items/minLength"),
+    ('{"multipleOf": 1e-400}', "/multipleOf"),
+    ('{"minimum": NaN}', "/minimum"),
+]
 
 
+@pytest.mark.parametrize(("source", "where"), UNHELD)
+def test_numbers_that_no_float_holds_are_refused_wherever_a_schema_stands(source: str, where: str) -> None:
+    tag = f'{{"triggers": ["<f"], "structures": [{{"begin": "<f", "schema": {source}, "end": ""}}]}}'
+    lark = f'start: "a"\n  %json {source}'
+    placed = (("json_schema", source, where), ("ebnf", lark, f"line 2, {where}"), ("structural_tag", tag, f"/structures/0/schema{where}"))
+    for kind, text, place in placed:
+        with pytest.raises(GrammarError, match="floats can hold") as refused:
+            lower(kind, text)
+        assert (refused.value.where, refused.value.param) == (place, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "where"),
+    [
+        ("json_schema", r'{"const": ["\ud800"]}', "/const/0"),
+        ("json_schema", r'{"const": {"\uDC00": 1}}', "/const"),
+        ("ebnf", r'start: %json {"const": "\ud800"}', "line 1, /const"),
+        ("structural_tag", r'{"triggers": ["\ud800"]}', "/triggers/0"),
+    ],
+)
+def test_halves_of_surrogate_pairs_are_refused_with_their_place(kind: str, source: str, where: str) -> None:
+    with pytest.raises(GrammarError, match="surrogate") as refused:
+        lower(kind, source)
+    assert refused.value.where == where
+
+
+@pytest.mark.parametrize("count", ["1e30", "2147483648", "99999999999999999999"])
+def test_counts_beyond_all_texts_say_nothing_or_are_refused_with_their_place(count: str) -> None:
+    for key, text in (("maxLength", '"aa"'), ("maxItems", "[1,2]"), ("maxProperties", '{"a":1}')):
+        assert Texts(json.loads(f'{{"{key}": {count}}}')).hold(text)
+        assert not Texts(json.loads(f'{{"not": {{"{key}": {count}}}}}') | {"anyOf": [True]}).hold(text)
+    assert Texts(json.loads(f'{{"contains": {{"const": 1}}, "maxContains": {count}}}')).hold("[1,1]")
+    for key in ("minLength", "minItems", "minProperties", "minContains"):
+        with pytest.raises(GrammarError, match="limit") as refused:
+            lower("json_schema", f'{{"anyOf": [{{"{key}": {count}, "contains": true}}, {{"type": "null"}}]}}')
+        assert refused.value.where == f"/anyOf/0/{key}"
+
+
+@pytest.mark.parametrize("num_digits", [401, 5000])
 @pytest.mark.parametrize("key", ["maximum", "const", "maxItems", "enum"])
-def test_numbers_of_too_many_digits_are_refused(key: str) -> None:
-    with pytest.raises(GrammarError, match="digits") as refused:
-        lower("json_schema", json.dumps({"items": {key: [10**400] if key == "enum" else 10**400}}))
-    assert refused.value.where == f"/items/{key}"
+def test_numbers_of_too_many_digits_are_refused(key: str, num_digits: int) -> None:
+    number = "1" + "0" * (num_digits - 1)
+    for kind, before, place in (("json_schema", "", ""), ("ebnf", "start: %json ", "line 1, ")):
+        with pytest.raises(GrammarError, match="digits") as refused:
+            lower(kind, f'{before}{{"items": {{"{key}": {f"[{number}]" if key == "enum" else number}}}}}')
+        assert refused.value.where == f"{place}/items/{key}" + ("/0" if key == "enum" else "")
 
 
 def test_past_the_last_float_there_are_integers() -> None:
