@@ -29,6 +29,7 @@ from ramet.runtime.attention.work_plan import Int32Array, PlanSizes
 from ramet.runtime.executor.inputs import SlotTables, to_device
 from ramet.runtime.kernels.gpu.decode_inputs import decode_inputs
 from ramet.runtime.kernels.gpu.greedy_choice import greedy_tokens
+from ramet.runtime.kernels.gpu.rehearsal import is_rehearsing
 from ramet.runtime.models.fused_step import FusedStep
 from ramet.runtime.plan import PlanRow
 
@@ -117,7 +118,7 @@ class StepGraphs:
             result = recording.result
         else:
             result = self._compute(key)
-            if len(self._recordings) < MAX_RECORDINGS:
+            if len(self._recordings) < MAX_RECORDINGS and not is_rehearsing():
                 self._recordings[key] = self._record(key)
         return GraphResult(result.logits[: len(rows)], result.tokens[: len(rows)], result.slots[: len(rows)])
 

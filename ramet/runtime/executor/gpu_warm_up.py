@@ -1,9 +1,12 @@
 """Steps of every kind, once, before the first request: kernels are compiled (or fetched from their cache) and the smallest graphs recorded
-here instead of in somebody's reply. What the steps leave in pages and slots belongs to nobody: every request resets its own."""
+here instead of in somebody's reply. What the steps leave in pages and slots belongs to nobody: every request resets its own.
+
+The steps are rehearsed first, so that kernels are compiled side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 
 from ramet.runtime.executor.executor import Executor
 from ramet.runtime.executor.prefix_groups import least_shared
@@ -16,8 +19,9 @@ _SHARED_SIZES = (16, 64, 256, 512)
 _MIXED = ((16, 4), (64, 3), (64, 8), (64, 16))  # rows, tokens of each
 
 
-def warm_up(executor: Executor) -> None:
-    """Run them and wait. Does nothing where the pool is too small to try."""
+def warm_up(executor: Executor, rehearsal: AbstractContextManager[object]) -> None:
+    """Run them and wait; before that, in `rehearsal`, those that do not go on with a sampled token. Does nothing where the pool is too
+    small to try."""
     page_size = executor.capacity.page_size
     if min(executor.capacity.num_tokens // 4, executor.model.context_len) < _LONG + page_size + 8 or executor.capacity.max_running < 2:
         return
@@ -32,7 +36,14 @@ def warm_up(executor: Executor) -> None:
         (_row(0, (1,) * _SHORT, 0, shared),),
         (_next(_row(0, (1,) * _SHORT, 0, shared), 0), _row(1, (1,) * _LONG, 0, spare)),
     )
-    for number, rows in enumerate((*steps, *_decode_steps(executor, shared, spare))):
+    every = (*steps, *_decode_steps(executor, shared, spare))
+    with rehearsal:
+        _run(executor, (rows for rows in every if all(row.token_ids != (PENDING_TOKEN,) for row in rows)))
+    _run(executor, every)
+
+
+def _run(executor: Executor, steps: Iterable[tuple[PlanRow, ...]]) -> None:
+    for number, rows in enumerate(steps):
         plan = BatchPlan(number, rows)
         executor.launch(plan)
         executor.sample(plan, None).result()

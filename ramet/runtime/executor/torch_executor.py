@@ -140,7 +140,9 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
         one_by_one=device.type == "cuda" and config.backend.enable_deterministic_inference,
     )
     if device.type == "cuda":
-        warm_up(executor)
+        from ramet.runtime.kernels.gpu.rehearsal import Rehearsal  # only a GPU has Triton
+
+        warm_up(executor, Rehearsal(device))
     return executor
 
 

@@ -18,6 +18,7 @@ from ramet.runtime.attention.attention_backend import ForwardBatch
 from ramet.runtime.attention.triton_backend import Angles, TritonAttention
 from ramet.runtime.kernels.gpu.elementwise import add_rms_norm, gated_activation
 from ramet.runtime.kernels.gpu.fixed_linear import fixed_linear
+from ramet.runtime.kernels.gpu.rehearsal import is_rehearsing
 from ramet.runtime.kernels.gpu.skinny_linear import fits, skinny_linear
 from ramet.runtime.kernels.gpu.split_linear import split_linear, splits
 from ramet.runtime.layers.linear import Linear
@@ -39,6 +40,8 @@ class FusedStep:
         self._model, self._attention, self._in_order = model, attention, in_order
         self._activation = model.spec.activation
         self._layers = [cast(DecoderLayer, layer) for layer in model.layers]
+        by_kind = {(layer.attention.window, layer.attention.rotation): layer for layer in self._layers[:-1]}
+        self._one_of_each = list(by_kind.values())
         if in_order:
             for linear in self._linears:
                 check_alike(linear)
@@ -48,7 +51,7 @@ class FusedStep:
         hidden = self._model.embed(batch.token_ids)
         angles = [_angles(cast(Rotary, rotary), batch.positions) for rotary in self._model.rotaries]
         delta: torch.Tensor | None = None
-        for layer in self._layers[:-1]:
+        for layer in self._one_of_each if is_rehearsing() else self._layers[:-1]:
             if self._is_skinny(layer, len(hidden)):
                 self._skinny_layer(layer, hidden, angles)
             else:
