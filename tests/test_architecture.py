@@ -22,7 +22,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "flashinfer": ("runtime/kernels/", "runtime/attention/"),
     "safetensors": ("runtime/executor/",),
     "gguf": ("runtime/gguf_file.py", "runtime/executor/"),
-    "huggingface_hub": ("runtime/model_files.py",),
+    "huggingface_hub": ("runtime/model_files.py", "runtime/hub_failure.py"),
     "tokenizers": ("runtime/text/",),
     "jinja2": ("runtime/text/",),
     "llguidance": ("grammar/",),

@@ -16,7 +16,7 @@ from ramet.server.auth import BearerAuth, BodyLimit
 from ramet.server.control import engine_stats
 from ramet.server.error_responses import install_error_handlers
 from ramet.server.metrics import Metrics
-from ramet.server.openai import chat, completions, model_list, parse_routes
+from ramet.server.openai import chat, completions, model_list, parse_routes, responses
 from ramet.server.openai.chat_dialect import ChatDialect
 from ramet.server.program_metrics import ProgramMetrics
 from ramet.server.programs import ProgramRegistry
@@ -39,6 +39,7 @@ def build_app(engine: GenerationEngine, config: ServerConfig) -> FastAPI:
         runs.router,
         chat.router,
         completions.router,
+        responses.router,
         programs.router,
         model_list.router,
         parse_routes.router,

@@ -50,12 +50,13 @@ class EventStream(Response):
     """Sends each event of a generator as `data: {json}`, then `data: [DONE]`.
 
     The status line waits for the first event, so that a request refused by the engine gets its real status. A failure after that
-    becomes an event `{"error": …}`.
+    becomes an event `{"error": …}`. `named`: each event is also `event: {its type}`, and the last one says by itself that it is.
     """
 
-    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+    def __init__(self, events: AsyncGenerator[Event, None], *, named: bool = False) -> None:
         super().__init__(media_type="text/event-stream")
         self._events = events
+        self._named = named
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -68,27 +69,27 @@ class EventStream(Response):
             first = await anext(events, None)
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             if first is not None:
-                await _send_event(send, first)
+                await self._send_event(send, first)
                 await self._send_rest(events, send)
-            await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            await send({"type": "http.response.body", "body": b"" if self._named else DONE, "more_body": False})
 
     async def _send_rest(self, events: AsyncGenerator[Event, None], send: Send) -> None:
         try:
             async for event in events:
-                await _send_event(send, event)
+                await self._send_event(send, event)
         except RametError as error:
-            await _send_event(send, error_body(error))
+            await self._send_event(send, error_body(error))
         except Exception:
             logger.exception("a stream crashed")
-            await _send_event(send, error_body(InternalError("internal error; the server's log has the traceback")))
+            await self._send_event(send, error_body(InternalError("internal error; the server's log has the traceback")))
+
+    async def _send_event(self, send: Send, event: Event) -> None:
+        name = f"event: {event['type']}\n".encode() if self._named and "type" in event else b""
+        await send({"type": "http.response.body", "body": name + encoded(event), "more_body": True})
 
 
 def encoded(event: Event) -> bytes:
     return f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
-
-
-async def _send_event(send: Send, event: Event) -> None:
-    await send({"type": "http.response.body", "body": encoded(event), "more_body": True})
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -13,8 +13,7 @@ from ramet.runtime.sampling_params import ELSEWHERE
 from ramet.runtime.sampling_params import FIELDS as SAMPLING_FIELDS
 
 OF_OTHERS = {
-    "max_new_tokens": "use max_tokens",
-    "max_completion_tokens": "use max_tokens",
+    "response_format": "use text.format on /v1/responses, sampling_params.json_schema on /generate",
     "guided_json": "use response_format or json_schema",
     "guided_regex": "use regex",
     "guided_choice": "use regex: (one|other)",
@@ -29,6 +28,12 @@ OF_OTHERS = {
     "logits_processors": "code from a request never runs here; use a grammar or logit_bias",
 }
 """Names that other routes or servers have → what to do instead."""
+
+SAME_THING = (
+    ("max_tokens", "max_output_tokens", "max_new_tokens", "max_completion_tokens"),
+    ("messages", "input", "prompt", "text"),
+)
+"""Names of one thing on different routes."""
 
 Location = Sequence[str | int]
 
@@ -57,6 +62,9 @@ def _hint(steps: Sequence[str], body: type[BaseModel] | None) -> str:
         return f"use sampling_params.{native}"
     if not way and name in OF_OTHERS and name not in known:
         return OF_OTHERS[name]
+    for names in SAME_THING:
+        if not way and name in names and (here := next((other for other in names if other in known), None)):
+            return f"use {here}"
     near = get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else ""
 

@@ -73,6 +73,13 @@ def test_every_unknown_field_is_named(client: httpx.Client) -> None:
         ("/v1/completions", {"prompt": "a", "zzz": 5}, "zzz: this field is not known"),
         ("/generate", {"text": "a", "temperature": 0}, "temperature: this field is not known; use sampling_params.temperature"),
         ("/generate", {"text": "a", "max_tokens": 5}, "max_tokens: this field is not known; use sampling_params.max_new_tokens"),
+        ("/v1/completions", {"prompt": "a", "messages": [USER]}, "messages: this field is not known; use prompt"),
+        ("/v1/chat/completions", {"messages": [USER], "input": "a"}, "input: this field is not known; use messages"),
+        (
+            "/v1/responses",
+            {"input": "a", "response_format": {}},
+            "; use text.format on /v1/responses, sampling_params.json_schema on /generate",
+        ),
         ("/generate", {"text": "a", "sampling_param": {}}, "did you mean sampling_params?"),
         ("/v1/programs/0/runs", {"argument": {}}, "argument: this field is not known; did you mean arguments?"),
     ],

@@ -67,6 +67,56 @@ class ChatReply(BaseModel):
     usage: Usage
 
 
+class OutputPart(BaseModel):
+    type: Literal["output_text", "reasoning_text"]
+    text: str
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+class OutputItem(BaseModel):
+    type: Literal["message", "reasoning", "function_call"]
+    id: str
+    status: Literal["in_progress", "completed", "incomplete"]
+    role: Literal["assistant"] | None = Field(None, description="of a message")
+    content: list[OutputPart] | None = Field(None, description="of a message or of reasoning")
+    summary: list[Any] | None = Field(None, description="of reasoning: empty, thoughts are in the content")
+    call_id: str | None = Field(None, description="of a function call; its output names it")
+    name: str | None = None
+    arguments: str | None = Field(None, description="JSON text, as the model wrote it")
+
+
+class InputTokensDetails(BaseModel):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class ResponseUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class ResponseReply(BaseModel):
+    """Beside these, the request's own fields with the values that were used."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: Literal["in_progress", "completed", "incomplete"]
+    incomplete_details: dict[str, str] | None = Field(description="reason: max_output_tokens")
+    model: str
+    output: list[OutputItem]
+    usage: ResponseUsage | None = Field(description="null until the response has ended")
+
+
 class CompletionLogprobs(BaseModel):
     tokens: list[str]
     token_logprobs: list[float | None]

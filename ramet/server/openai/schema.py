@@ -34,22 +34,18 @@ class ResponseFormat(BaseModel):
     json_schema: JsonSchemaFormat | None = None
 
 
-class SamplingFields(Strict):
-    """What both routes share."""
+class Sampling(Strict):
+    """What all routes share."""
 
     model: str | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=128)
     temperature: float | None = None
     top_p: float | None = None
-    max_tokens: int | None = Field(None, ge=0)
     stop: str | list[str] | None = None
     seed: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    response_format: ResponseFormat | None = None
     # extensions
     top_k: int | None = None
     min_p: float | None = None
@@ -80,6 +76,15 @@ class SamplingFields(Strict):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
+
+
+class SamplingFields(Sampling):
+    """What chat and text completions share."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=128)
+    max_tokens: int | None = Field(None, ge=0)
+    response_format: ResponseFormat | None = None
 
 
 class PastFunction(BaseModel):
