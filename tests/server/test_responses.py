@@ -250,6 +250,8 @@ class TestRefusals:
             ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
             ({"input": [{"role": "user", "content": "a"}, {"role": "robot", "content": "b"}]}, "input[1].role"),
             ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0]"),
+            ({"input": [{"role": "tool", "tool_call_id": "1", "content": "x"}]}, "input[0]"),
+            ({"input": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}, "input[0]"),
             ({"instructions": "a", "input": [{"role": "user"}]}, "input[0]"),
             ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
             ({"max_output_tokens": -1}, "max_output_tokens"),

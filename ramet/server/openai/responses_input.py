@@ -46,6 +46,8 @@ class Conversation:
                 self._add_call(place, item)
             case {"type": "function_call_output", "output": output}:
                 self.add(place, role="tool", tool_call_id=item.get("call_id"), content=_content(output))
+            case {"role": "tool" | "function"} | {"tool_calls": [_, *_]}:
+                raise _wrong_item(place, {"type": "function_call_output" if "tool_call_id" in item else "function_call"})
             case {"role": "assistant", "content": content} if self._is_thinking():
                 self.messages[-1]["content"] = _content(content)
             case {"role": role, "content": content}:
