@@ -47,11 +47,42 @@ BLOCK_TYPES = {
     6: BlockType("Q5_0", 32, 22),
     7: BlockType("Q5_1", 32, 24),
     8: BlockType("Q8_0", 32, 34),
+    10: BlockType("Q2_K", 256, 84),
+    11: BlockType("Q3_K", 256, 110),
     12: BlockType("Q4_K", 256, 144),
+    13: BlockType("Q5_K", 256, 176),
     14: BlockType("Q6_K", 256, 210),
+    20: BlockType("IQ4_NL", 32, 18),
+    23: BlockType("IQ4_XS", 256, 136),
     30: BlockType("BF16", 1, 2),
+    34: BlockType("TQ1_0", 256, 54),
+    35: BlockType("TQ2_0", 256, 66),
+    39: BlockType("MXFP4", 32, 17),
 }
 """Tensor type in the file → its storage; a type that is not here is refused."""
+
+REFUSED_TYPES = {
+    9: "Q8_1",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    40: "NVFP4",
+    41: "Q1_0",
+}
+"""What the refusal calls them; a type that is not here either is refused by its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +184,14 @@ class _Reader:
     def damaged(self, what: str) -> InvalidRequest:
         return InvalidRequest(f"{self.path} is cut short or damaged ({what}); download it again")
 
+    def unread(self, name: str, kind: int) -> Unsupported:
+        stored = f"as {REFUSED_TYPES[kind]}" if kind in REFUSED_TYPES else f"in a form unknown here (GGML type {kind})"
+        known = ", ".join(sorted(block.name for block in BLOCK_TYPES.values()))
+        return Unsupported(
+            f"{self.path}: tensor {name} is stored {stored}, which this build does not read; take another file of this model, such as "
+            f"Q4_K_M, IQ4_XS or Q2_K, or make one with llama-quantize (types that are read: {known})"
+        )
+
     def number(self, fmt: str) -> int:
         (value,) = struct.unpack_from(fmt, self.buffer, self.at)
         self.at += struct.calcsize(fmt)
@@ -195,8 +234,7 @@ class _Reader:
 
     def tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
         if kind not in BLOCK_TYPES:
-            known = ", ".join(block.name for block in BLOCK_TYPES.values())
-            raise Unsupported(f"{self.path}: tensor {name} has GGML type {kind}; this build reads {known}")
+            raise self.unread(name, kind)
         block = BLOCK_TYPES[kind]
         if shape[-1] % block.num_values:
             raise self.damaged(f"tensor {name}: rows of {shape[-1]} are not a multiple of {block.num_values}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,11 @@ from ramet.runtime.gguf_file import GgufTensor
 
 Blocks = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float32]
+
+IQ4_NUMBERS = np.array((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), np.int8).tobytes()
+"""What the sixteen codes of IQ4_NL and IQ4_XS mean."""
+E2M1_NUMBERS = np.array((0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12), np.int8).tobytes()
+"""Twice what the sixteen codes of MXFP4 mean."""
 
 
 def dequantise(tensor: GgufTensor, start: int = 0, stop: int | None = None, columns: range | None = None) -> Values:
@@ -42,9 +48,29 @@ def _nibbles(packed: Blocks) -> Values:
     return values
 
 
-def _fifth_bits(packed: Blocks) -> Values:
-    """[n, 4] bytes → [n, 32] numbers 0 or 16."""
-    return np.unpackbits(packed, axis=1, bitorder="little").astype(np.float32) * np.float32(16)
+def _planes(packed: Blocks, bits: int, *, times: int = 1) -> Blocks:
+    """[n, k] bytes → [n, 8 / bits, k] numbers of so many bits, multiplied: the lowest of every byte, then the next ones."""
+    planes = np.empty((packed.shape[0], 8 // bits, packed.shape[1]), np.uint8)
+    for place in range(8 // bits):
+        np.right_shift(packed, bits * place, out=planes[:, place])
+    planes &= (1 << bits) - 1
+    planes *= times
+    return planes
+
+
+def _of_32(packed: Blocks) -> Blocks:
+    """Bytes of blocks as rows of 32."""
+    return np.ascontiguousarray(packed).reshape(-1, 32)
+
+
+def _scaled(codes: npt.NDArray[Any], scales: Values, minima: Values | None = None) -> Values:
+    """n blocks of codes times scales [n, groups], less minima [n, groups] → [n, values of a block]. float32 codes are overwritten."""
+    count, groups = scales.shape
+    values = codes.astype(np.float32, copy=False).reshape(count, groups, -1)
+    values *= scales[:, :, None]
+    if minima is not None:
+        values -= minima[:, :, None]
+    return values.reshape(count, -1)
 
 
 def _f32(blocks: Blocks) -> Values:
@@ -79,47 +105,117 @@ def _q4_1(blocks: Blocks) -> Values:
     return values
 
 
+def _fives(packed: Blocks) -> Blocks:
+    """The 20 bytes of 32 numbers 0 … 31: their fifth bits, then the others."""
+    codes = _planes(packed[:, 4:], 4).reshape(-1, 32)
+    codes |= np.unpackbits(packed[:, :4], axis=1, bitorder="little") << 4
+    return codes
+
+
 def _q5_0(blocks: Blocks) -> Values:
-    values = _nibbles(blocks[:, 6:])
-    values += _fifth_bits(blocks[:, 2:6])
-    values -= 16
-    values *= _half(blocks, 0)
-    return values
+    codes = _fives(blocks[:, 2:])
+    codes -= 16
+    return _scaled(codes.view(np.int8), _half(blocks, 0))
 
 
 def _q5_1(blocks: Blocks) -> Values:
-    values = _nibbles(blocks[:, 8:])
-    values += _fifth_bits(blocks[:, 4:8])
-    values *= _half(blocks, 0)
-    values += _half(blocks, 2)
-    return values
+    return _scaled(_fives(blocks[:, 4:]), _half(blocks, 0), -_half(blocks, 2))
+
+
+def _q2_k(blocks: Blocks) -> Values:
+    """256 values: 16 groups of 16, each with a 4-bit scale and a 4-bit minimum under the block's two float16."""
+    scales, minima = (blocks[:, :16] & 15) * _half(blocks, 80), (blocks[:, :16] >> 4) * _half(blocks, 82)
+    return _scaled(_planes(_of_32(blocks[:, 16:80]), 2), scales, minima)
+
+
+def _q3_k(blocks: Blocks) -> Values:
+    """256 values: 16 groups of 16, each with a 6-bit scale; the third bits lie apart, as do the scales' two high ones."""
+    codes = _planes(_of_32(blocks[:, 32:96]), 2)
+    codes |= _planes(blocks[:, :32], 1, times=4).reshape(-1, 4, 32)
+    codes -= 4
+    scales = _planes(blocks[:, 96:104], 4).reshape(-1, 16) | _planes(blocks[:, 104:108], 2, times=16).reshape(-1, 16)
+    return _scaled(codes.view(np.int8), (scales.view(np.int8) - 32) * _half(blocks, 108))
+
+
+def _scales_and_minima(blocks: Blocks) -> tuple[Values, Values]:
+    """Of Q4_K and Q5_K: two float16, and under them a 6-bit scale and a 6-bit minimum of each of 8 groups, in 12 bytes."""
+    packed = blocks[:, 4:16]
+    low, middle, high = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.concatenate((low & 63, (high & 15) | ((low >> 2) & 48)), axis=1)
+    minima = np.concatenate((middle & 63, (high >> 4) | ((middle >> 2) & 48)), axis=1)
+    return scales * _half(blocks, 0), minima * _half(blocks, 2)
 
 
 def _q4_k(blocks: Blocks) -> Values:
-    """256 values: 8 groups of 32, each with a 6-bit scale and a 6-bit minimum under the block's two float16."""
-    packed = blocks[:, 4:16]
-    low, middle, high = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate((low & 63, (high & 15) | ((low >> 2) & 48)), axis=1) * _half(blocks, 0)
-    minima = np.concatenate((middle & 63, (high >> 4) | ((middle >> 2) & 48)), axis=1) * _half(blocks, 2)
-    values = _nibbles(np.ascontiguousarray(blocks[:, 16:]).reshape(-1, 32)).reshape(-1, 8, 32)
-    values *= scales[:, :, None]
-    values -= minima[:, :, None]
-    return values.reshape(-1, 256)
+    """256 values: 8 groups of 32."""
+    return _scaled(_nibbles(_of_32(blocks[:, 16:])), *_scales_and_minima(blocks))
+
+
+def _q5_k(blocks: Blocks) -> Values:
+    """256 values: 8 groups of 32; the fifth bits lie apart."""
+    codes = _planes(_of_32(blocks[:, 48:]), 4)
+    codes |= _planes(blocks[:, 16:48], 1, times=16).reshape(-1, 2, 32)
+    return _scaled(codes, *_scales_and_minima(blocks))
 
 
 def _q6_k(blocks: Blocks) -> Values:
     """256 values: 16 groups of 16, each with an 8-bit scale; 4 low bits and 2 high bits lie apart."""
-    low = np.ascontiguousarray(blocks[:, :128]).reshape(-1, 2, 64)
-    high = np.ascontiguousarray(blocks[:, 128:192]).reshape(-1, 2, 32)
-    scales = blocks[:, 192:208].view(np.int8) * _half(blocks, 208)
-    values = np.empty((blocks.shape[0], 2, 4, 32), np.float32)
-    for quarter in range(4):
-        bits = low[:, :, 32 * (quarter % 2) :][:, :, :32] >> (4 * (quarter // 2)) & 15
-        values[:, :, quarter] = bits | ((high >> (2 * quarter) & 3) << 4)
-    values -= 32
-    grouped = values.reshape(-1, 16, 16)
-    grouped *= scales[:, :, None]
-    return grouped.reshape(-1, 256)
+    low = np.ascontiguousarray(blocks[:, :128]).reshape(-1, 64)
+    codes = _planes(low, 4).reshape(-1, 4, 32)
+    codes |= _planes(_of_32(blocks[:, 128:192]), 2, times=16)
+    codes -= 32
+    return _scaled(codes.view(np.int8), blocks[:, 192:208].view(np.int8) * _half(blocks, 208))
+
+
+def _looked_up(packed: Blocks, book: bytes, scales: Values) -> Values:
+    """[n, 16] bytes of two places in `book` each (16 numbers of int8), first all low halves, times scales [n, 1] → [n, 32]."""
+    by_low, by_high = book * 16, np.frombuffer(book, np.uint8).repeat(16).tobytes()
+    count, raw = packed.shape[0], packed.tobytes()
+    values = np.empty((count, 32), np.float32)
+    values[:, :16] = np.frombuffer(raw.translate(by_low), np.int8).reshape(count, 16)
+    values[:, 16:] = np.frombuffer(raw.translate(by_high), np.int8).reshape(count, 16)
+    values *= scales
+    return values
+
+
+def _iq4_nl(blocks: Blocks) -> Values:
+    return _looked_up(blocks[:, 2:], IQ4_NUMBERS, _half(blocks, 0))
+
+
+def _iq4_xs(blocks: Blocks) -> Values:
+    """256 values: 8 groups of 32, each with a 6-bit scale, whose 4 low bits and 2 high bits lie apart."""
+    low, high = _planes(blocks[:, 4:8], 4), _planes(blocks[:, 2:4], 2, times=16)
+    scales = low.swapaxes(1, 2).reshape(-1, 8) | high.swapaxes(1, 2).reshape(-1, 8)
+    scaled = (scales.view(np.int8) - 32) * _half(blocks, 0)
+    values = _looked_up(blocks[:, 8:].reshape(-1, 16), IQ4_NUMBERS, scaled.reshape(-1, 1))
+    return values.reshape(-1, 256)
+
+
+def _mxfp4(blocks: Blocks) -> Values:
+    """32 values: a power of two (the byte is its exponent, 127 is 1) times E2M1 numbers, which the book doubles to have integers."""
+    return _looked_up(blocks[:, 1:], E2M1_NUMBERS, np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128))
+
+
+def _thirds(packed: Blocks, count: int) -> Blocks:
+    """[n, k] bytes → [n, count · k] numbers 0, 1, 2: each byte is a fraction of 256 in base 3, first all first digits."""
+    fractions = packed[:, None, :] * np.array([1, 3, 9, 27, 81], np.uint8)[:count, None]
+    thirds = fractions.astype(np.uint16)
+    thirds *= 3
+    thirds >>= 8
+    return thirds.astype(np.uint8).reshape(packed.shape[0], -1)
+
+
+def _tq1_0(blocks: Blocks) -> Values:
+    """256 values -1, 0, 1: five in a byte, the last sixteen four."""
+    parts = (_thirds(blocks[:, :32], 5), _thirds(blocks[:, 32:48], 5), _thirds(blocks[:, 48:52], 4))
+    return _scaled(np.concatenate(parts, axis=1).view(np.int8) - 1, _half(blocks, 52))
+
+
+def _tq2_0(blocks: Blocks) -> Values:
+    """256 values -1, 0, 1 (and 2, which no writer makes)."""
+    codes = _planes(_of_32(blocks[:, :64]), 2)
+    codes -= 1
+    return _scaled(codes.view(np.int8), _half(blocks, 64))
 
 
 DEQUANTISE: Mapping[str, Callable[[Blocks], Values]] = MappingProxyType(
@@ -132,8 +228,16 @@ DEQUANTISE: Mapping[str, Callable[[Blocks], Values]] = MappingProxyType(
         "Q4_1": _q4_1,
         "Q5_0": _q5_0,
         "Q5_1": _q5_1,
+        "Q2_K": _q2_k,
+        "Q3_K": _q3_k,
         "Q4_K": _q4_k,
+        "Q5_K": _q5_k,
         "Q6_K": _q6_k,
+        "IQ4_NL": _iq4_nl,
+        "IQ4_XS": _iq4_xs,
+        "MXFP4": _mxfp4,
+        "TQ1_0": _tq1_0,
+        "TQ2_0": _tq2_0,
     }
 )
 """Block type's name → [n, bytes of a block] → [n, values of a block]."""
