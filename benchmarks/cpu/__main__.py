@@ -38,12 +38,9 @@ TIMEOUT_S, QUICK_TIMEOUT_S = 240.0, 60.0
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # through the context managers: no engine stays behind, asleep
-    files = locate_model(None)
-    every = workloads(Sizes(), load_tokenizer(files))
-    options = _options([workload.name for workload in every])
-    sizes = QUICK if options.quick else Sizes()
-    if options.quick:
-        every = workloads(sizes, load_tokenizer(files))
+    options = _options([workload.name for workload in workloads(Sizes(), load_tokenizer(locate_model(None)))])
+    files, sizes = locate_model(options.model_path), QUICK if options.quick else Sizes()
+    every = workloads(sizes, load_tokenizer(files))
     chosen = [workload for workload in every if not options.only or workload.name in options.only]
     engines = [OURS, *options.peers]
     peers_dir().mkdir(parents=True, exist_ok=True)
@@ -62,6 +59,7 @@ def _options(names: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     peers = [name for name in ENGINES if name != OURS]
     rates = Machine(1)
+    parser.add_argument("--model-path", help="a GGUF file that all engines can read; default: the embedded model")
     parser.add_argument("--rounds", type=int, help="of the alternation; default: 3, with --quick 1")
     parser.add_argument("--only", nargs="+", choices=names, metavar="WORKLOAD", help=f"some of: {', '.join(names)}")
     parser.add_argument("--peers", nargs="*", choices=peers, default=peers, help="default: all")

@@ -1,5 +1,5 @@
-"""A checkpoint as packed 4- and 8-bit matrices for the CPU step: GGUF's Q4_0, Q4_1 and Q8_0 keep their bits, and integers of AWQ and GPTQ
-their values; everything else is rounded. No torch, unless the checkpoint is one that only torch reads.
+"""A checkpoint as packed 4- to 8-bit matrices for the CPU step: GGUF's types keep their integers, those of AWQ and GPTQ their values;
+everything else is rounded. No torch, unless the checkpoint is one that only torch reads.
 
 Which models the step covers is decided here, by name: `why_not` says what a model has that the step does not do.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from ramet.runtime.executor.checkpoint_fit import check_fit
 from ramet.runtime.executor.gguf_tensors import GgufTensors
 from ramet.runtime.kernels import packed_weight
 from ramet.runtime.kernels.cpu_kv_pool import KvType
-from ramet.runtime.kernels.packed_weight import BLOCK, EXACT_BITS, PANEL, Blocks, CpuContext, PackedWeight, StoredRows
+from ramet.runtime.kernels.packed_weight import BLOCK, PANEL, STORED_BITS, Blocks, CpuContext, PackedWeight, StoredRows
 from ramet.runtime.model_files import ModelFiles
 from ramet.runtime.model_spec import ModelSpec
 from ramet.runtime.models.decoder_step import DecoderStep, StepLayer, StepShape, StepWeights
@@ -144,15 +145,13 @@ class _Packer:
         return StepWeights(layers, head, self.source.numbers("model.norm.weight"), embedding, cosine, sine)
 
     def tied_head(self, embedding: Blocks) -> PackedWeight:
-        stored = self.stored(EMBEDDING, bits=8)
+        stored = self.stored(EMBEDDING)
         return self.context.pack(embedding) if stored is None else self.context.pack_stored([stored])
 
     def layer(self, prefix: str, spec: ModelSpec) -> StepLayer:
         attention, mlp, numbers = f"{prefix}self_attn.", f"{prefix}mlp.", self.source.numbers
-        qkv = [f"{attention}{name}_proj" for name in "qkv"]
-        bias = np.concatenate([numbers(f"{name}.bias") for name in qkv]) if spec.qkv_bias else None
         return StepLayer(
-            qkv=self.matrix([f"{name}.weight" for name in qkv], bias),
+            qkv=self.stack([f"{attention}{name}_proj" for name in "qkv"], has_bias=spec.qkv_bias),
             out=self.matrix([f"{attention}o_proj.weight"]),
             gate_up=self.matrix([f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"]),
             down=self.matrix([f"{mlp}down_proj.weight"]),
@@ -162,10 +161,24 @@ class _Packer:
             key_norm=numbers(f"{attention}k_norm.weight") if spec.qk_norm else None,
         )
 
+    def stack(self, names: list[str], *, has_bias: bool) -> tuple[PackedWeight, ...]:
+        """Matrices under each other; neighbours of the same bits are one."""
+        by_bits = groupby(names, lambda name: self.bits_of(f"{name}.weight"))
+        return tuple(self.stacked(list(alike), has_bias) for _, alike in by_bits)
+
+    def stacked(self, names: list[str], has_bias: bool) -> PackedWeight:
+        bias = np.concatenate([self.source.numbers(f"{name}.bias") for name in names]) if has_bias else None
+        return self.matrix([f"{name}.weight" for name in names], bias)
+
+    def bits_of(self, name: str) -> int | None:
+        """Of a matrix that keeps its integers; None: of one that is rounded, or comes in blocks."""
+        stored = self.stored(name)
+        return None if stored is None else stored.bits
+
     def matrix(self, names: list[str], bias: Floats | None = None) -> PackedWeight:
         stored = [self.stored(name) for name in names]
         rows = [part for part in stored if part is not None]
-        if len(rows) == len(stored) and len({EXACT_BITS[part.kind] for part in rows}) == 1:
+        if len(rows) == len(stored) and len({part.bits for part in rows}) == 1:
             return self.context.pack_stored(rows, bias)
         parts = [self.blocks(name) for name in names]
         if len({part.bits for part in parts}) > 1:
@@ -179,7 +192,7 @@ class _Packer:
         return packed_weight.quantize(self.source.numbers(name), bits or 8) if exact is None else exact
 
     def stored(self, name: str, bits: int | None = None) -> StoredRows | None:
-        """The tensor as a GGUF file holds it, where that is exactly `bits`, by default the wanted or any number."""
+        """The tensor as a GGUF file holds it, where that is of `bits`, by default the wanted or any number."""
         stored, wanted = self.source.stored(name), bits or self.bits
-        own = None if stored is None else EXACT_BITS.get(stored.kind)
+        own = None if stored is None else STORED_BITS.get(stored.kind)
         return stored if own is not None and wanted in (None, own) else None

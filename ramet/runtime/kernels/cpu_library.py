@@ -29,14 +29,15 @@ REQUIRED_FEATURES = frozenset({"avx2", "fma", "f16c"})
 
 
 class Linear(Structure):
-    """One packed weight matrix [n, k] of 4 or 8 bits; `bias` may be null."""
+    """One packed weight matrix [n, k] of 4, 5, 6 or 8 bits; `bias` may be null."""
 
     _fields_ = (("n", c_int32), ("k", c_int32), ("bits", c_int32), ("packed", c_void_p), ("bias", c_void_p))
 
 
 class Layer(Structure):
     _fields_ = (
-        *((name, Linear) for name in ("qkv", "out", "gate_up", "down")),
+        ("qkv", Linear * 3),
+        *((name, Linear) for name in ("out", "gate_up", "down")),
         *((name, c_void_p) for name in ("input_norm", "post_norm", "query_norm", "key_norm")),
     )
 
@@ -76,7 +77,7 @@ def load() -> ctypes.CDLL:
     library.ramet_packed_bytes.restype = c_int64
     library.ramet_packed_bytes.argtypes = [c_int, c_int64, c_int64]
     library.ramet_pack.argtypes = [c_void_p, c_int, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p]
-    library.ramet_pack_stored.argtypes = [c_void_p, c_int, c_int, c_int64, c_int64, c_void_p, c_int64, c_void_p]
+    library.ramet_pack_stored.argtypes = [c_void_p, c_int, c_int64, c_int64, c_void_p, c_int64, c_void_p]
     library.ramet_linear.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p]
     library.ramet_step.argtypes = [c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_void_p]
     library.ramet_attention.argtypes = [c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_void_p, c_int, c_void_p]

@@ -1,7 +1,7 @@
-"""Weights in the panel layout of `kernels/cpu/linear.h`: made from GGUF blocks without changing a bit, or quantised from numbers.
+"""Weights in the panel layout of `kernels/cpu/linear.h`: made from GGUF blocks with their integers, or quantised from numbers.
 
-Blocks have 32 values along the input dimension. 4-bit: w = d·q + m with q in 0…15 (Q4_1; Q4_0 is the case m = −8d).
-8-bit: w = d·q with q in −127…127 (Q8_0). Scales are fp16. No torch.
+Blocks have 32 values along the input dimension. 4 and 5 bits: w = d·q + m with q in 0…15 or 0…31 (in symmetric types m = −8d or −16d).
+6 bits: w = d·q with q in −32…31 and a d for each half of the block. 8 bits: w = d·q with q in −127…127. Scales are fp16. No torch.
 """
 
 from __future__ import annotations
@@ -25,9 +25,14 @@ BLOCK = 32
 PANEL = 8
 
 EXACT_BITS = MappingProxyType({"Q4_0": 4, "Q4_1": 4, "Q8_0": 8})
-"""GGUF types that become panels without rounding."""
+"""GGUF types that are `Blocks` without rounding."""
 
-_BLOCK_BYTES = MappingProxyType({block.name: block.num_bytes for block in BLOCK_TYPES.values()})
+STORED_BITS = MappingProxyType(
+    {**EXACT_BITS, "Q5_0": 5, "Q5_1": 5, "Q3_K": 6, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "IQ4_NL": 8, "IQ4_XS": 8},
+)
+"""GGUF types that become panels of so many bits with their integers; those of 256 values a block with scales rounded to fp16."""
+
+_TYPES = MappingProxyType({block.name: (number, block) for number, block in BLOCK_TYPES.items()})
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -112,14 +117,19 @@ def _halves(raw: Bytes, n: int) -> npt.NDArray[np.float16]:
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """A matrix as a GGUF file holds it: one of `EXACT_BITS`, rows [n, bytes of a row]."""
+    """A matrix as a GGUF file holds it, rows [n, bytes of a row]. `k` and `bits` only of those in `STORED_BITS`."""
 
     kind: str
     rows: Bytes
 
     @property
     def k(self) -> int:
-        return int(self.rows.shape[1] // _BLOCK_BYTES[self.kind] * BLOCK)
+        _, block = _TYPES[self.kind]
+        return int(self.rows.shape[1] // block.num_bytes * block.num_values)
+
+    @property
+    def bits(self) -> int:
+        return STORED_BITS[self.kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,17 +162,16 @@ class CpuContext:
             self.handle = None
 
     def pack_stored(self, parts: Sequence[StoredRows], bias: Floats | None = None) -> PackedWeight:
-        """Matrices of a GGUF file under each other, all of one width in bits: `pack(from_gguf(…))` in one pass over the bytes."""
-        k, bits = parts[0].k, EXACT_BITS[parts[0].kind]
+        """Matrices of a GGUF file under each other, all of one width in bits, in one pass over the bytes."""
+        k, bits = parts[0].k, parts[0].bits
         sizes = [self.library.ramet_packed_bytes(bits, *_panels(len(part.rows), part.k)) for part in parts]
         with self._packing:
             data = self._memory.empty(sum(sizes))
             at = data.ctypes.data
             for part, size in zip(parts, sizes, strict=True):
                 rows = np.ascontiguousarray(part.rows)
-                self.library.ramet_pack_stored(
-                    self.handle, bits, int(part.kind == "Q4_1"), len(rows), k, rows.ctypes.data, rows.shape[1], at
-                )
+                number, _ = _TYPES[part.kind]
+                self.library.ramet_pack_stored(self.handle, number, len(rows), k, rows.ctypes.data, rows.shape[1], at)
                 at += size
         return PackedWeight(sum(len(part.rows) for part in parts), k, bits, data, bias)
 

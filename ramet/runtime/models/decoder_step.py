@@ -1,4 +1,4 @@
-"""A dense decoder's whole step on the CPU in one call of C++, over packed 4- and 8-bit weights (`kernels/cpu/step.cpp`).
+"""A dense decoder's whole step on the CPU in one call of C++, over packed 4- to 8-bit weights (`kernels/cpu/step.cpp`).
 
 Its slow twin is `transformer.py` over the same weights dequantised: equal but for the rounding of activations to 8 bits
 (per block of 32) on their way into each matrix product. No torch: a server on the CPU starts without it.
@@ -37,9 +37,10 @@ class StepShape:
 
 @dataclass(frozen=True, slots=True)
 class StepLayer:
-    """Packed matrices, and norm weights as float32 vectors (`query_norm` and `key_norm` where heads are normed)."""
+    """Packed matrices, and norm weights as float32 vectors (`query_norm` and `key_norm` where heads are normed). `qkv`: one to three under
+    each other, each of its own bits."""
 
-    qkv: PackedWeight
+    qkv: tuple[PackedWeight, ...]
     out: PackedWeight
     gate_up: PackedWeight
     down: PackedWeight
@@ -62,7 +63,7 @@ class StepWeights:
 
     @property
     def num_bytes(self) -> int:
-        matrices = [m for layer in self.layers for m in (layer.qkv, layer.out, layer.gate_up, layer.down)] + [self.head]
+        matrices = [m for layer in self.layers for m in (*layer.qkv, layer.out, layer.gate_up, layer.down)] + [self.head]
         return sum(m.data.nbytes for m in matrices) + self.embedding.q.nbytes + self.embedding.d.nbytes
 
 
@@ -149,7 +150,7 @@ class DecoderStep:
 
 def _layer(layer: StepLayer) -> cpu_library.Layer:
     return cpu_library.Layer(
-        layer.qkv.descriptor(),
+        (cpu_library.Linear * 3)(*(part.descriptor() for part in layer.qkv)),
         layer.out.descriptor(),
         layer.gate_up.descriptor(),
         layer.down.descriptor(),

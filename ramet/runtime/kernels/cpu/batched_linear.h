@@ -4,6 +4,7 @@
 // A product costs one vpmaddubsw and one vpaddw per 32 multiplications and shares its loads, two vectors of weights and four broadcasts, with
 // seven others. What is broadcast together lies side by side, for which the rows are packed: from four lines it costs a tenth more.
 #pragma once
+#include <type_traits>
 #include <vector>
 #include "aligned.h"
 #include "kv.h"
@@ -15,8 +16,8 @@ constexpr int kTile = 256;   // rows that share one unpacking of weights: their 
 constexpr int kTogether = 4;  // rows that pass by at a time
 
 struct alignas(64) UnpackedBlock {  // 32 k of eight columns
-  uint8_t q[8][kPanel][4];
-  float d[kPanel], m[kPanel];
+  uint8_t q[8][kPanel][4];         // for 6 bits with signs
+  float d[kPanel], m[kPanel];      // for 6 bits m is d of the second half
 };
 
 struct alignas(32) RowPanel {  // 32 k of four rows
@@ -44,21 +45,19 @@ inline void pack_rows(const Activations& x, int blocks, int64_t p, int64_t rows,
 }
 
 // A packed panel, whose blocks go `stride` apart.
+template <int BITS>
 inline void unpack_panel(const uint8_t* w, int blocks, UnpackedBlock* out, int stride) {
-  const __m256i low = _mm256_set1_epi8(15);
-  for (int b = 0; b < blocks; ++b, w += kRecord4, out += stride) {
-    for (int j = 0; j < 4; ++j) {
-      const __m256i packed = bytes32(w + 32 * j);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(out->q[j]), _mm256_and_si256(packed, low));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(out->q[j + 4]), _mm256_and_si256(_mm256_srli_epi16(packed, 4), low));
-    }
-    _mm256_store_ps(out->d, half8(w + 128)), _mm256_store_ps(out->m, half8(w + 144));
+  for (int b = 0; b < blocks; ++b, w += record_bytes(BITS), out += stride) {
+    __m256i group[8];
+    groups_of<BITS>(w, group);
+    for (int j = 0; j < 8; ++j) _mm256_store_si256(reinterpret_cast<__m256i*>(out->q[j]), group[j]);
+    _mm256_store_ps(out->d, half8(w + record_bytes(BITS) - 32)), _mm256_store_ps(out->m, half8(w + record_bytes(BITS) - 16));
   }
 }
 
 // acc[4 · PANELS] += four rows × the columns of PANELS panels, whose blocks alternate. `next`: packed panels to fetch meanwhile, or null.
 // Not inlined, since the sums then stay in registers.
-template <int PANELS>
+template <int BITS, int PANELS>
 [[gnu::noinline]] void tile4(const UnpackedBlock* w, int blocks, const RowPanel* x, __m256* acc, const uint8_t* const* next) {
   const __m256i ones = _mm256_set1_epi16(1);
   __m256 total[kTogether][PANELS];
@@ -69,42 +68,57 @@ template <int PANELS>
   for (int b = 0; b < blocks; ++b, w += PANELS, ++x) {
     asm("" : "+r"(w), "+r"(x));  // else the compiler keeps a pointer per address, on the stack
     if (next)
-      for (int p = 0; p < PANELS; ++p) prefetch<kRecord4>(next[p] + b * kRecord4);
-    __m256i s[kTogether][PANELS];
+      for (int p = 0; p < PANELS; ++p) prefetch<record_bytes(BITS)>(next[p] + b * record_bytes(BITS));
+#pragma GCC unroll 2
+    for (int first = 0; first < 8; first += kChain<BITS>) {
+      __m256i s[kTogether][PANELS];
 #pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) {
-      __m256i q[PANELS];
+      for (int g = first; g < first + kChain<BITS>; ++g) {
+        __m256i q[PANELS];
+#pragma GCC unroll 2
+        for (int p = 0; p < PANELS; ++p) {
+          q[p] = bytes32(w[p].q[g]);
+          asm("" : "+x"(q[p]));  // else the compiler loads it again for every row
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < kTogether; ++r) {
+          const __m256i four = broadcast4(x->a[g][r]);
+#pragma GCC unroll 2
+          for (int p = 0; p < PANELS; ++p) {
+            const __m256i pairs = products<BITS>(q[p], four);
+            if (g == first) s[r][p] = pairs;
+            else asm("vpaddw %1, %0, %0" : "+x"(s[r][p]) : "x"(pairs));  // from intrinsics the compiler makes copies
+          }
+        }
+      }
+      __m256 d[PANELS];
 #pragma GCC unroll 2
       for (int p = 0; p < PANELS; ++p) {
-        q[p] = bytes32(w[p].q[g]);
-        asm("" : "+x"(q[p]));  // else the compiler loads it again for every row
+        d[p] = _mm256_load_ps(BITS == 6 && first ? w[p].m : w[p].d);
+        asm("" : "+x"(d[p]));
       }
 #pragma GCC unroll 4
       for (int r = 0; r < kTogether; ++r) {
-        const __m256i four = broadcast4(x->a[g][r]);
+        const __m256 scale = _mm256_broadcast_ss(x->scale + r);
 #pragma GCC unroll 2
         for (int p = 0; p < PANELS; ++p) {
-          const __m256i pairs = _mm256_maddubs_epi16(q[p], four);
-          if (g == 0) s[r][p] = pairs;
-          else asm("vpaddw %1, %0, %0" : "+x"(s[r][p]) : "x"(pairs));  // from intrinsics the compiler makes copies
+          const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(s[r][p], ones));
+          total[r][p] = _mm256_fmadd_ps(dot, _mm256_mul_ps(d[p], scale), total[r][p]);
         }
       }
     }
-    __m256 d[PANELS], m[PANELS];
+    if constexpr (BITS == 6) continue;
+    __m256 m[PANELS];
 #pragma GCC unroll 2
     for (int p = 0; p < PANELS; ++p) {
-      d[p] = _mm256_load_ps(w[p].d), m[p] = _mm256_load_ps(w[p].m);
-      asm("" : "+x"(d[p]), "+x"(m[p]));
+      m[p] = _mm256_load_ps(w[p].m);
+      asm("" : "+x"(m[p]));
     }
 #pragma GCC unroll 4
     for (int r = 0; r < kTogether; ++r) {
-      const __m256 scale = _mm256_broadcast_ss(x->scale + r), sum = _mm256_broadcast_ss(x->sum + r);
+      const __m256 sum = _mm256_broadcast_ss(x->sum + r);
 #pragma GCC unroll 2
-      for (int p = 0; p < PANELS; ++p) {
-        const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(s[r][p], ones));
-        total[r][p] = _mm256_fmadd_ps(dot, _mm256_mul_ps(d[p], scale), total[r][p]);
-        total[r][p] = _mm256_fmadd_ps(m[p], sum, total[r][p]);
-      }
+      for (int p = 0; p < PANELS; ++p) total[r][p] = _mm256_fmadd_ps(m[p], sum, total[r][p]);
     }
   }
 #pragma GCC unroll 4
@@ -119,7 +133,7 @@ struct LinearRoom {
   Aligned<RowPanel> rows;
   std::vector<Aligned<UnpackedBlock>> unpacked;  // by thread
 
-  bool batches(const Linear& w, int64_t num_rows) const { return w.bits == 4 && num_rows >= batched_from; }
+  bool batches(const Linear& w, int64_t num_rows) const { return w.bits != 8 && num_rows >= batched_from; }
 
   void reserve(size_t panels, size_t blocks, int threads) {
     if (rows.size() < panels * blocks) rows.resize(panels * blocks);
@@ -134,21 +148,29 @@ struct PanelPair {
 };
 
 // Rows begin … end-1 (begin a multiple of four) of weight panels: PANELS of `pair`. `next`: which probably comes afterwards.
-template <int PANELS, class Fetch, class Put>
+template <int BITS, int PANELS, class Fetch, class Put>
 inline void batched_panels(const Linear& w, PanelPair pair, PanelPair next, UnpackedBlock* unpacked, const RowPanel* x, int64_t begin, int64_t end, const Fetch& fetch, const Put& put) {
   const int blocks = w.k / kBlock, panels[2] = {pair.first, pair.second};
   const uint8_t* fetched[2] = {w.panel(next.first), w.panel(std::max(next.second, 0))};
   __m256 start[PANELS], acc[kTogether * PANELS];
   for (int i = 0; i < PANELS; ++i) {
-    unpack_panel(w.panel(panels[i]), blocks, unpacked + i, PANELS);
+    unpack_panel<BITS>(w.panel(panels[i]), blocks, unpacked + i, PANELS);
     start[i] = w.bias ? _mm256_loadu_ps(w.bias + panels[i] * kPanel) : _mm256_setzero_ps();
   }
   for (int64_t row = begin; row < end; row += kTogether) {
     for (int i = 0; i < kTogether * PANELS; ++i) acc[i] = start[i % PANELS];
     for (int r = 0; r < std::min<int64_t>(kTogether, end - row); ++r) fetch(row + r, pair);
-    tile4<PANELS>(unpacked, blocks, x + row / kTogether * blocks, acc, row == begin ? fetched : nullptr);
+    tile4<BITS, PANELS>(unpacked, blocks, x + row / kTogether * blocks, acc, row == begin ? fetched : nullptr);
     for (int r = 0; r < std::min<int64_t>(kTogether, end - row); ++r) put(row + r, pair, acc + r * PANELS);
   }
+}
+
+// body(BITS) for weights that are batched.
+template <class Body>
+inline void with_bits(int bits, const Body& body) {
+  if (bits == 4) body(std::integral_constant<int, 4>());
+  else if (bits == 5) body(std::integral_constant<int, 5>());
+  else body(std::integral_constant<int, 6>());
 }
 
 // put(row, pair, sums) for every row and each of `pairs` pairs of panels, where pair_at(i) is the i-th; sums: of the pair's columns, eight a vector.
@@ -169,27 +191,26 @@ inline void batched(Pool& pool, const Linear& w, const Activations& x, int64_t r
       const int64_t end = std::min(rows, begin + kTile);
       for (int i = first; i < last; ++i) {
         const PanelPair pair = pair_at(i), next = pair_at(i + 1 < last ? i + 1 : end < rows ? first : other);
-        if (pair.second < 0) batched_panels<1>(w, pair, next, room.unpacked[thread].data(), packed, begin, end, fetch, put);
-        else batched_panels<2>(w, pair, next, room.unpacked[thread].data(), packed, begin, end, fetch, put);
+        with_bits(w.bits, [&]<int BITS>(std::integral_constant<int, BITS>) {
+          UnpackedBlock* unpacked = room.unpacked[thread].data();
+          if (pair.second < 0) batched_panels<BITS, 1>(w, pair, next, unpacked, packed, begin, end, fetch, put);
+          else batched_panels<BITS, 2>(w, pair, next, unpacked, packed, begin, end, fetch, put);
+        });
       }
     }
   });
 }
 
-// y [rows, n] = or += x wᵀ + bias.
-inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, bool add, LinearRoom& room) {
+// out = or += x wᵀ + bias.
+inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, const Output& out, LinearRoom& room) {
   const int panels = w.n / kPanel;
-  const auto put8 = [&](int64_t row, int panel, __m256 sum) {
-    float* out = y + row * w.n + panel * kPanel;
-    _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), sum) : sum);
-  };
   if (!room.batches(w, rows))
-    return pool.share(panels, pool.num_threads() * 8, [&](int first, int last, int) { rows_range(w, first, last, x, 0, rows, y, add); });
+    return pool.share(panels, pool.num_threads() * 8, [&](int first, int last, int) { rows_range(w, first, last, x, 0, rows, out); });
   const auto pair_at = [&](int i) { return PanelPair{2 * i, 2 * i + 1 < panels ? 2 * i + 1 : -1}; };
-  const auto fetch = [&](int64_t row, PanelPair pair) { __builtin_prefetch(y + row * w.n + pair.first * kPanel, 1); };
+  const auto fetch = [&](int64_t row, PanelPair pair) { __builtin_prefetch(out.y + row * out.stride + pair.first * kPanel, 1); };
   batched(pool, w, x, rows, room, (panels + 1) / 2, pair_at, fetch, [&](int64_t row, PanelPair pair, const __m256* sums) {
-    put8(row, pair.first, sums[0]);
-    if (pair.second >= 0) put8(row, pair.second, sums[1]);
+    out.put8(row, pair.first, sums[0]);
+    if (pair.second >= 0) out.put8(row, pair.second, sums[1]);
   });
 }
 

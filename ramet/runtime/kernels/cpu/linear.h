@@ -1,14 +1,17 @@
-// Quantised linear layers: y[t, n] = Σ_k w[n, k] x[t, k], weights of 4 or 8 bits, activations quantised to 8 bits on the way in.
+// Quantised linear layers: y[t, n] = Σ_k w[n, k] x[t, k], weights of 4, 5, 6 or 8 bits, activations quantised to 8 bits on the way in.
 //
-// Weights, in blocks of 32 along k:  4-bit  w = d·q + m, q in 0…15 (Q4_1; Q4_0 has m = −8d)      8-bit  w = d·q, q in −127…127 (Q8_0)
+// Weights, in blocks of 32 along k:  4 and 5 bits  w = d·q + m, q in 0…15 or 0…31 (symmetric types have m = −8d or −16d)
+//                                    8 bits        w = d·q, q in −127…127
+//                                    6 bits        w = d·q, q in −32…31, one d for each half of the block
 // Activations, same blocks:          x ≈ s·a, a in −127…127, s = max|x| / 127
 //
 //   y = Σ_blocks  d·s·Σ q·a  +  m·s·Σ a
 //
 // Eight output columns form a panel. Within a block a panel holds eight groups of four consecutive k: one 32-byte vector per group,
-// byte 4·column + k. One broadcast of four activations then feeds eight columns with one vpmaddubsw. For 4 bits a product pair is at
-// most 2·15·127 = 3810, so the eight groups of a block are summed in 16 bits (30480 < 32767) before the one widening. Each (t, n) is
-// summed over the blocks in the same order whatever the batch: a row's result does not depend on its neighbours.
+// byte 4·column + k. One broadcast of four activations then feeds eight columns with one vpmaddubsw. As many groups are summed in 16 bits
+// before they are widened as fit: for 4 bits a product pair is at most 2·15·127 = 3810, so all eight (30480 < 32767); for 5 and 6 bits four
+// (4·7874 and 4·8128). Each (t, n) is summed over the blocks in the same order whatever the batch: a row's result does not depend on its
+// neighbours.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -20,15 +23,30 @@
 namespace ramet {
 
 constexpr int kBlock = 32, kPanel = 8;
-constexpr int64_t kRecord4 = 128 + 16 + 16;  // nibbles, d[8] fp16, m[8] fp16
-constexpr int64_t kRecord8 = 256 + 16;       // bytes, d[8] fp16
+constexpr int64_t kRecord4 = 128 + 16 + 16;       // groups j and j + 4 in the nibbles of a byte, d[8] fp16, m[8] fp16
+constexpr int64_t kRecord5 = 128 + 32 + 16 + 16;  // the same, and group j's fifth bits as bit j of 32 bytes
+constexpr int64_t kRecord6 = 128 + 64 + 16 + 16;  // the same of q + 32, groups j and j + 4 having bits 2j of 32 bytes each; d[8] of either half
+constexpr int64_t kRecord8 = 256 + 16;            // bytes, d[8] fp16
+
+constexpr int64_t record_bytes(int bits) { return bits == 4 ? kRecord4 : bits == 5 ? kRecord5 : bits == 6 ? kRecord6 : kRecord8; }
 
 struct Linear {
   int32_t n, k, bits;  // n and k: multiples of 8 and 32
   const uint8_t* packed;
   const float* bias;  // [n] or null
-  int64_t record() const { return bits == 4 ? kRecord4 : kRecord8; }
-  const uint8_t* panel(int p) const { return packed + int64_t(p) * (k / kBlock) * record(); }
+  const uint8_t* panel(int p) const { return packed + int64_t(p) * (k / kBlock) * record_bytes(bits); }
+};
+
+// Where a product goes: y [rows, n] within lines of `stride`; added to what is there, or written.
+struct Output {
+  float* y;
+  int64_t stride;
+  bool add = false;
+
+  void put8(int64_t row, int panel, __m256 sum) const {
+    float* out = y + row * stride + panel * kPanel;
+    _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), sum) : sum);
+  }
 };
 
 // Activations of `rows` rows: a [rows, k], scale and sum [rows, k/32] (sum = s·Σa).
@@ -90,28 +108,65 @@ inline void prefetch(const uint8_t* w) {
   for (int i = 0; i < BYTES; i += 64) _mm_prefetch(reinterpret_cast<const char*>(w + i), _MM_HINT_T0);
 }
 
-// One panel of eight columns for ROWS rows of activations, 4-bit weights.
-template <int ROWS>
-inline void panel4(const uint8_t* w, int blocks, const int8_t* a, const float* scale, const float* sum, __m256* acc) {
-  const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-  const int64_t k = int64_t(blocks) * kBlock;
-  for (int b = 0; b < blocks; ++b, w += kRecord4) {
-    prefetch<kRecord4>(w + kAhead);
-    __m256i group[8];
-    for (int j = 0; j < 4; ++j) {
-      const __m256i packed = bytes32(w + 32 * j);
-      group[j] = _mm256_and_si256(packed, low);
-      group[j + 4] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
+// The eight groups of a record's block, a byte each; 6 bits as −32…31.
+template <int BITS>
+inline void groups_of(const uint8_t* w, __m256i* group) {
+  const __m256i low = _mm256_set1_epi8(15);
+  for (int j = 0; j < 4; ++j) {
+    const __m256i packed = bytes32(w + 32 * j);
+    group[j] = _mm256_and_si256(packed, low);
+    group[j + 4] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
+  }
+  if constexpr (BITS == 5) {
+    const __m256i fifth = _mm256_set1_epi8(16), high = bytes32(w + 128);
+    for (int j = 0; j < 8; ++j) {
+      const __m256i moved = j < 4 ? _mm256_slli_epi16(high, 4 - j) : _mm256_srli_epi16(high, j - 4);
+      group[j] = _mm256_or_si256(group[j], _mm256_and_si256(moved, fifth));
     }
-    const __m256 d = half8(w + 128), m = half8(w + 144);
+  }
+  if constexpr (BITS == 6) {
+    const __m256i both = _mm256_set1_epi8(48), offset = _mm256_set1_epi8(32);
+    for (int half = 0; half < 2; ++half) {
+      const __m256i high = bytes32(w + 128 + 32 * half);
+      for (int j = 0; j < 4; ++j) {
+        const __m256i moved = j < 2 ? _mm256_slli_epi16(high, 4 - 2 * j) : _mm256_srli_epi16(high, 2 * j - 4);
+        __m256i& q = group[4 * half + j];
+        q = _mm256_sub_epi8(_mm256_or_si256(q, _mm256_and_si256(moved, both)), offset);
+      }
+    }
+  }
+}
+
+// q·a of a group, two by two in 16 bits.
+template <int BITS>
+inline __m256i products(__m256i q, __m256i a) {
+  if constexpr (BITS == 6) return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q));
+  return _mm256_maddubs_epi16(q, a);
+}
+
+template <int BITS>
+constexpr int kChain = BITS == 4 ? 8 : 4;  // groups whose products fit into 16 bits together
+
+// One panel of eight columns for ROWS rows of activations, weights of 4, 5 or 6 bits.
+template <int BITS, int ROWS>
+inline void panel_low(const uint8_t* w, int blocks, const int8_t* a, const float* scale, const float* sum, __m256* acc) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  const int64_t k = int64_t(blocks) * kBlock;
+  for (int b = 0; b < blocks; ++b, w += record_bytes(BITS)) {
+    prefetch<record_bytes(BITS)>(w + kAhead);
+    __m256i group[8];
+    groups_of<BITS>(w, group);
+    const __m256 d = half8(w + record_bytes(BITS) - 32), m = half8(w + record_bytes(BITS) - 16);
     for (int r = 0; r < ROWS; ++r) {
       const int8_t* x = a + r * k + b * kBlock;
-      __m256i s = _mm256_maddubs_epi16(group[0], broadcast4(x));
-      for (int j = 1; j < 8; ++j) s = _mm256_add_epi16(s, _mm256_maddubs_epi16(group[j], broadcast4(x + 4 * j)));
-      const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(s, ones));
       const int64_t at = int64_t(r) * blocks + b;
-      acc[r] = _mm256_fmadd_ps(dot, _mm256_mul_ps(d, _mm256_broadcast_ss(scale + at)), acc[r]);
-      acc[r] = _mm256_fmadd_ps(m, _mm256_broadcast_ss(sum + at), acc[r]);
+      for (int first = 0; first < 8; first += kChain<BITS>) {
+        __m256i s = _mm256_setzero_si256();
+        for (int j = first; j < first + kChain<BITS>; ++j) s = _mm256_add_epi16(s, products<BITS>(group[j], broadcast4(x + 4 * j)));
+        const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(s, ones));
+        acc[r] = _mm256_fmadd_ps(dot, _mm256_mul_ps(BITS == 6 && first ? m : d, _mm256_broadcast_ss(scale + at)), acc[r]);
+      }
+      if constexpr (BITS != 6) acc[r] = _mm256_fmadd_ps(m, _mm256_broadcast_ss(sum + at), acc[r]);
     }
   }
 }
@@ -142,28 +197,27 @@ inline void panel8(const uint8_t* w, int blocks, const int8_t* a, const float* s
 }
 
 template <int ROWS>
-inline void panel_rows(const Linear& w, int p, const Activations& x, int64_t row, float* y, bool add) {
+inline void panel_rows(const Linear& w, int p, const Activations& x, int64_t row, const Output& out) {
   const int blocks = w.k / kBlock;
   __m256 acc[ROWS];
   const __m256 start = w.bias ? _mm256_loadu_ps(w.bias + p * kPanel) : _mm256_setzero_ps();
   for (int r = 0; r < ROWS; ++r) acc[r] = start;
   const int8_t* a = x.a + row * w.k;
   const float *scale = x.scale + row * blocks, *sum = x.sum + row * blocks;
-  if (w.bits == 4) panel4<ROWS>(w.panel(p), blocks, a, scale, sum, acc);
+  if (w.bits == 4) panel_low<4, ROWS>(w.panel(p), blocks, a, scale, sum, acc);
+  else if (w.bits == 5) panel_low<5, ROWS>(w.panel(p), blocks, a, scale, sum, acc);
+  else if (w.bits == 6) panel_low<6, ROWS>(w.panel(p), blocks, a, scale, sum, acc);
   else panel8<ROWS>(w.panel(p), blocks, a, scale, sum, acc);
-  for (int r = 0; r < ROWS; ++r) {
-    float* out = y + (row + r) * w.n + p * kPanel;
-    _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), acc[r]) : acc[r]);
-  }
+  for (int r = 0; r < ROWS; ++r) out.put8(row + r, p, acc[r]);
 }
 
 // Rows begin … end-1 of weight panels first … last-1.
-inline void rows_range(const Linear& w, int first, int last, const Activations& x, int64_t begin, int64_t end, float* y, bool add) {
+inline void rows_range(const Linear& w, int first, int last, const Activations& x, int64_t begin, int64_t end, const Output& out) {
   for (int p = first; p < last; ++p) {
     int64_t row = begin;
-    for (; row + 4 <= end; row += 4) panel_rows<4>(w, p, x, row, y, add);
-    if (end - row >= 2) panel_rows<2>(w, p, x, row, y, add), row += 2;
-    if (end - row >= 1) panel_rows<1>(w, p, x, row, y, add);
+    for (; row + 4 <= end; row += 4) panel_rows<4>(w, p, x, row, out);
+    if (end - row >= 2) panel_rows<2>(w, p, x, row, out), row += 2;
+    if (end - row >= 1) panel_rows<1>(w, p, x, row, out);
   }
 }
 

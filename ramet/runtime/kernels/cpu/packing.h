@@ -1,75 +1,199 @@
-// Weights into the panels of linear.h.
+// Weights into the panels of linear.h, a block of 32 values of eight rows at a time.
+//
+// GGUF's types keep their integers. Those that divide 256 values into groups have scales of few bits under one fp16: the two are multiplied and
+// rounded to fp16 (relative 2⁻¹²). Layouts: ggml-common.h of github.com/ggml-org/ggml.
 #pragma once
 #include "linear.h"
 #include "transpose.h"
 
 namespace ramet {
 
-// Puts eight rows' block of 32 values (already integers) into a panel record.
-inline void put_block(int bits, const int8_t (*q)[kBlock], const uint16_t* d, const uint16_t* m, uint8_t* record) {
-  if (bits == 4) {
-    for (int g = 0; g < 4; ++g)
-      for (int c = 0; c < kPanel; ++c)
-        for (int i = 0; i < 4; ++i) record[32 * g + 4 * c + i] = uint8_t(q[c][4 * g + i] | q[c][4 * (g + 4) + i] << 4);
-    std::memcpy(record + 128, d, 16), std::memcpy(record + 144, m, 16);
-  } else {
-    for (int g = 0; g < 8; ++g)
-      for (int c = 0; c < kPanel; ++c)
-        for (int i = 0; i < 4; ++i) record[32 * g + 4 * c + i] = uint8_t(q[c][4 * g + i]);
-    std::memcpy(record + 256, d, 16);
-  }
+// A block of one row: integers as linear.h has them, but 6 bits as 0…63; d of its first half, or of the whole; and d of its second half, or m.
+struct alignas(32) RowBlock {
+  uint8_t q[kBlock];
+  uint16_t d, m;
+};
+
+inline uint16_t to_half(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+
+inline uint16_t half_at(const uint8_t* p) {
+  uint16_t h;
+  std::memcpy(&h, p, 2);
+  return h;
 }
 
-// Panel p of a matrix [·, k] with one integer per byte, d and m [·, k/32] fp16 (m unused for 8 bits).
-inline void pack_panel(int bits, int64_t k, int64_t p, const int8_t* q, const uint16_t* d, const uint16_t* m, uint8_t* out) {
-  const int64_t blocks = k / kBlock, record = bits == 4 ? kRecord4 : kRecord8;
-  for (int64_t b = 0; b < blocks; ++b) {
-    int8_t tile[kPanel][kBlock];
-    uint16_t scale[kPanel], low[kPanel] = {};
-    for (int c = 0; c < kPanel; ++c) {
-      const int64_t row = p * kPanel + c;
-      std::memcpy(tile[c], q + row * k + b * kBlock, kBlock);
-      scale[c] = d[row * blocks + b];
-      if (bits == 4) low[c] = m[row * blocks + b];
-    }
-    put_block(bits, tile, scale, low, out + (p * blocks + b) * record);
-  }
-}
+inline float float_at(const uint8_t* p) { return _cvtsh_ss(half_at(p)); }
 
-// Words of four bytes of eight rows, 4 or 8 each: word g of row c → to[32 g + 4 c].
-inline void transpose_words(const uint8_t* from, int64_t row_bytes, int words, uint8_t* to) {
+// Word g of row c → to[32 g + 4 c]: four bytes of eight rows side by side.
+inline void transpose_words(const RowBlock* rows, __m256i* to) {
   __m256 r[8];
-  if (words == 8) {
-    for (int c = 0; c < 8; ++c) r[c] = _mm256_loadu_ps(reinterpret_cast<const float*>(from + c * row_bytes));
-    transpose8(r);
-  } else {
-    const auto half = [&](int c) { return _mm_loadu_ps(reinterpret_cast<const float*>(from + c * row_bytes)); };
-    __m256 pair[4];
-    for (int c = 0; c < 4; ++c) pair[c] = _mm256_set_m128(half(c + 4), half(c));
-    for (int h = 0; h < 2; ++h) {
-      const __m256 a = h ? _mm256_unpackhi_ps(pair[0], pair[1]) : _mm256_unpacklo_ps(pair[0], pair[1]);
-      const __m256 b = h ? _mm256_unpackhi_ps(pair[2], pair[3]) : _mm256_unpacklo_ps(pair[2], pair[3]);
-      r[2 * h] = _mm256_shuffle_ps(a, b, 0x44), r[2 * h + 1] = _mm256_shuffle_ps(a, b, 0xee);
-    }
-  }
-  for (int g = 0; g < words; ++g) _mm256_storeu_ps(reinterpret_cast<float*>(to + 32 * g), r[g]);
+  for (int c = 0; c < 8; ++c) r[c] = _mm256_load_ps(reinterpret_cast<const float*>(rows[c].q));
+  transpose8(r);
+  for (int g = 0; g < 8; ++g) to[g] = _mm256_castps_si256(r[g]);
 }
 
-// One panel from eight rows as GGUF stores them, blocks of: d (fp16), for Q4_1 m (fp16), then 16 bytes of which byte j holds values j and
-// j + 16; or for Q8_0 32 bytes. Bytes of four consecutive values lie as a panel wants them already.
-inline void pack_stored_panel(int bits, bool has_minimum, int64_t k, const uint8_t* rows, int64_t row_bytes, uint8_t* to) {
-  const int head = has_minimum ? 4 : 2, words = bits == 4 ? 4 : 8;
-  for (int64_t b = 0; b < k / kBlock; ++b, rows += head + 4 * words, to += bits == 4 ? kRecord4 : kRecord8) {
-    transpose_words(rows + head, row_bytes, words, to);
-    for (int c = 0; c < kPanel; ++c) {
-      uint16_t d, m;
-      std::memcpy(&d, rows + c * row_bytes, 2);
-      std::memcpy(to + 32 * words + 2 * c, &d, 2);
-      if (bits == 8) continue;
-      if (has_minimum) std::memcpy(&m, rows + c * row_bytes + 2, 2);
-      else m = _cvtss_sh(-8.0f * _cvtsh_ss(d), _MM_FROUND_TO_NEAREST_INT);
-      std::memcpy(to + 32 * words + 16 + 2 * c, &m, 2);
+inline void store32(uint8_t* to, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v); }
+
+inline void put_record(int bits, const RowBlock* rows, uint8_t* record) {
+  __m256i q[8];
+  transpose_words(rows, q);
+  uint8_t* scales = record + record_bytes(bits) - (bits == 8 ? 16 : 32);
+  for (int c = 0; c < kPanel; ++c) {
+    std::memcpy(scales + 2 * c, &rows[c].d, 2);
+    if (bits != 8) std::memcpy(scales + 16 + 2 * c, &rows[c].m, 2);
+  }
+  if (bits == 8) {
+    for (int g = 0; g < 8; ++g) store32(record + 32 * g, q[g]);
+    return;
+  }
+  const __m256i low = _mm256_set1_epi8(15), fifth = _mm256_set1_epi8(16), both = _mm256_set1_epi8(48);
+  for (int g = 0; g < 4; ++g)
+    store32(record + 32 * g, _mm256_or_si256(_mm256_and_si256(q[g], low), _mm256_slli_epi16(_mm256_and_si256(q[g + 4], low), 4)));
+  if (bits == 5) {
+    __m256i high = _mm256_setzero_si256();
+    for (int g = 0; g < 8; ++g) {
+      const __m256i bit = _mm256_and_si256(q[g], fifth);
+      high = _mm256_or_si256(high, g < 4 ? _mm256_srli_epi16(bit, 4 - g) : _mm256_slli_epi16(bit, g - 4));
     }
+    store32(record + 128, high);
+  }
+  if (bits == 6)
+    for (int h = 0; h < 2; ++h) {
+      __m256i high = _mm256_setzero_si256();
+      for (int g = 0; g < 4; ++g) {
+        const __m256i two = _mm256_and_si256(q[4 * h + g], both);
+        high = _mm256_or_si256(high, g < 2 ? _mm256_srli_epi16(two, 4 - 2 * g) : _mm256_slli_epi16(two, 2 * g - 4));
+      }
+      store32(record + 128 + 32 * h, high);
+    }
+}
+
+// Panel p of a matrix [·, k] with one integer per byte, d and m [·, k/32] fp16 (m unused for 8 bits); 4 or 8 bits.
+inline void pack_panel(int bits, int64_t k, int64_t p, const int8_t* q, const uint16_t* d, const uint16_t* m, uint8_t* out) {
+  const int64_t blocks = k / kBlock;
+  uint8_t* record = out + p * blocks * record_bytes(bits);
+  for (int64_t b = 0; b < blocks; ++b, record += record_bytes(bits)) {
+    RowBlock rows[kPanel];
+    for (int c = 0; c < kPanel; ++c) {
+      const int64_t at = (p * kPanel + c) * blocks + b;
+      std::memcpy(rows[c].q, q + at * kBlock, kBlock);
+      rows[c].d = d[at], rows[c].m = bits == 8 ? 0 : m[at];
+    }
+    put_record(bits, rows, record);
+  }
+}
+
+// 16 bytes of two values each: all low halves, then all high ones.
+inline __m256i nibbles16(const uint8_t* p) {
+  const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), low = _mm_set1_epi8(15);
+  return _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(both, 4), low), _mm_and_si128(both, low));
+}
+
+// 32 bytes' bits shift … shift+3 (MASK 15) or fewer.
+template <int MASK>
+inline __m256i bits_at(const uint8_t* p, int shift) {
+  return _mm256_and_si256(_mm256_srl_epi16(bytes32(p), _mm_cvtsi32_si128(shift)), _mm256_set1_epi8(MASK));
+}
+
+// 16 where bit i of the word is set, for 32 values i.
+inline __m256i fifths_of(const uint8_t* p) {
+  int32_t word;
+  std::memcpy(&word, p, 4);
+  const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+  const __m256i bit = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+  const __m256i set = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), byte_of), bit);
+  return _mm256_and_si256(_mm256_cmpeq_epi8(set, bit), _mm256_set1_epi8(16));
+}
+
+// IQ4's sixteen values, as bytes.
+inline __m256i curved(__m256i nibbles) {
+  const __m128i values = _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), nibbles);
+}
+
+// Scale and minimum of group g under Q4_K's and Q5_K's 12 bytes.
+inline void scale_and_minimum(const uint8_t* p, int g, int* scale, int* minimum) {
+  *scale = g < 4 ? p[g] & 63 : (p[g + 4] & 15) | (p[g - 4] >> 6) << 4;
+  *minimum = g < 4 ? p[g + 4] & 63 : p[g + 4] >> 4 | (p[g] >> 6) << 4;
+}
+
+// Scale of 16 values under Q3_K's 12 bytes.
+inline int q3_scale(const uint8_t* p, int g) {
+  return ((p[g % 8] >> (g < 8 ? 0 : 4) & 15) | (p[8 + g % 4] >> (g / 4 * 2) & 3) << 4) - 32;
+}
+
+struct StoredType {
+  int bits, values, bytes;  // of a panel; values and bytes of one of the file's blocks
+};
+
+// By GGUF's number of the type.
+inline StoredType stored_type(int type) {
+  switch (type) {
+    case 2: return {4, 32, 18};     // Q4_0
+    case 3: return {4, 32, 20};     // Q4_1
+    case 6: return {5, 32, 22};     // Q5_0
+    case 7: return {5, 32, 24};     // Q5_1
+    case 8: return {8, 32, 34};     // Q8_0
+    case 11: return {6, 256, 110};  // Q3_K
+    case 12: return {4, 256, 144};  // Q4_K
+    case 13: return {5, 256, 176};  // Q5_K
+    case 14: return {6, 256, 210};  // Q6_K
+    case 20: return {8, 32, 18};    // IQ4_NL
+    default: return {8, 256, 136};  // IQ4_XS
+  }
+}
+
+// Group g of 32 values of the block at p.
+inline void unpack(int type, const uint8_t* p, int g, RowBlock& to) {
+  __m256i q;
+  to.m = 0;
+  switch (type) {
+    case 2: q = nibbles16(p + 2), to.d = half_at(p), to.m = to_half(-8.0f * float_at(p)); break;
+    case 3: q = nibbles16(p + 4), to.d = half_at(p), to.m = half_at(p + 2); break;
+    case 6: q = _mm256_or_si256(nibbles16(p + 6), fifths_of(p + 2)), to.d = half_at(p), to.m = to_half(-16.0f * float_at(p)); break;
+    case 7: q = _mm256_or_si256(nibbles16(p + 8), fifths_of(p + 4)), to.d = half_at(p), to.m = half_at(p + 2); break;
+    case 8: q = bytes32(p + 2), to.d = half_at(p); break;
+    case 11: {
+      const __m256i negative = _mm256_cmpeq_epi8(bits_at<1>(p, g), _mm256_setzero_si256());
+      q = _mm256_sub_epi8(bits_at<3>(p + 32 + g / 4 * 32, g % 4 * 2), _mm256_and_si256(negative, _mm256_set1_epi8(4)));
+      q = _mm256_add_epi8(q, _mm256_set1_epi8(32));
+      to.d = to_half(float_at(p + 108) * float(q3_scale(p + 96, 2 * g))), to.m = to_half(float_at(p + 108) * float(q3_scale(p + 96, 2 * g + 1)));
+      break;
+    }
+    case 12:
+    case 13: {
+      int scale, minimum;
+      scale_and_minimum(p + 4, g, &scale, &minimum);
+      q = bits_at<15>(p + (type == 12 ? 16 : 48) + g / 2 * 32, g % 2 * 4);
+      if (type == 13) q = _mm256_or_si256(q, _mm256_slli_epi16(bits_at<1>(p + 16, g), 4));
+      to.d = to_half(float_at(p) * float(scale)), to.m = to_half(-float_at(p + 2) * float(minimum));
+      break;
+    }
+    case 14: {
+      const int n = g / 4, quarter = g % 4;
+      q = bits_at<15>(p + 64 * n + quarter % 2 * 32, quarter / 2 * 4);
+      q = _mm256_or_si256(q, _mm256_slli_epi16(bits_at<3>(p + 128 + 32 * n, 2 * quarter), 4));
+      const int8_t* scale = reinterpret_cast<const int8_t*>(p + 192 + 2 * g);
+      to.d = to_half(float_at(p + 208) * float(scale[0])), to.m = to_half(float_at(p + 208) * float(scale[1]));
+      break;
+    }
+    case 20: q = curved(nibbles16(p + 2)), to.d = half_at(p); break;
+    default: {
+      const int scale = (p[4 + g / 2] >> g % 2 * 4 & 15) | (half_at(p + 2) >> 2 * g & 3) << 4;
+      q = curved(nibbles16(p + 8 + 16 * g)), to.d = to_half(float_at(p) * float(scale - 32));
+    }
+  }
+  _mm256_store_si256(reinterpret_cast<__m256i*>(to.q), q);
+}
+
+// One panel from eight rows as GGUF stores them.
+inline void pack_stored_panel(int type, int64_t k, const uint8_t* rows, int64_t row_bytes, uint8_t* to) {
+  const StoredType stored = stored_type(type);
+  const int groups = stored.values / kBlock;
+  for (int64_t b = 0; b < k / kBlock; ++b, to += record_bytes(stored.bits)) {
+    RowBlock unpacked[kPanel];
+    for (int c = 0; c < kPanel; ++c) unpack(type, rows + c * row_bytes + b / groups * stored.bytes, int(b % groups), unpacked[c]);
+    put_record(stored.bits, unpacked, to);
   }
 }
 

@@ -19,7 +19,8 @@ using namespace ramet;
 extern "C" {
 
 struct RametLayer {
-  Linear qkv, out, gate_up, down;
+  Linear qkv[3];  // under each other; n 0 for those that there are not
+  Linear out, gate_up, down;
   const float *input_norm, *post_norm;  // [hidden]
   const float *query_norm, *key_norm;   // [head_dim] or null
 };
@@ -72,7 +73,7 @@ class Step {
     rows([&](int64_t t) { embed(t); });
     for (int i = 0; i < m_.num_layers; ++i) layer<KV>(i);
     rows([&](int64_t t) { normalize_quantize(t, m_.final_norm); });
-    if (batch_.num_logits) linear(c_.pool, m_.head, activations(), batch_.num_logits, logits, false, b_.room);
+    if (batch_.num_logits) linear(c_.pool, m_.head, activations(), batch_.num_logits, {logits, m_.vocab}, b_.room);
   }
 
  private:
@@ -143,15 +144,19 @@ class Step {
   void layer(int i) {
     const RametLayer& w = m_.layers[i];
     rows([&](int64_t t) { normalize_quantize(t, w.input_norm); });
-    linear(c_.pool, w.qkv, activations(), t_, b_.qkv.data(), false, b_.room);
+    float* qkv = b_.qkv.data();
+    for (const Linear& part : w.qkv) {
+      if (part.n) linear(c_.pool, part, activations(), t_, {qkv, qkv_width()}, b_.room);
+      qkv += part.n;
+    }
     rows([&](int64_t t) { rotate_and_store<KV>(i, t); });
     if (i + 1 == m_.num_layers) keep_wanted();
     if (num_rows() == 0) return;
     attend<KV>(i);
-    linear(c_.pool, w.out, activations(), num_rows(), x_, true, b_.room);
+    linear(c_.pool, w.out, activations(), num_rows(), {x_, m_.hidden, true}, b_.room);
     rows([&](int64_t t) { normalize_quantize(t, w.post_norm); });
     gate(w.gate_up);
-    linear(c_.pool, w.down, activations(), num_rows(), x_, true, b_.room);
+    linear(c_.pool, w.down, activations(), num_rows(), {x_, m_.hidden, true}, b_.room);
   }
 
   template <class KV>
@@ -208,7 +213,7 @@ class Step {
     float* y = b_.gate_up.data();
     const bool batched = b_.room.batches(w, num_rows());
     if (batched) gated_linear(c_.pool, w, activations(), num_rows(), y, b_.room);
-    else linear(c_.pool, w, activations(), num_rows(), y, false, b_.room);
+    else linear(c_.pool, w, activations(), num_rows(), {y, 2 * n}, b_.room);
     rows([&](int64_t t) {
       float* row = y + t * (batched ? n : 2 * n);
       for (int j = 0; j < n && !batched; j += 8) _mm256_storeu_ps(row + j, gated8(_mm256_loadu_ps(row + j), _mm256_loadu_ps(row + n + j)));
@@ -243,7 +248,7 @@ double seconds_of(Context& c, const Linear& w, const Activations& x, int rows, f
   double best = 1e9;
   for (int i = 0; i < 9; ++i) {
     const auto begin = std::chrono::steady_clock::now();
-    linear(c.pool, w, x, rows, y, false, c.buffers.room);
+    linear(c.pool, w, x, rows, {y, w.n}, c.buffers.room);
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
   return best;
@@ -255,7 +260,7 @@ extern "C" {
 
 void* ramet_context_new(int threads) { return new Context(threads); }
 void ramet_context_free(void* context) { delete static_cast<Context*>(context); }
-int64_t ramet_packed_bytes(int bits, int64_t n, int64_t k) { return n / kPanel * (k / kBlock) * (bits == 4 ? kRecord4 : kRecord8); }
+int64_t ramet_packed_bytes(int bits, int64_t n, int64_t k) { return n / kPanel * (k / kBlock) * record_bytes(bits); }
 
 // q [n, k] one integer per byte, d and m [n, k/32] fp16 (m unused for 8 bits) → panels.
 void ramet_pack(void* context, int bits, int64_t n, int64_t k, const int8_t* q, const uint16_t* d, const uint16_t* m, uint8_t* out) {
@@ -264,12 +269,11 @@ void ramet_pack(void* context, int bits, int64_t n, int64_t k, const int8_t* q, 
   });
 }
 
-// The same from rows as GGUF stores them (packing.h).
-void ramet_pack_stored(void* context, int bits, int has_minimum, int64_t n, int64_t k, const uint8_t* rows, int64_t row_bytes, uint8_t* out) {
-  const int64_t panel_bytes = ramet_packed_bytes(bits, kPanel, k);
+// The same from rows as GGUF stores them, by its number of the type (packing.h).
+void ramet_pack_stored(void* context, int type, int64_t n, int64_t k, const uint8_t* rows, int64_t row_bytes, uint8_t* out) {
+  const int64_t panel_bytes = ramet_packed_bytes(stored_type(type).bits, kPanel, k);
   static_cast<Context*>(context)->pool.share(n / kPanel, kPackingPieces, [&](int64_t begin, int64_t end, int) {
-    for (int64_t p = begin; p < end; ++p)
-      pack_stored_panel(bits, has_minimum, k, rows + p * kPanel * row_bytes, row_bytes, out + p * panel_bytes);
+    for (int64_t p = begin; p < end; ++p) pack_stored_panel(type, k, rows + p * kPanel * row_bytes, row_bytes, out + p * panel_bytes);
   });
 }
 
@@ -297,7 +301,7 @@ void ramet_linear(void* context, const Linear* w, const float* x, int64_t rows, 
   c.pool.share(rows, c.pool.num_threads() * 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) quantize_row(x + r * w->k, w->k, r, a);
   });
-  linear(c.pool, *w, a, rows, y, false, c.buffers.room);
+  linear(c.pool, *w, a, rows, {y, w->n}, c.buffers.room);
 }
 
 // logits [num_logits, vocab]; keys and values: one pool pointer per layer.
