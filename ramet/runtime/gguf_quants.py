@@ -193,22 +193,23 @@ def _iq4_xs(blocks: Blocks) -> Values:
 
 def _mxfp4(blocks: Blocks) -> Values:
     """32 values: a power of two (the byte is its exponent, 127 is 1) times E2M1 numbers, which the book doubles to have integers."""
-    return _looked_up(blocks[:, 1:], E2M1_NUMBERS, np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128))
+    return _looked_up(blocks[:, 1:], E2M1_NUMBERS, np.ldexp(np.ones(1, np.float32), blocks[:, :1].astype(np.int32) - 128))
 
 
 def _thirds(packed: Blocks, count: int) -> Blocks:
     """[n, k] bytes → [n, count · k] numbers 0, 1, 2: each byte is a fraction of 256 in base 3, first all first digits."""
     fractions = packed[:, None, :] * np.array([1, 3, 9, 27, 81], np.uint8)[:count, None]
-    thirds = fractions.astype(np.uint16)
-    thirds *= 3
-    thirds >>= 8
-    return thirds.astype(np.uint8).reshape(packed.shape[0], -1)
+    thirds = (fractions >= 86).view(np.uint8)  # 86 and 171 are the first behind 256 / 3 and 512 / 3
+    thirds += fractions >= 171
+    return thirds.reshape(packed.shape[0], -1)
 
 
 def _tq1_0(blocks: Blocks) -> Values:
     """256 values -1, 0, 1: five in a byte, the last sixteen four."""
     parts = (_thirds(blocks[:, :32], 5), _thirds(blocks[:, 32:48], 5), _thirds(blocks[:, 48:52], 4))
-    return _scaled(np.concatenate(parts, axis=1).view(np.int8) - 1, _half(blocks, 52))
+    codes = np.concatenate(parts, axis=1)
+    codes -= 1
+    return _scaled(codes.view(np.int8), _half(blocks, 52))
 
 
 def _tq2_0(blocks: Blocks) -> Values:
