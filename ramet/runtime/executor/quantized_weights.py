@@ -137,16 +137,12 @@ class _Packer:
         self.source, self.context, self.bits = source, context, bits
 
     def weights(self, spec: ModelSpec) -> StepWeights:
-        embedding = self.blocks(EMBEDDING, bits=8)
+        embedding = self.stored(EMBEDDING) or StoredRows.of(self.blocks(EMBEDDING, bits=8))
         with ThreadPoolExecutor(2) as threads:  # one unpacks a layer's blocks while the other packs its own
             layers = tuple(threads.map(lambda i: self.layer(f"model.layers.{i}.", spec), range(spec.num_layers)))
-        head = self.tied_head(embedding) if spec.tied_embeddings else self.matrix(["lm_head.weight"])
+        head = self.context.pack_stored([embedding]) if spec.tied_embeddings else self.matrix(["lm_head.weight"])
         cosine, sine = rotation_tables(spec)
         return StepWeights(layers, head, self.source.numbers("model.norm.weight"), embedding, cosine, sine)
-
-    def tied_head(self, embedding: Blocks) -> PackedWeight:
-        stored = self.stored(EMBEDDING)
-        return self.context.pack(embedding) if stored is None else self.context.pack_stored([stored])
 
     def layer(self, prefix: str, spec: ModelSpec) -> StepLayer:
         attention, mlp, numbers = f"{prefix}self_attn.", f"{prefix}mlp.", self.source.numbers

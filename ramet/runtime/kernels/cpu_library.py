@@ -51,7 +51,9 @@ class Model(Structure):
         ("attention_scale", c_float),
         ("layers", POINTER(Layer)),
         ("head", Linear),
-        *((name, c_void_p) for name in ("final_norm", "embedding", "embedding_scale", "cosine", "sine")),
+        *((name, c_void_p) for name in ("final_norm", "embedding")),
+        *((name, c_int64) for name in ("embedding_row", "embedding_type")),
+        *((name, c_void_p) for name in ("cosine", "sine")),
     )
 
 

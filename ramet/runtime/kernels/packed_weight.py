@@ -131,6 +131,18 @@ class StoredRows:
     def bits(self) -> int:
         return STORED_BITS[self.kind]
 
+    @property
+    def number(self) -> int:
+        """GGUF's of the type."""
+        return _TYPES[self.kind][0]
+
+    @classmethod
+    def of(cls, blocks: Blocks) -> StoredRows:
+        """8-bit blocks as Q8_0."""
+        n, scales = len(blocks.q), blocks.d[:, :, None].view(np.uint8)
+        rows = np.concatenate((scales, blocks.q.view(np.uint8).reshape(n, -1, BLOCK)), axis=2)
+        return cls("Q8_0", rows.reshape(n, -1))
+
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
@@ -170,8 +182,7 @@ class CpuContext:
             at = data.ctypes.data
             for part, size in zip(parts, sizes, strict=True):
                 rows = np.ascontiguousarray(part.rows)
-                number, _ = _TYPES[part.kind]
-                self.library.ramet_pack_stored(self.handle, number, len(rows), k, rows.ctypes.data, rows.shape[1], at)
+                self.library.ramet_pack_stored(self.handle, part.number, len(rows), k, rows.ctypes.data, rows.shape[1], at)
                 at += size
         return PackedWeight(sum(len(part.rows) for part in parts), k, bits, data, bias)
 

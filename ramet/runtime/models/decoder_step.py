@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ramet.errors import InternalError
 from ramet.runtime.kernels import cpu_library
 from ramet.runtime.kernels.cpu_kv_pool import CpuKvPool, KvType
-from ramet.runtime.kernels.packed_weight import Blocks, CpuContext, PackedWeight
+from ramet.runtime.kernels.packed_weight import CpuContext, PackedWeight, StoredRows
 
 IntArray = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -52,19 +52,19 @@ class StepLayer:
 
 @dataclass(frozen=True, slots=True)
 class StepWeights:
-    """`embedding` in 8-bit blocks [vocab, hidden]; `cosine` and `sine` [positions, head_dim/2] float32."""
+    """`embedding`: [vocab, hidden] as a GGUF file holds it, or would; `cosine` and `sine` [positions, head_dim/2] float32."""
 
     layers: tuple[StepLayer, ...]
     head: PackedWeight
     final_norm: Floats
-    embedding: Blocks
+    embedding: StoredRows
     cosine: Floats
     sine: Floats
 
     @property
     def num_bytes(self) -> int:
         matrices = [m for layer in self.layers for m in (*layer.qkv, layer.out, layer.gate_up, layer.down)] + [self.head]
-        return sum(m.data.nbytes for m in matrices) + self.embedding.q.nbytes + self.embedding.d.nbytes
+        return sum(m.data.nbytes for m in matrices) + self.embedding.rows.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +141,9 @@ class DecoderStep:
             layers=ctypes.cast(self._layers, ctypes.POINTER(cpu_library.Layer)),
             head=weights.head.descriptor(),
             final_norm=weights.final_norm.ctypes.data,
-            embedding=weights.embedding.q.ctypes.data,
-            embedding_scale=weights.embedding.d.ctypes.data,
+            embedding=weights.embedding.rows.ctypes.data,
+            embedding_row=weights.embedding.rows.shape[1],
+            embedding_type=weights.embedding.number,
             cosine=weights.cosine.ctypes.data,
             sine=weights.sine.ctypes.data,
         )

@@ -186,6 +186,30 @@ inline void unpack(int type, const uint8_t* p, int g, RowBlock& to) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(to.q), q);
 }
 
+// The numbers of an unpacked block.
+inline void put_floats(int bits, const RowBlock& from, float* to) {
+  const __m256 d = _mm256_set1_ps(_cvtsh_ss(from.d)), m = _mm256_set1_ps(_cvtsh_ss(from.m)), offset = _mm256_set1_ps(32.0f);
+  for (int i = 0; i < kBlock; i += 8) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from.q + i));
+    const __m256 q = _mm256_cvtepi32_ps(bits == 8 ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes));
+    __m256 x = _mm256_mul_ps(d, q);
+    if (bits == 6) x = _mm256_mul_ps(i < kBlock / 2 ? d : m, _mm256_sub_ps(q, offset));
+    else if (bits != 8) x = _mm256_add_ps(x, m);
+    _mm256_storeu_ps(to + i, x);
+  }
+}
+
+// A row of k numbers as GGUF stores it.
+inline void unpack_row(int type, const uint8_t* row, int k, float* to) {
+  const StoredType stored = stored_type(type);
+  const int groups = stored.values / kBlock;
+  for (int b = 0; b < k / kBlock; ++b) {
+    RowBlock block;
+    unpack(type, row + int64_t(b / groups) * stored.bytes, b % groups, block);
+    put_floats(stored.bits, block, to + b * kBlock);
+  }
+}
+
 // One panel from eight rows as GGUF stores them.
 inline void pack_stored_panel(int type, int64_t k, const uint8_t* rows, int64_t row_bytes, uint8_t* to) {
   const StoredType stored = stored_type(type);

@@ -31,9 +31,9 @@ struct RametModel {
   const RametLayer* layers;
   Linear head;
   const float* final_norm;
-  const int8_t* embedding;          // [vocab, hidden]
-  const uint16_t* embedding_scale;  // [vocab, hidden/32] fp16
-  const float *cosine, *sine;       // [positions, head_dim/2]
+  const uint8_t* embedding;  // [vocab] rows as GGUF stores them
+  int64_t embedding_row, embedding_type;  // bytes of a row, and GGUF's number of the type
+  const float *cosine, *sine;             // [positions, head_dim/2]
 };
 
 }  // extern "C"
@@ -110,16 +110,7 @@ class Step {
   int64_t token_of(int64_t row) const { return kept_ ? batch_.logit_indices[row] : row; }
 
   void embed(int64_t t) {
-    const int64_t id = batch_.token_ids[t];
-    const int blocks = m_.hidden / kBlock;
-    for (int b = 0; b < blocks; ++b) {
-      const __m256 d = _mm256_set1_ps(_cvtsh_ss(m_.embedding_scale[id * blocks + b]));
-      const int8_t* q = m_.embedding + id * m_.hidden + b * kBlock;
-      for (int i = 0; i < kBlock; i += 8) {
-        const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(q + i)));
-        _mm256_storeu_ps(&b_.x[t * m_.hidden + b * kBlock + i], _mm256_mul_ps(d, _mm256_cvtepi32_ps(wide)));
-      }
-    }
+    unpack_row(int(m_.embedding_type), m_.embedding + batch_.token_ids[t] * m_.embedding_row, m_.hidden, &b_.x[t * m_.hidden]);
   }
 
   // y = x / sqrt(mean(x²) + ε) · w, over n values
