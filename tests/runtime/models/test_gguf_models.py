@@ -5,7 +5,7 @@ The writer below stores tensors as llama.cpp's converter does: rotated pairs sid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from ramet.runtime.gguf_file import open_gguf
 from ramet.runtime.model_files import ModelFiles, locate_model
 from ramet.runtime.models.hf_config import model_spec
 from tests.runtime.models.tiny_models import check_against, load, tiny_model
+from tests.runtime.test_gguf_file import HALVES, TYPES
 
 Array = npt.NDArray[np.float32]
+Blocks = npt.NDArray[np.uint8]
 
 ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "Llama", {}),
@@ -70,6 +72,18 @@ def test_frequency_factors_equal_llama3_scaling(tmp_path: Path) -> None:
     check_against(model, load(write_gguf(tmp_path / "model.gguf", "llama", model, {"rope_freqs.weight": factors})))
 
 
+def test_a_mixture_of_types_gives_the_logits_of_its_numbers(tmp_path: Path) -> None:
+    """As in a file named Q4_K_M, where one matrix has this type and the next one that."""
+    kinds = {"attn_q": "Q4_K", "attn_k": "Q2_K", "attn_v": "Q6_K", "attn_output": "Q3_K"}
+    kinds |= {"ffn_gate": "IQ4_XS", "ffn_up": "IQ4_NL", "ffn_down": "Q5_K", "token_embd": "Q8_0"}
+    model = tiny_model("Llama", hidden_size=256, intermediate_size=512, num_hidden_layers=2, tie_word_embeddings=True)
+    files = write_gguf(tmp_path / "model.gguf", "llama", model, kinds=kinds)
+    loading = model.load_state_dict(dict(_as_transformers(files.path, heads=4, kv_heads=2)), strict=False)
+    assert loading.missing_keys == ["lm_head.weight"] and not loading.unexpected_keys
+    assert {tensor.type.name for tensor in open_gguf(files.path).tensors.values()} == {"F32", *kinds.values()}
+    check_against(model, load(files))
+
+
 def test_unknown_metadata_of_the_architecture_is_refused(tmp_path: Path) -> None:
     files = write_gguf(tmp_path / "model.gguf", "llama", tiny_model("Llama"), metadata={"llama.expert_count": 8})
     with pytest.raises(Unsupported, match=r"llama\.expert_count"):
@@ -94,41 +108,66 @@ def test_smollm2_gives_the_logits_of_transformers() -> None:
     rope = {"rope_type": "default", "rope_theta": 1e5}
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**config, rope_parameters=rope, tie_word_embeddings=True)).eval()
-    loading = model.load_state_dict(dict(_smollm2_tensors(files.path)), strict=False, assign=True)
+    loading = model.load_state_dict(dict(_as_transformers(files.path, heads=9, kv_heads=3)), strict=False, assign=True)
     model.tie_weights()
     model.model.rotary_emb = LlamaRotaryEmbedding(model.config)  # its frequencies were meta, too
     assert loading.missing_keys == ["lm_head.weight"] and not loading.unexpected_keys
     check_against(model, loaded, length=28)
 
 
-def _smollm2_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Dequantised by the gguf package and put in order as transformers does when it reads such a file."""
+def _as_transformers(path: Path, heads: int, kv_heads: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """A llama's tensors, dequantised by the gguf package and put in order as transformers does when it reads such a file."""
     layers = {gguf_name: name for name, gguf_name in PARTS.items() if "qkv" not in name and "gate_up" not in name}
     layers["ffn_norm"] = "post_attention_layernorm"
     for name, tensor in open_gguf(path).tensors.items():
         values = gguf.quants.dequantize(tensor.blocks, gguf.GGMLQuantizationType[tensor.type.name]).reshape(tensor.shape)
         kind = name.split(".")[-2]
         if kind in ("attn_q", "attn_k"):
-            heads = 9 if kind == "attn_q" else 3
-            values = values.reshape(heads, 32, 2, -1).swapaxes(1, 2).reshape(tensor.shape)
+            shape = (heads if kind == "attn_q" else kv_heads, -1, 2, tensor.shape[1])
+            values = values.reshape(shape).swapaxes(1, 2).reshape(tensor.shape)
         whole = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}.get(kind)
         stem = whole or f"model.layers.{name.split('.')[1]}.{layers[kind]}"
         yield f"{stem}.weight", torch.from_numpy(np.array(values))
 
 
 def write_gguf(
-    path: Path, name: str, model: PreTrainedModel, extra: dict[str, Array] | None = None, metadata: dict[str, int] | None = None
+    path: Path,
+    name: str,
+    model: PreTrainedModel,
+    extra: dict[str, Array] | None = None,
+    metadata: dict[str, int] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> ModelFiles:
+    """`kinds`: parts of the model that get random numbers of this GGML type instead of their own."""
     writer = gguf.GGUFWriter(path, name)
     _write_metadata(writer, model.config)
     for key, value in (metadata or {}).items():
         writer.add_uint32(key, value)
     tied = model.config.tie_word_embeddings
     for tensor_name, values in {**_tensors(name, model), **(extra or {})}.items():
-        if not (tied and tensor_name == "output.weight"):
+        if tied and tensor_name == "output.weight":
+            continue
+        if (kind := (kinds or {}).get(tensor_name.split(".")[-2])) is not None:
+            writer.add_tensor(tensor_name, _random_blocks(kind, values.shape), raw_dtype=gguf.GGMLQuantizationType[kind])
+        else:
             writer.add_tensor(tensor_name, values)
     _finish(writer)
     return ModelFiles("gguf", path, "tiny")
+
+
+def _random_blocks(kind: str, shape: tuple[int, ...]) -> Blocks:
+    """Numbers of about the size that the tiny models' have."""
+    _, size, num_bytes = TYPES[kind]
+    blocks = np.random.default_rng(shape[0]).integers(0, 256, (shape[0] * shape[1] // size, num_bytes), np.uint8)
+    _set_scales(blocks, kind, 1.0)
+    spread = float(gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind]).std())
+    _set_scales(blocks, kind, 0.2 / spread)
+    return blocks.reshape(shape[0], -1)
+
+
+def _set_scales(blocks: Blocks, kind: str, scale: float) -> None:
+    for start in HALVES[kind]:
+        blocks[:, start : start + 2] = np.array([scale], np.float16).view(np.uint8)
 
 
 def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
