@@ -54,6 +54,16 @@ def lower_ebnf(arena: Arena, source: str, whitespace: str) -> LoweredEbnf:
     return LoweredEbnf(_composed(arena, lark, schemas, bodies) if schemas else lark, start)
 
 
+def read_gbnf(arena: Arena, source: str) -> int:
+    """The expression of a GBNF, each terminal a lexeme. Raises `GrammarError` where it cannot be told."""
+    if is_lark_syntax(source):
+        raise GrammarError("ebnf: must be GBNF (root ::= …): in Lark, texts depend on what terminals there are around them", param="ebnf")
+    try:
+        return read_lark(arena, tokens_of(_as_lark(source)), {}, {})
+    except (NotLark, Unreadable) as error:
+        raise GrammarError(f"ebnf: what it means cannot be told: {error}", param="ebnf") from error
+
+
 def _as_lark(source: str) -> str:
     try:
         if is_lark_syntax(source):

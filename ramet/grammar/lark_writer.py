@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 
 from ramet.grammar.arena import EPSILON, UNBOUNDED, Arena
 from ramet.grammar.char_ranges import MUST_ESCAPE, Ranges, complement, escape_words, intersect
@@ -23,18 +24,20 @@ EMPTY = "(?:)"
 """Between two slashes with nothing between them a comment begins."""
 
 
-def write_rules(walker: Walker, start: int, prefix: str = "") -> tuple[str, list[str]]:
-    """The expression that stands for `start`, and the rules and terminals it needs, their names beginning with `prefix`."""
-    writer = _Writer(walker, prefix)
+def write_rules(walker: Walker, start: int, prefix: str = "", named: Mapping[int, str] = MappingProxyType({})) -> tuple[str, list[str]]:
+    """The expression that stands for `start`, and the rules and terminals it needs, their names beginning with `prefix`. `named`: what
+    terminals are called that are written elsewhere."""
+    writer = _Writer(walker, prefix, named)
     expression = writer.expression(start)
     return expression, list(writer.lines())
 
 
 class _Writer:
-    def __init__(self, walker: Walker, prefix: str) -> None:
+    def __init__(self, walker: Walker, prefix: str, named: Mapping[int, str]) -> None:
         self._walker = walker
         self._arena: Arena = walker.arena
         self._prefix = prefix
+        self._elsewhere = named
         self._rules: dict[int, str] = {}
         self._queue: list[int] = []
         self._terminals: dict[int, str] = {}
@@ -103,6 +106,8 @@ class _Writer:
         return self._rules[index]
 
     def _named(self, node: int) -> str:
+        if node in self._elsewhere:
+            return self._elsewhere[node]
         if node not in self._terminals:
             self._terminals[node] = f"{self._prefix.upper()}T{node}"
         return self._terminals[node]

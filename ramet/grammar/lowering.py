@@ -110,6 +110,8 @@ def _tags(source: str, whitespace: str) -> Lowered:
     arena = Arena()
     tags = lower_tags(arena, Layout(arena, whitespace), source)
     walker = Walker(arena)
+    if walker.is_empty(tags.start):
+        raise GrammarError("structural_tag: no text at all satisfies it", where="#", param="structural_tag")
     return Lowered.of("structural_tag", tags.lark(walker), walker, tags.start)
 
 

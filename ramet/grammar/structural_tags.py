@@ -1,11 +1,12 @@
-"""Structural tags: free text in which a trigger ("<function=") begins a part that must follow a JSON schema up to its end mark."""
+"""Structural tags: free text in which a trigger ("<function=") begins a part that must follow a JSON schema up to its end mark; or a tree
+of formats, see `tag_formats`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from ramet.errors import GrammarError
 from ramet.grammar.arena import Arena
@@ -15,10 +16,12 @@ from ramet.grammar.json_layout import Layout
 from ramet.grammar.json_source import read_json
 from ramet.grammar.lark_writer import write_rules
 from ramet.grammar.schema_lowering import lower_schema
-from ramet.grammar.schema_resources import escape
+from ramet.grammar.tag_fields import check_keys, refuse, within
+from ramet.grammar.tag_formats import LoweredFormat, lower_format
 
 KEYS = ("type", "triggers", "structures")
 STRUCTURE_KEYS = ("begin", "schema", "end")
+FORMAT_KEYS = ("type", "format")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +47,18 @@ class LoweredTags:
         return "\n".join(lines)
 
 
-def lower_tags(arena: Arena, layout: Layout, source: str) -> LoweredTags:
+def lower_tags(arena: Arena, layout: Layout, source: str) -> LoweredTags | LoweredFormat:
     """`source`: JSON of {"triggers": [text], "structures": [{"begin", "schema", "end"}]}; every `begin` starts with a trigger. The text is
-    any sequence of free text and structures. Errors carry a JSON pointer."""
+    any sequence of free text and structures. Or of {"format": tree}. Errors carry a JSON pointer."""
     tag = _parse(source)
+    if "format" in tag:
+        check_keys(tag, FORMAT_KEYS, "")
+        return lower_format(arena, layout, tag["format"], "/format")
+    check_keys(tag, KEYS, "")
     triggers = _triggers(tag)
     listed = tag.get("structures")
     if not isinstance(listed, list) or not listed:
-        _refuse("structures must be a list of objects with begin, schema and end", "/structures")
+        refuse("structures must be a list of objects with begin, schema and end", "/structures")
     structures = tuple(_structure(arena, layout, index, structure, triggers) for index, structure in enumerate(listed))
     used = sorted({structure.trigger for structure in structures})
     every = arena.rep(arena.chars(ALL))
@@ -70,50 +77,37 @@ def _parse(source: str) -> Mapping[str, Any]:
     try:
         tag = read_json(source, "structural_tag")
     except json.JSONDecodeError as error:
-        _refuse(f"not JSON: {error}", "#")
+        refuse(f"not JSON: {error}", "#")
     if not isinstance(tag, Mapping):
-        _refuse("not a JSON object", "#")
-    _check_keys(tag, KEYS, "")
+        refuse("not a JSON object", "#")
     return tag
-
-
-def _check_keys(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in given:
-        if key not in known:
-            _refuse(f"{key!r} is not supported; known: {', '.join(known)}", f"{where}/{escape(key)}")
 
 
 def _triggers(tag: Mapping[str, Any]) -> list[str]:
     triggers = tag.get("triggers")
     if not isinstance(triggers, list) or not triggers or not all(isinstance(text, str) and text for text in triggers):
-        _refuse("triggers must be a list of texts", "/triggers")
+        refuse("triggers must be a list of texts", "/triggers")
     return triggers
 
 
 def _structure(arena: Arena, layout: Layout, index: int, structure: Any, triggers: list[str]) -> _Structure:
     where = f"/structures/{index}"
     if not isinstance(structure, Mapping):
-        _refuse("a structure is an object with begin, schema and end", where)
-    _check_keys(structure, STRUCTURE_KEYS, where)
+        refuse("a structure is an object with begin, schema and end", where)
+    check_keys(structure, STRUCTURE_KEYS, where)
     begin, schema, end = structure.get("begin"), structure.get("schema", {}), structure.get("end", "")
     schema = {} if schema is None else schema
     if not isinstance(begin, str) or not isinstance(end, str) or not isinstance(schema, Mapping | bool):
-        _refuse("a structure has begin (text), schema (object) and end (text)", where)
+        refuse("a structure has begin (text), schema (object) and end (text)", where)
     trigger = max((text for text in triggers if begin.startswith(text)), key=len, default=None)
     if trigger is None:
-        _refuse(f"begin {begin!r} starts with none of the triggers", where + "/begin")
+        refuse(f"begin {begin!r} starts with none of the triggers", where + "/begin")
     try:
         body = lower_schema(arena, layout, schema)
     except GrammarError as error:
-        inner = error.where if error.where and error.where != "#" else ""
-        message = error.message.removesuffix(f" (at {error.where})")
-        raise GrammarError(message, where=f"{where}/schema{inner}", param="structural_tag") from error
+        raise within(error, f"{where}/schema") from error
     return _Structure(trigger, begin[len(trigger) :], body, end)
 
 
 def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
-
-
-def _refuse(what: str, where: str) -> NoReturn:
-    raise GrammarError(f"structural_tag: {what}", where=where, param="structural_tag")

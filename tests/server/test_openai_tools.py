@@ -220,6 +220,17 @@ class TestConstraints:
         assert json.loads(engine.seen[0].sampling.json_schema or "") == CITY
         assert engine.seen[1].sampling.regex == "a+"
 
+    def test_a_tree_of_formats_reaches_the_engine_as_it_is(self, client: openai.OpenAI, engine: ScriptedEngine) -> None:
+        tag = {"type": "tag", "begin": "<f>", "content": {"type": "json_schema", "json_schema": CITY}, "end": "</f>"}
+        tree = {"type": "triggered_tags", "triggers": ["<f"], "tags": [tag], "at_least_one": True}
+        wanted: Any = {"type": "structural_tag", "format": tree}
+        client.completions.create(model="default", prompt="a", extra_body={"response_format": wanted})
+        assert json.loads(engine.seen[0].sampling.structural_tag or "") == wanted
+        engine.refusal = GrammarError("structural_tag: wrong", where="/format/tags/0/begin", param="structural_tag")
+        with pytest.raises(openai.BadRequestError, match="/format/tags/0/begin") as caught:
+            client.completions.create(model="default", prompt="a", extra_body={"response_format": wanted})
+        assert caught.value.param == "structural_tag"
+
     @pytest.mark.parametrize("stream", [False, True])
     def test_a_bad_schema_is_named(self, client: openai.OpenAI, engine: ScriptedEngine, stream: bool) -> None:
         engine.refusal = GrammarError("ebnf: wrong", where="line 2, column 3")
