@@ -14,10 +14,17 @@ from ramet.errors import Unsupported
 from ramet.runtime.gguf_file import BLOCK_TYPES, BlockType, GgufTensor
 from ramet.runtime.gguf_quants import dequantise
 from ramet.runtime.kernels import cpu_library
-from ramet.runtime.kernels.packed_weight import BLOCK, Blocks, CpuContext, PackedWeight, StoredRows, from_gguf, quantize
+from ramet.runtime.kernels.packed_weight import BLOCK, STORED_BITS, Blocks, CpuContext, PackedWeight, StoredRows, from_gguf, quantize
 
 if not cpu_library.processor_features() >= cpu_library.REQUIRED_FEATURES:
     pytest.skip("the processor lacks AVX2, FMA or F16C", allow_module_level=True)
+
+
+HALVES = {
+    "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+    "IQ4_NL": [0], "IQ4_XS": [0],
+}  # fmt: skip
+"""Where a block's float16 begin."""
 
 
 @pytest.fixture(params=[1, 2])
@@ -104,6 +111,47 @@ def test_stored_rows_are_packed_as_their_blocks_are(context: CpuContext, kinds: 
     assert np.array_equal(fast.data, slow.data)
 
 
+def stored(kind: str, rows: int, k: int, *, fill: int | None = None) -> tuple[StoredRows, npt.NDArray[np.float32]]:
+    """A matrix [rows, k] of random bytes (or all `fill`) as a file holds it, with scales of about one, and its numbers."""
+    block = next(b for b in BLOCK_TYPES.values() if b.name == kind)
+    generator = np.random.default_rng(len(kind) + rows)
+    raw = generator.integers(0, 256, (rows * k // block.num_values, block.num_bytes), dtype=np.uint8)
+    raw[:] = raw if fill is None else fill
+    if kind == "Q8_0":
+        raw[:, 2:] = np.maximum(raw[:, 2:].view(np.int8), -127).view(np.uint8)
+    for start in HALVES[kind]:
+        scales = generator.uniform(0.5, 2, (len(raw), 1)) if fill is None else np.ones((len(raw), 1))
+        raw[:, start : start + 2] = scales.astype(np.float16).view(np.uint8)
+    raw = raw.reshape(rows, -1)
+    return StoredRows(kind, raw), dequantise(GgufTensor("w", (rows, k), block, raw))
+
+
+@pytest.mark.parametrize("kind", STORED_BITS)
+@pytest.mark.parametrize(("rows", "n"), [(1, 8), (3, 24), (33, 40)])
+def test_every_stored_type_multiplies_as_its_numbers(context: CpuContext, kind: str, rows: int, n: int) -> None:
+    """Scales of K-quants are rounded to fp16, each by 2⁻¹² of itself at most."""
+    matrix, numbers = stored(kind, n, 512)
+    x, bias = torch.randn(rows, 512) * 3, np.ones(n, np.float32)
+    expected = rounded(x) @ torch.from_numpy(numbers).double().T + 1
+    bound = (2.0**-11 if "_K" in kind or kind == "IQ4_XS" else 1e-6) * rounded(x).abs() @ torch.from_numpy(np.abs(numbers)).double().T
+    found = product(context, context.pack_stored([matrix], bias), x).double()
+    # Where a scale and a minimum cancel, each counts by itself: a Q5_K number is the difference of two of up to 63·31 and 63.
+    slack = rounded(x).abs().sum(1, keepdim=True) * (2.0**-11 * 2 * 63 * 31 if kind in ("Q4_K", "Q5_K") else 1e-4)
+    assert ((found - expected).abs() <= bound + slack + 1e-4 * expected.abs()).all()
+
+
+@pytest.mark.parametrize("kind", STORED_BITS)
+@pytest.mark.parametrize("fill", [0, 255])
+def test_the_largest_integers_of_a_type_do_not_overflow(context: CpuContext, kind: str, fill: int) -> None:
+    matrix, numbers = stored(kind, 16, 256, fill=fill)
+    x = torch.full((9, 256), 100.0)
+    expected = rounded(x) @ torch.from_numpy(numbers).double().T
+    for batched_from in (1, 1 << 30):
+        context.library.ramet_set_batched_from(context.handle, batched_from)
+        found = product(context, context.pack_stored([matrix]), x).double()
+        assert torch.allclose(found, expected, rtol=2e-3, atol=float(100 * 256 * np.abs(numbers).max() * 2.0**-11))
+
+
 @pytest.mark.parametrize(("bits", "worst"), [(4, 0.5 / 15), (8, 0.5 / 254)])
 def test_rounding_is_to_the_nearest(bits: int, worst: float) -> None:
     weight = np.random.default_rng(2).uniform(-1, 1, (8, 320)).astype(np.float32)
@@ -119,10 +167,11 @@ def test_sizes_that_do_not_fit_are_refused(context: CpuContext) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 8, 13, 24, 137, 301])
-def test_the_batched_product_gives_the_same_bits(context: CpuContext, rows: int) -> None:
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
+def test_the_batched_product_gives_the_same_bits(context: CpuContext, rows: int, kind: str) -> None:
     random = np.random.default_rng(rows)
-    weight = context.pack(quantize(random.standard_normal((40, 160)).astype(np.float32), 4), random.standard_normal(40).astype(np.float32))
-    x = torch.from_numpy(random.standard_normal((rows, 160)).astype(np.float32))
+    weight = context.pack_stored([stored(kind, 40, 256)[0]], random.standard_normal(40).astype(np.float32))
+    x = torch.from_numpy(random.standard_normal((rows, 256)).astype(np.float32))
     context.library.ramet_set_batched_from(context.handle, 1 << 30)
     row_by_row = product(context, weight, x)
     context.library.ramet_set_batched_from(context.handle, 1)
