@@ -17,7 +17,7 @@ from ramet.compiler.explain import explain
 from ramet.compiler.picture import to_dot, to_svg
 from ramet.compiler.pipeline import Pass
 from ramet.compiler.scope import ProgramObject, Verbs
-from ramet.errors import InvalidRequest
+from ramet.errors import InvalidRequest, RametError
 from ramet.ir.module import Module
 from ramet.ir.printer import print_module
 from ramet.wire.codec import encode
@@ -65,6 +65,9 @@ def _load(place: str, verbs: Verbs) -> ProgramObject:
         spec.loader.exec_module(module)
     except ImportError as error:
         raise InvalidRequest(f"{path} cannot be loaded: {error}") from error
+    except RametError as error:
+        advice = 'put what runs programs under `if __name__ == "__main__":`'
+        raise InvalidRequest(f"{path} runs something while it is loaded, which failed ({error}); {advice}") from error
     found: Any = getattr(module, name, None)
     program = verbs.program_of(found) if found is not None else None
     if program is None:

@@ -77,9 +77,10 @@ def config_of(config_class: type[Any], defaults: Mapping[str, Any], given: Mappi
     return compose(config_class, {**defaults, **(read_yaml(Path(path)) if path else {}), **flags})
 
 
-def flag_parser(config_class: type[Any], *, program: str, description: str) -> FlagParser:
-    """A parser whose namespace holds only the flags that were given."""
-    parser = FlagParser(prog=program, description=description, argument_default=argparse.SUPPRESS)
+def flag_parser(config_class: type[Any], *, program: str, description: str, arguments: str = "") -> FlagParser:
+    """A parser whose namespace holds only the flags that were given. The usage names none of them: they are listed below it, in groups."""
+    usage = f"{program} [options]{arguments}"
+    parser = FlagParser(prog=program, usage=usage, description=description, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help="YAML file of flags; the command line overrides it")
     groups: dict[type[Any], argparse._ArgumentGroup] = {}
     for flag in flags_of(config_class):

@@ -31,12 +31,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[str, bool, dict[str, Any], EngineConfig]:
     """Command line → (prompt, raw text instead of a chat turn, native sampling parameters, engine options)."""
-    parser = flag_parser(EngineConfig, program="ramet generate", description=DESCRIPTION)
+    parser = flag_parser(EngineConfig, program="ramet generate", description=DESCRIPTION, arguments=" PROMPT")
     own = parser.add_argument_group("generation")
     own.add_argument("prompt", help="the user's turn, or with --raw the text to continue")
     own.add_argument("--raw", action="store_true", default=False, help="continue the text as it is, without the chat template")
     own.add_argument("--max-new-tokens", type=int, default=256)
-    own.add_argument("--temperature", type=float)
+    own.add_argument("--temperature", type=float, help="default: the model's own, else 0, always the likeliest token")
     own.add_argument("--top-p", type=float)
     own.add_argument("--regex", help="the output matches this regular expression")
     own.add_argument("--json-schema", help="the output is JSON of this schema")
@@ -66,7 +66,7 @@ def _generation(engine: GenerationEngine, prompt: str, raw: bool, sampling: dict
     chat = not raw and template is not None
     text = template.render([{"role": "user", "content": prompt}]) if chat and template is not None else prompt
     ids = engine.tokenizer.encode(text, add_special_tokens=not chat)
-    params = parse_sampling_params({**engine.generation_defaults, **sampling})
+    params = parse_sampling_params({"temperature": 0.0, **engine.generation_defaults, **sampling})
     return Generation(request_id="generate", input_ids=tuple(ids), sampling=params)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ logger = get_logger(__name__)
 
 OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "input_ids": "prompt", "text": "prompt"}
 """A native field's name → what the OpenAI routes call it."""
+
+NATIVE_LENGTHS = re.compile(r"\b(max|min)_new_tokens\b")
 
 KINDS = {
     "str": ("a string", "strings"),
@@ -57,6 +60,8 @@ def invalid_request_of(errors: Sequence[Any], body: type[BaseModel] | None) -> I
     """Pydantic's complaints about a `body` as one error. Unknown fields are all named; of others the first is, and the rest counted."""
     if errors[0]["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}")
+    if not any(_path(error) for error in errors):
+        return InvalidRequest("the body must be a JSON object with the fields that /docs lists")
     unknown = {_path(error): error["loc"] for error in errors if error["type"] == "extra_forbidden"}
     if unknown:
         return InvalidRequest(unknown_fields(unknown, body), param=next(iter(unknown)))
@@ -93,6 +98,7 @@ async def _on_ramet_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RametError)
     if request.url.path.startswith("/v1/"):
         error.param = OPENAI_NAMES.get(error.param or "", error.param)
+        error.message = NATIVE_LENGTHS.sub(lambda found: OPENAI_NAMES[found[0]], error.message)
     if error.status == 500:
         logger.error("%s %s failed: %s", request.method, request.url.path, error.message, exc_info=error)
     return error_response(error)

@@ -69,9 +69,9 @@ class TestWorkloads:
         with pytest.raises(ConfigError, match=r"data\.jsonl:2"):
             custom(path, 9)
 
-    @pytest.mark.parametrize("name", ["sharegpt", "nothing"])
-    def test_unknown_datasets_are_refused(self, name: str) -> None:
-        with pytest.raises(ConfigError, match=name):
+    @pytest.mark.parametrize(("name", "instead"), [("sharegpt", "custom"), ("random", "use random-ids"), ("nothing", "random-ids")])
+    def test_unknown_datasets_are_refused(self, name: str, instead: str) -> None:
+        with pytest.raises(ConfigError, match=f"{name}.*{instead}"):
             build_workload(serving_args("--dataset-name", name), 10)
 
 

@@ -119,6 +119,7 @@ def test_help_and_page_show_every_flag() -> None:
         assert flag.names[0] in text
         assert f"`{flag.names[0]}`" in page
     assert "memory:" in text
+    assert text.splitlines()[:3] == ["usage: ramet serve [options]", "", "d"], "what it is for comes before a hundred flags"
     assert "(default: 30000)" in text
 
 

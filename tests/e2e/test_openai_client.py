@@ -301,8 +301,9 @@ class TestErrors:
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_context_too_long_speaks_openai(self, client: openai.OpenAI, engine: ScriptedEngine, stream: bool) -> None:
-        engine.refusal = ContextTooLong("too long", param="max_new_tokens")
+        engine.refusal = ContextTooLong("max_new_tokens is 9", param="max_new_tokens")
         error = self.bad(client, stream=stream)
+        assert "max_tokens is 9" in error.message
         assert (error.status_code, error.code, error.param) == (400, "context_length_exceeded", "max_tokens")
 
     def test_error_in_mid_stream(self, client: openai.OpenAI, engine: ScriptedEngine) -> None:

@@ -111,6 +111,14 @@ def test_a_field_of_two_types_names_both(client: httpx.Client, field: str, value
     assert error["message"] == f"{field}: expected a string or a list of strings"
 
 
+@pytest.mark.parametrize("body", [b"", b"[1, 2]", b"5", b"null"])
+def test_a_body_that_is_no_object_says_what_it_must_be(client: httpx.Client, body: bytes) -> None:
+    for path in ("/generate", "/v1/chat/completions"):
+        response = client.post(path, content=body, headers={"content-type": "application/json"})
+        assert response.status_code == 400
+        assert response.json()["error"]["message"] == "the body must be a JSON object with the fields that /docs lists"
+
+
 def test_a_body_that_is_no_json_says_where(client: httpx.Client) -> None:
     response = client.post("/generate", content=b'{"text": bad}', headers={"content-type": "application/json"})
     error = response.json()["error"]

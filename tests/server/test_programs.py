@@ -327,7 +327,7 @@ async def test_a_digest_that_lies_is_refused(client: httpx.AsyncClient) -> None:
     ("body", "complaint"),
     [
         (b"[" * 50_000, "not JSON"),
-        (b"[]", "dict"),
+        (b"[]", "must be a JSON object"),
         (b"{}", "exactly one of arguments and batch"),
         (b'{"arguments":{},"batch":[]}', "exactly one"),
         (b'{"arguments":{},"surprise":1}', "surprise"),

@@ -61,7 +61,10 @@ def build_workload(args: argparse.Namespace, vocab_size: int) -> list[BenchReque
     if args.dataset_name == "custom":
         return custom(Path(args.dataset_path), args.num_prompts)
     if args.dataset_name in ELSEWHERE:
-        raise ConfigError(f"--dataset-name {args.dataset_name} needs data that is not here; convert it to JSON lines and use 'custom'")
+        raise ConfigError(
+            f"--dataset-name {args.dataset_name} needs data that is not here: use random-ids, which needs none, or custom with "
+            "--dataset-path FILE, JSON lines with 'prompt', or with 'conversations' as ShareGPT has them"
+        )
     raise ConfigError(f"--dataset-name '{args.dataset_name}' is none of {', '.join(DATASETS)}")
 
 
