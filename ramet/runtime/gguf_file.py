@@ -100,6 +100,12 @@ class GgufTensor:
 class GgufFile:
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
+    buffer: mmap.mmap
+
+    def drop_pages(self) -> None:
+        """Give back the memory that what was read of the file takes; what is read again comes from the system's cache, or the disk."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.buffer.madvise(mmap.MADV_DONTNEED)
 
 
 class Strings(Sequence[str]):
@@ -141,7 +147,7 @@ def open_gguf(path: Path) -> GgufFile:
     reader = _Reader(buffer, path)
     metadata = reader.metadata()
     tensors = reader.tensors(int(metadata.get("general.alignment", DEFAULT_ALIGNMENT)))
-    return GgufFile(metadata, {tensor.name: tensor for tensor in tensors})
+    return GgufFile(metadata, {tensor.name: tensor for tensor in tensors}, buffer)
 
 
 def _mapped(path: Path) -> mmap.mmap:

@@ -54,10 +54,10 @@ class GgufTensors:
     """Implements `StepSource`."""
 
     def __init__(self, files: ModelFiles, spec: ModelSpec) -> None:
-        file = open_gguf(files.path)
-        self._permuted = file.metadata["general.architecture"] in PERMUTED
+        self._file = open_gguf(files.path)
+        self._permuted = self._file.metadata["general.architecture"] in PERMUTED
         self._head_dim = spec.head_dim
-        self._tensors = _renamed(file, spec)
+        self._tensors = _renamed(self._file, spec)
 
     def __getitem__(self, name: str) -> GgufTensor:
         return self._tensors[name]
@@ -88,6 +88,9 @@ class GgufTensors:
         for first in range(0, len(rows), step):
             rows[first : first + step] = dequantise(tensor, first, first + step)
         return values if head_dim is None else in_halves(values, head_dim)
+
+    def drop_pages(self) -> None:
+        self._file.drop_pages()
 
 
 def in_halves(values: Floats, head_dim: int) -> Floats:

@@ -48,6 +48,9 @@ class StepSource(Protocol):
     def numbers(self, name: str) -> Floats:
         """The whole tensor."""
 
+    def drop_pages(self) -> None:
+        """Let go of the memory of what was read so far."""
+
 
 def why_not(spec: ModelSpec) -> str | None:
     """What of this model the CPU step does not do; None: it does all."""
@@ -91,6 +94,7 @@ def load_quantized(
     check_fit(shapes, source.shapes(), files, spec)
     context = CpuContext(threads)
     weights = _Packer(source, context, bits).weights(spec)
+    source.drop_pages()
     shape = StepShape(
         spec.hidden_size,
         spec.intermediate_size,

@@ -44,6 +44,9 @@ class TorchStepSource:
         pieces = [_numbers(piece.read()) for piece in self._source.pieces({name: WHOLE})]
         return torch.cat(pieces).contiguous().numpy()
 
+    def drop_pages(self) -> None:
+        """Its files are closed already."""
+
 
 def _numbers(values: torch.Tensor | GroupedMatrix) -> torch.Tensor:
     return values.dequantise() if isinstance(values, GroupedMatrix) else values.float()
