@@ -167,7 +167,7 @@ def test_sizes_that_do_not_fit_are_refused(context: CpuContext) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 8, 13, 24, 137, 301])
-@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K", "Q8_0"])
 def test_the_batched_product_gives_the_same_bits(context: CpuContext, rows: int, kind: str) -> None:
     random = np.random.default_rng(rows)
     weight = context.pack_stored([stored(kind, 40, 256)[0]], random.standard_normal(40).astype(np.float32))

@@ -196,11 +196,12 @@ def test_a_row_is_the_same_alone_and_in_a_batch(tmp_path: Path, monkeypatch: pyt
     assert torch.equal(together, alone)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batched_products_change_no_bit_of_a_step(tmp_path: Path, family: str) -> None:
-    """Among them the one that gates its own results. Only 4-bit weights are batched."""
+def test_batched_products_change_no_bit_of_a_step(tmp_path: Path, family: str, bits: int) -> None:
+    """Among them the one that gates its own results."""
     files = checkpoint(tmp_path, family)
-    step = load_quantized(files, model_spec(files), bits=4, threads=2, kv_type=KV_TYPES["float16"]).step
+    step = load_quantized(files, model_spec(files), bits=bits, threads=2, kv_type=KV_TYPES["float16"]).step
     places = torch.arange(SLOTS).split(400)
     batch = batch_of([(tokens(n, n), 0, places[i]) for i, n in enumerate((300, 7, 64))])
     found = []

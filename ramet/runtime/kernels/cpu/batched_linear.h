@@ -4,7 +4,6 @@
 // A product costs one vpmaddubsw and one vpaddw per 32 multiplications and shares its loads, two vectors of weights and four broadcasts, with
 // seven others. What is broadcast together lies side by side, for which the rows are packed: from four lines it costs a tenth more.
 #pragma once
-#include <type_traits>
 #include <vector>
 #include "aligned.h"
 #include "kv.h"
@@ -48,10 +47,9 @@ inline void pack_rows(const Activations& x, int blocks, int64_t p, int64_t rows,
 template <int BITS>
 inline void unpack_panel(const uint8_t* w, int blocks, UnpackedBlock* out, int stride) {
   for (int b = 0; b < blocks; ++b, w += record_bytes(BITS), out += stride) {
-    __m256i group[8];
-    groups_of<BITS>(w, group);
-    for (int j = 0; j < 8; ++j) _mm256_store_si256(reinterpret_cast<__m256i*>(out->q[j]), group[j]);
-    _mm256_store_ps(out->d, half8(w + record_bytes(BITS) - 32)), _mm256_store_ps(out->m, half8(w + record_bytes(BITS) - 16));
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) _mm256_store_si256(reinterpret_cast<__m256i*>(out->q[j]), group_of<BITS>(w, j));
+    _mm256_store_ps(out->d, scales_of<BITS>(w, 0)), _mm256_store_ps(out->m, minima_of<BITS>(w));
   }
 }
 
@@ -59,7 +57,6 @@ inline void unpack_panel(const uint8_t* w, int blocks, UnpackedBlock* out, int s
 // Not inlined, since the sums then stay in registers.
 template <int BITS, int PANELS>
 [[gnu::noinline]] void tile4(const UnpackedBlock* w, int blocks, const RowPanel* x, __m256* acc, const uint8_t* const* next) {
-  const __m256i ones = _mm256_set1_epi16(1);
   __m256 total[kTogether][PANELS];
 #pragma GCC unroll 4
   for (int r = 0; r < kTogether; ++r)
@@ -85,9 +82,10 @@ template <int BITS, int PANELS>
           const __m256i four = broadcast4(x->a[g][r]);
 #pragma GCC unroll 2
           for (int p = 0; p < PANELS; ++p) {
-            const __m256i pairs = products<BITS>(q[p], four);
-            if (g == first) s[r][p] = pairs;
-            else asm("vpaddw %1, %0, %0" : "+x"(s[r][p]) : "x"(pairs));  // from intrinsics the compiler makes copies
+            const __m256i own = products<BITS>(q[p], _mm256_abs_epi8(q[p]), four);
+            if (g == first) s[r][p] = own;
+            else if constexpr (BITS == 8) asm("vpaddd %1, %0, %0" : "+x"(s[r][p]) : "x"(own));
+            else asm("vpaddw %1, %0, %0" : "+x"(s[r][p]) : "x"(own));  // from intrinsics the compiler makes copies
           }
         }
       }
@@ -102,12 +100,11 @@ template <int BITS, int PANELS>
         const __m256 scale = _mm256_broadcast_ss(x->scale + r);
 #pragma GCC unroll 2
         for (int p = 0; p < PANELS; ++p) {
-          const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(s[r][p], ones));
-          total[r][p] = _mm256_fmadd_ps(dot, _mm256_mul_ps(d[p], scale), total[r][p]);
+          total[r][p] = _mm256_fmadd_ps(widened<BITS>(s[r][p]), _mm256_mul_ps(d[p], scale), total[r][p]);
         }
       }
     }
-    if constexpr (BITS == 6) continue;
+    if constexpr (!has_minima(BITS)) continue;
     __m256 m[PANELS];
 #pragma GCC unroll 2
     for (int p = 0; p < PANELS; ++p) {
@@ -133,7 +130,7 @@ struct LinearRoom {
   Aligned<RowPanel> rows;
   std::vector<Aligned<UnpackedBlock>> unpacked;  // by thread
 
-  bool batches(const Linear& w, int64_t num_rows) const { return w.bits != 8 && num_rows >= batched_from; }
+  bool batches(int64_t num_rows) const { return num_rows >= batched_from; }
 
   void reserve(size_t panels, size_t blocks, int threads) {
     if (rows.size() < panels * blocks) rows.resize(panels * blocks);
@@ -163,14 +160,6 @@ inline void batched_panels(const Linear& w, PanelPair pair, PanelPair next, Unpa
     tile4<BITS, PANELS>(unpacked, blocks, x + row / kTogether * blocks, acc, row == begin ? fetched : nullptr);
     for (int r = 0; r < std::min<int64_t>(kTogether, end - row); ++r) put(row + r, pair, acc + r * PANELS);
   }
-}
-
-// body(BITS) for weights that are batched.
-template <class Body>
-inline void with_bits(int bits, const Body& body) {
-  if (bits == 4) body(std::integral_constant<int, 4>());
-  else if (bits == 5) body(std::integral_constant<int, 5>());
-  else body(std::integral_constant<int, 6>());
 }
 
 // put(row, pair, sums) for every row and each of `pairs` pairs of panels, where pair_at(i) is the i-th; sums: of the pair's columns, eight a vector.
@@ -204,7 +193,7 @@ inline void batched(Pool& pool, const Linear& w, const Activations& x, int64_t r
 // out = or += x wᵀ + bias.
 inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, const Output& out, LinearRoom& room) {
   const int panels = w.n / kPanel;
-  if (!room.batches(w, rows))
+  if (!room.batches(rows))
     return pool.share(panels, pool.num_threads() * 8, [&](int first, int last, int) { rows_range(w, first, last, x, 0, rows, out); });
   const auto pair_at = [&](int i) { return PanelPair{2 * i, 2 * i + 1 < panels ? 2 * i + 1 : -1}; };
   const auto fetch = [&](int64_t row, PanelPair pair) { __builtin_prefetch(out.y + row * out.stride + pair.first * kPanel, 1); };

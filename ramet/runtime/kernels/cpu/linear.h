@@ -10,14 +10,15 @@
 // Eight output columns form a panel. Within a block a panel holds eight groups of four consecutive k: one 32-byte vector per group,
 // byte 4·column + k. One broadcast of four activations then feeds eight columns with one vpmaddubsw. As many groups are summed in 16 bits
 // before they are widened as fit: for 4 bits a product pair is at most 2·15·127 = 3810, so all eight (30480 < 32767); for 5 and 6 bits four
-// (4·7874 and 4·8128). Each (t, n) is summed over the blocks in the same order whatever the batch: a row's result does not depend on its
-// neighbours.
+// (4·7874 and 4·8128); for 8 bits one (32258). Each (t, n) is summed over the blocks in the same order whatever the batch: a row's result does
+// not depend on its neighbours.
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <immintrin.h>
+#include <type_traits>
 #include "pool.h"
 
 namespace ramet {
@@ -108,92 +109,90 @@ inline void prefetch(const uint8_t* w) {
   for (int i = 0; i < BYTES; i += 64) _mm_prefetch(reinterpret_cast<const char*>(w + i), _MM_HINT_T0);
 }
 
-// The eight groups of a record's block, a byte each; 6 bits as −32…31.
+// Group j of a record's block, a byte each; 6 bits as −32…31.
 template <int BITS>
-inline void groups_of(const uint8_t* w, __m256i* group) {
-  const __m256i low = _mm256_set1_epi8(15);
-  for (int j = 0; j < 4; ++j) {
-    const __m256i packed = bytes32(w + 32 * j);
-    group[j] = _mm256_and_si256(packed, low);
-    group[j + 4] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
-  }
+inline __m256i group_of(const uint8_t* w, int j) {
+  if constexpr (BITS == 8) return bytes32(w + 32 * j);
+  const __m256i packed = bytes32(w + 32 * (j & 3));
+  __m256i q = _mm256_and_si256(j < 4 ? packed : _mm256_srli_epi16(packed, 4), _mm256_set1_epi8(15));
   if constexpr (BITS == 5) {
-    const __m256i fifth = _mm256_set1_epi8(16), high = bytes32(w + 128);
-    for (int j = 0; j < 8; ++j) {
-      const __m256i moved = j < 4 ? _mm256_slli_epi16(high, 4 - j) : _mm256_srli_epi16(high, j - 4);
-      group[j] = _mm256_or_si256(group[j], _mm256_and_si256(moved, fifth));
-    }
+    const __m256i high = bytes32(w + 128), moved = j < 4 ? _mm256_slli_epi16(high, 4 - j) : _mm256_srli_epi16(high, j - 4);
+    q = _mm256_or_si256(q, _mm256_and_si256(moved, _mm256_set1_epi8(16)));
   }
   if constexpr (BITS == 6) {
-    const __m256i both = _mm256_set1_epi8(48), offset = _mm256_set1_epi8(32);
-    for (int half = 0; half < 2; ++half) {
-      const __m256i high = bytes32(w + 128 + 32 * half);
-      for (int j = 0; j < 4; ++j) {
-        const __m256i moved = j < 2 ? _mm256_slli_epi16(high, 4 - 2 * j) : _mm256_srli_epi16(high, 2 * j - 4);
-        __m256i& q = group[4 * half + j];
-        q = _mm256_sub_epi8(_mm256_or_si256(q, _mm256_and_si256(moved, both)), offset);
-      }
-    }
+    const int i = j & 3;
+    const __m256i high = bytes32(w + 128 + 32 * (j / 4)), moved = i < 2 ? _mm256_slli_epi16(high, 4 - 2 * i) : _mm256_srli_epi16(high, 2 * i - 4);
+    q = _mm256_sub_epi8(_mm256_or_si256(q, _mm256_and_si256(moved, _mm256_set1_epi8(48))), _mm256_set1_epi8(32));
   }
+  return q;
 }
 
-// q·a of a group, two by two in 16 bits.
+// Groups whose products are summed before they are widened: in 16 bits, and of 8 bits, which are widened at once, in 32.
 template <int BITS>
-inline __m256i products(__m256i q, __m256i a) {
-  if constexpr (BITS == 6) return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q));
-  return _mm256_maddubs_epi16(q, a);
+constexpr int kChain = BITS == 5 || BITS == 6 ? 4 : 8;
+
+// q·a of a group, where `magnitude` is |q| of numbers that have signs.
+template <int BITS>
+inline __m256i products(__m256i q, __m256i magnitude, __m256i a) {
+  if constexpr (BITS < 6) return _mm256_maddubs_epi16(q, a);
+  const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(a, q));
+  return BITS == 6 ? pairs : _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
 template <int BITS>
-constexpr int kChain = BITS == 4 ? 8 : 4;  // groups whose products fit into 16 bits together
+inline __m256i plus(__m256i s, __m256i products) {
+  return BITS == 8 ? _mm256_add_epi32(s, products) : _mm256_add_epi16(s, products);
+}
 
-// One panel of eight columns for ROWS rows of activations, weights of 4, 5 or 6 bits.
+template <int BITS>
+inline __m256 widened(__m256i s) {
+  return _mm256_cvtepi32_ps(BITS == 8 ? s : _mm256_madd_epi16(s, _mm256_set1_epi16(1)));
+}
+
+// d of a record's block whose chain begins with group `first`, and m.
+template <int BITS>
+inline __m256 scales_of(const uint8_t* w, int first) {
+  return half8(w + record_bytes(BITS) - (BITS == 8 || (BITS == 6 && first) ? 16 : 32));
+}
+
+template <int BITS>
+inline __m256 minima_of(const uint8_t* w) {
+  return half8(w + record_bytes(BITS) - 16);
+}
+
+constexpr bool has_minima(int bits) { return bits < 6; }
+
+// One panel of eight columns for ROWS rows of activations.
 template <int BITS, int ROWS>
-inline void panel_low(const uint8_t* w, int blocks, const int8_t* a, const float* scale, const float* sum, __m256* acc) {
-  const __m256i ones = _mm256_set1_epi16(1);
+inline void panel(const uint8_t* w, int blocks, const int8_t* a, const float* scale, const float* sum, __m256* acc) {
   const int64_t k = int64_t(blocks) * kBlock;
   for (int b = 0; b < blocks; ++b, w += record_bytes(BITS)) {
     prefetch<record_bytes(BITS)>(w + kAhead);
-    __m256i group[8];
-    groups_of<BITS>(w, group);
-    const __m256 d = half8(w + record_bytes(BITS) - 32), m = half8(w + record_bytes(BITS) - 16);
-    for (int r = 0; r < ROWS; ++r) {
-      const int8_t* x = a + r * k + b * kBlock;
-      const int64_t at = int64_t(r) * blocks + b;
-      for (int first = 0; first < 8; first += kChain<BITS>) {
-        __m256i s = _mm256_setzero_si256();
-        for (int j = first; j < first + kChain<BITS>; ++j) s = _mm256_add_epi16(s, products<BITS>(group[j], broadcast4(x + 4 * j)));
-        const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(s, ones));
-        acc[r] = _mm256_fmadd_ps(dot, _mm256_mul_ps(BITS == 6 && first ? m : d, _mm256_broadcast_ss(scale + at)), acc[r]);
+#pragma GCC unroll 2
+    for (int first = 0; first < 8; first += kChain<BITS>) {
+      __m256i s[ROWS];
+      for (int r = 0; r < ROWS; ++r) s[r] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+      for (int j = first; j < first + kChain<BITS>; ++j) {
+        const __m256i q = group_of<BITS>(w, j), magnitude = _mm256_abs_epi8(q);
+        for (int r = 0; r < ROWS; ++r) s[r] = plus<BITS>(s[r], products<BITS>(q, magnitude, broadcast4(a + r * k + b * kBlock + 4 * j)));
       }
-      if constexpr (BITS != 6) acc[r] = _mm256_fmadd_ps(m, _mm256_broadcast_ss(sum + at), acc[r]);
+      const __m256 d = scales_of<BITS>(w, first);
+      for (int r = 0; r < ROWS; ++r)
+        acc[r] = _mm256_fmadd_ps(widened<BITS>(s[r]), _mm256_mul_ps(d, _mm256_broadcast_ss(scale + int64_t(r) * blocks + b)), acc[r]);
     }
+    if constexpr (has_minima(BITS))
+      for (int r = 0; r < ROWS; ++r) acc[r] = _mm256_fmadd_ps(minima_of<BITS>(w), _mm256_broadcast_ss(sum + int64_t(r) * blocks + b), acc[r]);
   }
 }
 
-// The same for 8-bit weights: |q|·(a·sign q), at most 2·127·127 = 32258 per pair, widened after every pair of groups.
-template <int ROWS>
-inline void panel8(const uint8_t* w, int blocks, const int8_t* a, const float* scale, const float*, __m256* acc) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  const int64_t k = int64_t(blocks) * kBlock;
-  for (int b = 0; b < blocks; ++b, w += kRecord8) {
-    prefetch<kRecord8>(w + kAhead);
-    const __m256 d = half8(w + 256);
-    __m256i dot[ROWS];
-    for (int r = 0; r < ROWS; ++r) dot[r] = _mm256_setzero_si256();
-    for (int j = 0; j < 8; ++j) {
-      const __m256i q = bytes32(w + 32 * j), magnitude = _mm256_abs_epi8(q);
-      for (int r = 0; r < ROWS; ++r) {
-        const __m256i x = broadcast4(a + r * k + b * kBlock + 4 * j);
-        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, q));
-        dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(pairs, ones));
-      }
-    }
-    for (int r = 0; r < ROWS; ++r) {
-      const __m256 s = _mm256_mul_ps(d, _mm256_broadcast_ss(scale + int64_t(r) * blocks + b));
-      acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), s, acc[r]);
-    }
-  }
+// body(BITS)
+template <class Body>
+inline void with_bits(int bits, const Body& body) {
+  if (bits == 4) body(std::integral_constant<int, 4>());
+  else if (bits == 5) body(std::integral_constant<int, 5>());
+  else if (bits == 6) body(std::integral_constant<int, 6>());
+  else body(std::integral_constant<int, 8>());
 }
 
 template <int ROWS>
@@ -204,10 +203,7 @@ inline void panel_rows(const Linear& w, int p, const Activations& x, int64_t row
   for (int r = 0; r < ROWS; ++r) acc[r] = start;
   const int8_t* a = x.a + row * w.k;
   const float *scale = x.scale + row * blocks, *sum = x.sum + row * blocks;
-  if (w.bits == 4) panel_low<4, ROWS>(w.panel(p), blocks, a, scale, sum, acc);
-  else if (w.bits == 5) panel_low<5, ROWS>(w.panel(p), blocks, a, scale, sum, acc);
-  else if (w.bits == 6) panel_low<6, ROWS>(w.panel(p), blocks, a, scale, sum, acc);
-  else panel8<ROWS>(w.panel(p), blocks, a, scale, sum, acc);
+  with_bits(w.bits, [&]<int BITS>(std::integral_constant<int, BITS>) { panel<BITS, ROWS>(w.panel(p), blocks, a, scale, sum, acc); });
   for (int r = 0; r < ROWS; ++r) out.put8(row + r, p, acc[r]);
 }
 

@@ -202,7 +202,7 @@ class Step {
   void gate(const Linear& w) {
     const int n = m_.intermediate;
     float* y = b_.gate_up.data();
-    const bool batched = b_.room.batches(w, num_rows());
+    const bool batched = b_.room.batches(num_rows());
     if (batched) gated_linear(c_.pool, w, activations(), num_rows(), y, b_.room);
     else linear(c_.pool, w, activations(), num_rows(), {y, 2 * n}, b_.room);
     rows([&](int64_t t) {
