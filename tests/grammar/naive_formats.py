@@ -103,8 +103,35 @@ class Naive:
 
     def _body(self, tag: Format, at: int) -> Ends:
         ends = tag["end"] if isinstance(tag["end"], list) else [tag["end"]]
-        inner = self.ends(tag["content"], at, tuple(end for end in ends if end))
-        return self._all(inner, lambda place: frozenset[int]().union(*(self._literal(end, place) for end in ends)))
+        return self._closed(tag["content"], at, tuple(end for end in ends if end), ends)
+
+    def _closed(self, given: Format, at: int, marks: tuple[str, ...], ends: Sequence[str]) -> Ends:
+        """Where texts of the format and one of `ends` behind it end. Free text right before an end goes on up to where it begins first."""
+        match given["type"]:
+            case "sequence":
+                *others, last = given["elements"]
+                places = self._sequence({"elements": others}, at, marks)
+                return self._all(places, lambda place: self._closed(last, place, marks, ends))
+            case "or":
+                return frozenset[int]().union(*(self._closed(element, at, marks, ends) for element in given["elements"]))
+            case "optional":
+                return self._closed(given["content"], at, marks, ends) | self._one_of(ends, at)
+            case "any_text":
+                return self._closed_text(at, [*marks, *given.get("excludes", ())], ends, given.get("max_chars"))
+            case "triggered_tags" | "dispatch":
+                return self.triggered(given, at, marks, ends)
+        return self._all(self.ends(given, at, marks), lambda place: self._one_of(ends, place))
+
+    def _one_of(self, texts: Sequence[str], at: int) -> Ends:
+        return frozenset[int]().union(*(self._literal(text, at) for text in texts))
+
+    def _closed_text(self, at: int, marks: Sequence[str], ends: Sequence[str], most: int | None) -> Ends:
+        found = set[int]()
+        for place in self._stops(at, lambda text: holds_none(text, marks) and (most is None or len(text) <= most)):
+            for stop in self._one_of(ends, place):
+                begun = any(self._text.startswith(mark, start, stop) for mark in marks for start in range(at, place))
+                found |= set() if begun and stop > place else {stop}
+        return frozenset(found)
 
     def _tags_with_separator(self, given: Format, at: int, marks: tuple[str, ...]) -> Ends:
         def one(place: int) -> Ends:
@@ -118,39 +145,61 @@ class Naive:
         return found if given.get("at_least_one") else found | {at}
 
     def _triggered_tags(self, given: Format, at: int, marks: tuple[str, ...]) -> Ends:
-        def after(trigger: str, place: int) -> Ends:
-            tags = [tag for tag in given["tags"] if tag["begin"].startswith(trigger)]
-            return frozenset[int]().union(*(self._tag(tag, place - len(trigger), ()) for tag in tags))
-
-        stops = bool(given.get("stop_after_first"))
-        starts = frozenset({at})
-        if given.get("at_least_one"):
-            starts = frozenset[int]().union(*(self._tag(tag, at, ()) for tag in given["tags"]))
-            if stops:
-                return starts
-        return self._free(dict.fromkeys(given["triggers"], after), [*marks, *given.get("excludes", ())], stops, starts)
+        return self.triggered(given, at, marks, [""])
 
     def _dispatch(self, given: Format, at: int, marks: tuple[str, ...]) -> Ends:
-        def after(trigger: str, place: int) -> Ends:
-            return frozenset[int]().union(*(self.ends(inner, place, marks) for text, inner in given["rules"] if text == trigger))
+        return self.triggered(given, at, marks, [""])
 
-        after_each = {text: after for text, _ in given["rules"]}
-        return self._free(after_each, [*marks, *given.get("excludes", ())], not given.get("loop", True), frozenset({at}))
+    def triggered(self, given: Format, at: int, marks: tuple[str, ...], ends: Sequence[str]) -> Ends:
+        """With one of `ends` behind."""
+        stops, after, starts = bool(given.get("stop_after_first")), dict[str, Callable[[int], Ends]](), frozenset({at})
+        if given["type"] == "dispatch":
+            stops = not given.get("loop", True)
+            for trigger, _ in given["rules"]:
+                after[trigger] = lambda place, trigger=trigger: self._ruled(given, trigger, place, marks, ends if stops else [""])
+        else:
+            for trigger in given["triggers"]:
+                after[trigger] = lambda place, trigger=trigger: self._tagged(given, trigger, place - len(trigger))
+        if given.get("at_least_one"):
+            starts = self._tagged(given, "", at)
+        behind = lambda place: self._one_of(ends, place)  # noqa: E731
+        if stops and given.get("at_least_one"):
+            return self._all(starts, behind)
+        closes_itself = stops and given["type"] == "dispatch"
+        return self._dispatched(after, [*marks, *given.get("excludes", ())], stops, closes_itself, starts, ends)
 
-    def _free(self, after: Mapping[str, Callable[[str, int], Ends]], excludes: Sequence[str], stops: bool, starts: Ends) -> Ends:
+    def _tagged(self, given: Format, trigger: str, at: int) -> Ends:
+        tags = [tag for tag in given["tags"] if tag["begin"].startswith(trigger)]
+        return frozenset[int]().union(*(self._tag(tag, at, ()) for tag in tags))
+
+    def _ruled(self, given: Format, trigger: str, at: int, marks: tuple[str, ...], ends: Sequence[str]) -> Ends:
+        inner = [inner for text, inner in given["rules"] if text == trigger]
+        return frozenset[int]().union(*(self._closed(one, at, marks, ends) for one in inner))
+
+    def _dispatched(
+        self,
+        after: Mapping[str, Callable[[int], Ends]],
+        excludes: Sequence[str],
+        stops: bool,
+        closes_itself: bool,
+        starts: Ends,
+        ends: Sequence[str],
+    ) -> Ends:
         """Free text up to the first trigger, what comes after it, and again."""
         found, seen, queue = frozenset[int](), set[int](), set(starts)
         while queue:
             at = queue.pop()
             seen.add(at)
-            found |= self._stops(at, lambda text: holds_none(text, [*after, *excludes]))
+            found |= self._closed_text(at, [*after, *excludes], ends, None)
             for stop in range(at, len(self._text) + 1):
                 text = self._text[at:stop]
                 triggers = [trigger for trigger in after if text.endswith(trigger)]
                 if triggers and holds_none(text[:-1], list(after)) and holds_none(text, excludes):
-                    behind = frozenset[int]().union(*(after[trigger](trigger, stop) for trigger in triggers))
-                    found |= behind if stops else frozenset()
-                    queue |= set() if stops else behind - seen
+                    behind = frozenset[int]().union(*(after[trigger](stop) for trigger in triggers))
+                    if stops:
+                        found |= behind if closes_itself else self._all(behind, lambda place: self._one_of(ends, place))
+                    else:
+                        queue |= behind - seen
         return found
 
 

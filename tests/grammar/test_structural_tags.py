@@ -133,13 +133,23 @@ def test_what_masks_allow_is_read_and_closed_in_time(seed: int, budget: int | No
     assert not matcher.complete or reader.accepts(out.decode("utf-8", "replace")), out
 
 
+@pytest.mark.parametrize(("end", "good", "bad"), [("00", ("<f100", "<f0000 <f700"), ("<f00", "<f10")), ("", ("<f1", "<f12."), ("<f",))])
+def test_an_end_may_begin_as_the_value_goes_on(end: str, good: tuple[str, ...], bad: tuple[str, ...]) -> None:
+    structures = [{"begin": "<f", "schema": {"type": "integer"}, "end": end}]
+    lowered = lower("structural_tag", json.dumps({"triggers": ["<f"], "structures": structures}))
+    grammar, (walker, start, _) = COMPILER.assemble(lowered), lowered.read()
+    for text in (*good, *bad):
+        tokens, matcher = list(text.encode()), grammar.matcher()
+        assert (matcher.accept(tokens) == len(tokens) and matcher.complete) == walker.matches(start, text.encode()) == (text in good), text
+
+
 @pytest.mark.parametrize(
     ("source", "where"),
     [
         ("[]", "#"),
         ('{"triggers": ["<f"], "structures": [], "at_least_one": true}', "/at_least_one"),
         ('{"triggers": ["<f"], "structures": []}', "/structures"),
-        ('{"triggers": [""], "structures": [{"begin": "<f", "schema": {}, "end": ""}]}', "/triggers"),
+        ('{"triggers": [""], "structures": [{"begin": "<f", "schema": {}, "end": ""}]}', "/triggers/0"),
         ('{"triggers": ["<f"], "structures": [{"begin": "<g", "schema": {}, "end": ""}]}', "/structures/0/begin"),
         ('{"triggers": ["<f"], "structures": [{"begin": "<f", "schema": {}, "end": "", "a/b": 1}]}', "/structures/0/a~1b"),
         ('{"triggers": ["<f"], "structures": [{"begin": "<f", "schema": 1, "end": ""}]}', "/structures/0"),

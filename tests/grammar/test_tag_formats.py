@@ -146,6 +146,12 @@ CASES: list[tuple[Format, list[str], list[str]]] = [
     (LISTED | {"at_least_one": True}, [ONE, f"{ONE},{ONE}"], [""]),
     (LISTED | {"stop_after_first": True}, ["", ONE], [f"{ONE},{ONE}"]),
     (tag("[", TRIGGERED, "]"), ["[]", f"[a{ONE}b]"], [f"[]{ONE}", f"[{ONE}", "[]]"]),
+    (tag("`", ANY_TEXT, "```"), ["````", "`a``b```"], ["`a````", "````a```"]),
+    (
+        {"type": "triggered_tags", "triggers": ["```"], "tags": [tag("```py\n", ANY_TEXT, "```")]},
+        ["See ```py\nx = 1\n``` and `y`", "```py\n```", "``"],
+        ["```", "```py\nx```` ```"],
+    ),
     ({"type": "dispatch", "rules": [["#", NUMBER]], "loop": False}, ["", "a#1"], ["a#1 ", "#"]),
     ({"type": "sequence", "elements": [ANY_TEXT, {"type": "const_string", "value": "END"}]}, ["END", "aEND", "ENDEND"], ["", "ENDa"]),
     ({"type": "sequence", "elements": [NUMBER, {"type": "const_string", "value": "55"}]}, ["155", "5555"], ["55", "5"]),
