@@ -34,6 +34,23 @@ KINDS = {
 }
 """What the branches of a union are called, one of them and several."""
 
+REASONS = {
+    "missing": "is missing",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "dict_type": "must be an object",
+    "list_type": "must be a list",
+    "string_type": "must be a string",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+}
+"""Pydantic's kind of complaint → what it is about, where its own words are about Python."""
+
 UNAVAILABLE_RETRY_SECONDS = 1.0
 
 
@@ -67,7 +84,7 @@ def invalid_request_of(errors: Sequence[Any], body: type[BaseModel] | None) -> I
         return InvalidRequest(unknown_fields(unknown, body), param=next(iter(unknown)))
     reasons: dict[str, str] = {}
     for error in errors:
-        reasons.setdefault(_path(error), str(error["msg"]).removeprefix("Value error, "))
+        reasons.setdefault(_path(error), REASONS.get(error["type"], str(error["msg"]).removeprefix("Value error, ")))
     path, reason = next(iter(reasons.items()))
     kinds = [step for error in errors if _path(error) == path for step in error["loc"] if _is_kind(step)]
     if kinds:

@@ -56,7 +56,8 @@ def body_model(endpoint: Callable[..., Any] | None) -> type[BaseModel] | None:
 
 def _hint(steps: Sequence[str], body: type[BaseModel] | None) -> str:
     *way, name = steps
-    known = _names(_model_at(body, way))
+    model = _model_at(body, way)
+    known = _names(model)
     native = ELSEWHERE.get(name, name)
     if not way and "sampling_params" in known and native in SAMPLING_FIELDS:
         return f"use sampling_params.{native}"
@@ -65,6 +66,9 @@ def _hint(steps: Sequence[str], body: type[BaseModel] | None) -> str:
     for names in SAME_THING:
         if not way and name in names and (here := next((other for other in names if other in known), None)):
             return f"use {here}"
+    inside = next((field for field, within in _parts(model) if name in _names(within)), None)
+    if inside is not None:
+        return f"it belongs into {inside}"
     near = get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else ""
 
@@ -83,6 +87,13 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _models_in(part)
+
+
+def _parts(model: type[BaseModel] | None) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Fields that are bodies themselves, or lists of them."""
+    for name, field in model.model_fields.items() if model else ():
+        for within in _models_in(field.annotation):
+            yield field.alias or name, within
 
 
 def _names(model: type[BaseModel] | None) -> list[str]:

@@ -130,6 +130,10 @@ def test_unreachable_and_wrong_launches() -> None:
         program.run(backend=sgl.RuntimeEndpoint("http://127.0.0.1:9"))
     shown = "".join(traceback.format_exception(caught.value))
     assert shown.count("Traceback") == 1 and "httpx" not in shown, "one error, without the transport's own"
+    with pytest.raises(ConfigError, match="write http://HOST:PORT"):
+        sgl.RuntimeEndpoint("127.0.0.1:30000")
+    with pytest.raises(ConfigError, match="leave out /v1"):
+        sgl.RuntimeEndpoint("http://127.0.0.1:30000/v1/")
     with pytest.raises(ConfigError, match="tp_size would launch one"):
         sgl.Runtime(endpoint="http://127.0.0.1:9", tp_size=2)
     with pytest.raises(InternalError, match="exited with code"):

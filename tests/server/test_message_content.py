@@ -70,6 +70,21 @@ def test_every_unknown_field_is_named(client: httpx.Client) -> None:
             "response_format.json_schema.shema: this field is not known; did you mean schema?",
         ),
         ("/v1/completions", {"prompt": "a", "max_completion_tokens": 5}, "; use max_tokens"),
+        (
+            "/v1/chat/completions",
+            {"messages": [USER], "tools": [{"type": "function", "function": {"name": "f"}, "parameters": {}}]},
+            "tools[0].parameters: this field is not known; it belongs into function",
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": [USER], "tools": [{"type": "function", "function": {"name": "f", "paramters": {}}}]},
+            "tools[0].function: 'paramters' is no field of a function; did you mean parameters?",
+        ),
+        ("/v1/chat/completions", {"messages": [USER], "include_usage": True}, "; it belongs into stream_options"),
+        ("/v1/chat/completions", {"messages": "Hi"}, "messages: must be a list"),
+        ("/v1/chat/completions", {"messages": [USER], "response_format": "json"}, "response_format: must be an object"),
+        ("/v1/chat/completions", {"messages": [USER], "max_tokens": "many"}, "max_tokens: must be an integer"),
+        ("/v1/chat/completions", {}, "messages: is missing"),
         ("/v1/completions", {"prompt": "a", "zzz": 5}, "zzz: this field is not known"),
         ("/generate", {"text": "a", "temperature": 0}, "temperature: this field is not known; use sampling_params.temperature"),
         ("/generate", {"text": "a", "max_tokens": 5}, "max_tokens: this field is not known; use sampling_params.max_new_tokens"),
@@ -84,7 +99,7 @@ def test_every_unknown_field_is_named(client: httpx.Client) -> None:
         ("/v1/programs/0/runs", {"argument": {}}, "argument: this field is not known; did you mean arguments?"),
     ],
 )
-def test_a_misspelt_field_is_told_the_near_one(client: httpx.Client, path: str, body: dict[str, Any], hint: str) -> None:
+def test_what_is_wrong_is_said_with_what_would_be_right(client: httpx.Client, path: str, body: dict[str, Any], hint: str) -> None:
     response = client.post(path, json=body)
     assert response.status_code == 400
     assert response.json()["error"]["message"].endswith(hint)

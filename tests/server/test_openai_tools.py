@@ -247,6 +247,26 @@ class TestConstraints:
         assert caught.value.param == "response_format.json_schema.schema"
 
     @pytest.mark.parametrize(
+        ("fields", "complaint", "told"),
+        [
+            ({"extra_body": {"json_schema": CITY}}, "ebnf: 'strng' is not a type (at line 4, /properties/a/type)", None),
+            ({"extra_body": {"ebnf": "start: a\na: ("}}, "ebnf: unexpected end (at line {}, column 4)", "line 2, column 4"),
+        ],
+    )
+    def test_lines_of_the_composed_grammar_are_not_shown(
+        self, client: openai.OpenAI, engine: ScriptedEngine, fields: Any, complaint: str, told: str | None
+    ) -> None:
+        """With thoughts in front, the grammar is longer than what the request says."""
+        ask(client, **fields)
+        lines = (engine.seen[0].sampling.ebnf or "").splitlines()
+        place = lines.index("a: (") + 1 if "a: (" in lines else 4
+        engine.refusal = GrammarError(complaint.format(place))
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(client, **fields)
+        assert (told in caught.value.message) if told else ("(at /properties/a/type)" in caught.value.message)
+        assert place != 2
+
+    @pytest.mark.parametrize(
         ("fields", "param"),
         [
             ({"tools": [WEATHER, WEATHER]}, "tools[1].function.name"),

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ramet.errors import InternalError, QueueFull, RametError, UserError
+from ramet.errors import ConfigError, InternalError, QueueFull, RametError, UserError
 
 if TYPE_CHECKING:
     import httpx
@@ -22,6 +22,8 @@ class HttpClient:
     `timeout` ends it. Requests are cancelled by cancelling the awaiting task, which closes the connection."""
 
     def __init__(self, base_url: str, headers: Mapping[str, str], *, verify: bool | str = True) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"{base_url!r} is no address of a server: write http://HOST:PORT", param="base_url")
         self.base_url, self._headers, self._verify = base_url.rstrip("/"), dict(headers), verify
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = weakref.WeakKeyDictionary()
         self._urls: dict[str, httpx.URL] = {}

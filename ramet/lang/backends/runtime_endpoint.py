@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
-from ramet.errors import Unsupported
+from ramet.errors import ConfigError, Unsupported
 from ramet.lang.backends.http_client import HttpClient, error_for
 from ramet.lang.backends.program_client import ProgramClient
 from ramet.program.backend import ChatFormat, ChoiceScore, Conversation, GenerateCall, GenerateChunk
@@ -22,6 +22,9 @@ class RuntimeEndpoint:
     """`base_url` like "http://localhost:30000". The chat format is the served model's own, asked for once."""
 
     def __init__(self, base_url: str, api_key: str | None = None, verify: bool | str | None = None) -> None:
+        if base_url.rstrip("/").endswith("/v1"):
+            advice = "leave out /v1, where the OpenAI routes are; sgl.OpenAI(model, base_url=…) is for servers that have nothing else"
+            raise ConfigError(f"{base_url!r} is not the address of a Ramet server: {advice}", param="base_url")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = HttpClient(base_url, headers, verify=True if verify is None else verify)
         self._chat: ChatFormat | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ramet.errors import GrammarError
-from ramet.server.openai.reply_grammar import ReplyConstraint
+from ramet.server.openai.reply_grammar import ReplyConstraint, answer_rules
 from ramet.server.openai.schema import SamplingFields
 
 LINE = re.compile(r"line (\d+)(?:, )?")
@@ -22,8 +22,20 @@ def blamed(body: SamplingFields, constraint: ReplyConstraint, error: GrammarErro
         pointer = constraint.pointers.get(int(found[1]), "")
         reason = OWN_WORDS.sub("", error.message.replace(found[0], pointer, 1))
         return GrammarError(f"{tool.place}: {reason}", param=tool.place)
+    message = _of_the_answer(body, constraint, error.message)
     if body.response_format is not None:
         nested = ".json_schema.schema" if body.response_format.type == "json_schema" else ""
-        return GrammarError(error.message, param=f"response_format{nested}")
+        return GrammarError(message, param=f"response_format{nested}")
     given = [name for name in ("json_schema", "regex", "ebnf", "structural_tag") if getattr(body, name) is not None]
-    return GrammarError(error.message, param=given[0] if given else error.param)
+    return GrammarError(message, param=given[0] if given else error.param)
+
+
+def _of_the_answer(body: SamplingFields, constraint: ReplyConstraint, message: str) -> str:
+    """Lines of the composed grammar as lines of the request's own, or, where the request has a schema or a regex, not at all."""
+    composed, found = constraint.sampling.get("ebnf"), LINE.search(message)
+    if composed is None or composed == body.ebnf or found is None:
+        return message
+    if body.ebnf is None:
+        return OWN_WORDS.sub("", message.replace(found[0], "", 1))
+    num_before = composed.splitlines().index(answer_rules({"ebnf": body.ebnf})[0])
+    return message.replace(found[0], found[0].replace(found[1], str(int(found[1]) - num_before)), 1)

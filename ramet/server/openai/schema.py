@@ -5,9 +5,10 @@ A field that is not listed is refused. Fields listed under "accepted, without ef
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Strict(BaseModel):
@@ -117,6 +118,14 @@ class Function(BaseModel):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _has_no_misspelt_field(self) -> Function:
+        """Templates may read further fields, but a schema under a wrong name would be a tool without one."""
+        for name in self.model_extra or ():
+            if near := get_close_matches(name, type(self).model_fields, n=1):
+                raise ValueError(f"'{name}' is no field of a function; did you mean {near[0]}?")
+        return self
 
 
 class Tool(Strict):
