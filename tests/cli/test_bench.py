@@ -187,6 +187,8 @@ class TestServing:
         assert main(["bench", "serving", "--port", "1", "--ready-check-timeout-sec", "0"]) == 2
         said = capsys.readouterr().err
         assert "waiting up to 0 s" in said and "ramet serve" in said
+        assert main(["bench", "serving", "--base-url", "127.0.0.1:1"]) == 2
+        assert "write http://HOST:PORT" in capsys.readouterr().err
 
 
 async def test_offline_and_one_batch_on_any_engine() -> None:

@@ -141,6 +141,11 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ramet serve: error: dp_size=2" in err
 
 
+def test_the_package_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "ramet", "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("ramet 0.")
+
+
 def test_help_is_instant_and_light() -> None:
     code = "import sys; from ramet.cli.main import main; main(['--help']); assert not {'torch', 'fastapi', 'httpx'} & set(sys.modules)"
     seconds = []

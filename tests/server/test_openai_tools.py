@@ -251,6 +251,7 @@ class TestConstraints:
         [
             ({"extra_body": {"json_schema": CITY}}, "ebnf: 'strng' is not a type (at line 4, /properties/a/type)", None),
             ({"extra_body": {"ebnf": "start: a\na: ("}}, "ebnf: unexpected end (at line {}, column 4)", "line 2, column 4"),
+            ({"extra_body": {"ebnf": "start: a\na: ("}}, "ebnf: {}(5): Expected token ')'", "ebnf: 2(5): Expected"),
         ],
     )
     def test_lines_of_the_composed_grammar_are_not_shown(

@@ -85,6 +85,8 @@ def parser() -> FlagParser:
 async def bench(args: argparse.Namespace, target: Target) -> tuple[list[Outcome], dict[str, Any]]:
     """Prepare (wait, warm up, flush), run, and summarise."""
     base_url = args.base_url or f"http://{args.host}:{args.port}"
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"--base-url {base_url} is no address of a server: write http://HOST:PORT")
     headers = {"Authorization": f"Bearer {args.api_key}"} if args.api_key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=None, limits=limits) as client:

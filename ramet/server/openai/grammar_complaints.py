@@ -9,6 +9,8 @@ from ramet.server.openai.reply_grammar import ReplyConstraint, answer_rules
 from ramet.server.openai.schema import SamplingFields
 
 LINE = re.compile(r"line (\d+)(?:, )?")
+PARSER_LINE = re.compile(r"\b(\d+)(?=\(\d+\): )")
+"""The grammar engine's own way to say it: line(column)."""
 OWN_WORDS = re.compile(r"^ebnf: | \(at (?:column [^)]*)?\)$")
 """What is about the composed grammar, which the request does not show."""
 STRUCTURE = re.compile(r"/structures/(\d+)/schema")
@@ -32,7 +34,7 @@ def blamed(body: SamplingFields, constraint: ReplyConstraint, error: GrammarErro
 
 def _of_the_answer(body: SamplingFields, constraint: ReplyConstraint, message: str) -> str:
     """Lines of the composed grammar as lines of the request's own, or, where the request has a schema or a regex, not at all."""
-    composed, found = constraint.sampling.get("ebnf"), LINE.search(message)
+    composed, found = constraint.sampling.get("ebnf"), LINE.search(message) or PARSER_LINE.search(message)
     if composed is None or composed == body.ebnf or found is None:
         return message
     if body.ebnf is None:
