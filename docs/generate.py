@@ -41,9 +41,10 @@ A grammar writes one form of each valid value, and by what it writes it also acc
   after them; a property that only `not` or `oneOf` asks for comes last;
 - compact, unless `--constrained-json-whitespace-pattern` says what may stand between tokens;
 - strings and undeclared names in every spelling (as they are, short escapes, `\\uXXXX`); declared names as they are, or in ASCII;
-- integers without fraction and exponent; numbers with bounds with an exponent only below 0.0001 and from 1e16 on; numbers with multipleOf,
-  or that must be no multiple, without exponent, and with at most 15 digits if they have a fraction or are no multiple; multiples of whole
-  numbers above 100 without fraction; no number that floats cannot hold is written with an exponent, and none that they cannot tell from
+- integers without fraction and exponent; numbers with bounds with an exponent as floats are (`5e-07`: one digit before the point, which is
+  not 0) only below 0.0001 and from 1e16 on, up to the bound's last digit, and without one from 1e-30 on; numbers with multipleOf, or that
+  must be no multiple, without exponent, and with at most 15 digits if they have a fraction or are no multiple; multiples of whole numbers
+  above 100 without fraction; no number that floats cannot hold is written with an exponent, and none that they cannot tell from
   an exclusive bound, but under `type: integer`;
 - values of `enum` and `const` as the schema writes them.
 

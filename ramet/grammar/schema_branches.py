@@ -243,8 +243,6 @@ def _floor(value: Decimal) -> Decimal:
 
 
 def _beside(value: Decimal, toward: float) -> Decimal:
-    """The next float, except that the one beside 0 is told to be 1e-30: hundreds of zeros help nobody. Past floats, the next integer."""
-    if value == 0:
-        return Decimal("1e-30").copy_sign(Decimal(toward))
+    """The next float; past floats, the next integer."""
     beside = math.nextafter(float(value), toward)
     return Decimal(int(value) + int(math.copysign(1, toward))) if math.isinf(beside) else Decimal(repr(beside))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ramet.errors import GrammarError
 from ramet.grammar.json_strings import StringFacts
-from ramet.grammar.number_automaton import EXACT_DIGITS
+from ramet.grammar.magnitude_automaton import EXACT_DIGITS
 from ramet.grammar.schema_branches import (
     ANYTHING,
     EVERYTHING,

@@ -13,7 +13,8 @@ from ramet.grammar.json_layout import Layout
 from ramet.grammar.json_source import MAX_DIGITS
 from ramet.grammar.json_strings import conjunction, literal, none_of, string_body
 from ramet.grammar.json_values import values_expression
-from ramet.grammar.number_automaton import NumberSet, number_expression
+from ramet.grammar.magnitude_automaton import NumberSet
+from ramet.grammar.number_automaton import number_expression
 from ramet.grammar.object_rules import Cells, Extra, members
 from ramet.grammar.pattern_expressions import anything, search
 from ramet.grammar.schema_branches import ANYTHING, Arrays, Branch, Goal, Numbers, Objects, Scope, Some, Strings, Values, whole_bounds

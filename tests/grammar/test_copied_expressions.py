@@ -13,7 +13,8 @@ from ramet.grammar.arena import Arena
 from ramet.grammar.copied_expressions import MAX_NODES, copied
 from ramet.grammar.derivatives import Walker
 from ramet.grammar.json_strings import string_body
-from ramet.grammar.number_automaton import NumberSet, number_expression
+from ramet.grammar.magnitude_automaton import NumberSet
+from ramet.grammar.number_automaton import number_expression
 from ramet.grammar.schema_branches import Strings
 
 CASES: list[tuple[Any, Any]] = [

@@ -122,7 +122,7 @@ def test_half_of_a_surrogate_pair_is_refused() -> None:
 
 
 def test_what_has_too_many_states_is_refused_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ramet.grammar.number_automaton.MAX_STATES", 100)
+    monkeypatch.setattr("ramet.grammar.magnitude_automaton.MAX_STATES", 100)
     monkeypatch.setattr("ramet.grammar.derivatives.MAX_SEARCH", 200)
     patterns = {"type": "string", "allOf": [{"pattern": "^(a{23})*$"}, {"pattern": "^(a{19})*$"}, {"minLength": 1}]}
     for schema, where in (({"properties": {"n": {"type": "integer", "multipleOf": 101}}}, "/properties/n"), (patterns, "#")):

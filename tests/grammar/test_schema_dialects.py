@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -65,14 +66,58 @@ def test_floats_are_taken_as_python_writes_them(value: float, numbers: tuple[dic
     text = repr(value)
     low, high = schema.get("minimum", schema.get("exclusiveMinimum", -2e308)), schema.get("exclusiveMaximum", 2e308)
     inside = low < value < high or (value == schema.get("minimum") and value != 0)
-    if (
-        inside
-        and not 1.79e308 <= abs(value) < sys.float_info.max
-        and (high > 1e308 or "e+" not in text)
-        and not (high < 0 and "e-" in text)
-    ):
+    if inside and not 1.79e308 <= abs(value) < sys.float_info.max:
         assert found.hold(text)
     assert inside or value == 0 or not found.hold(text)
+
+
+MAGNITUDES = st.builds(lambda digits, power: float(f"{digits}e{power}"), st.integers(-9999, 9999), st.integers(-330, 303))
+EXTREMES = st.sampled_from([5e-324, 1e-323, 1e-6, 9.999e-5, 1e-4, 1e16, 1e-30, 1e-35, 1.5e300, sys.float_info.max, 0.0])
+FLOATS = MAGNITUDES | EXTREMES | EXTREMES.map(float.__neg__)
+
+
+@settings(deadline=None, max_examples=80)
+@example("minimum", 1e-6, 1e-6, 0)
+@example("minimum", 1e-6, 9.9e-7, 0)
+@example("minimum", 1e-35, 1e-40, 0)
+@example("maximum", 1e20, 1e20, 0)
+@example("maximum", 1e-7, 1e-8, 0)
+@example("exclusiveMaximum", -1e-7, -1e-7, 0)
+@example("maximum", 1e-323, 0.0, 1)
+@example("exclusiveMaximum", 5e-324, 5e-324, 0)
+@given(st.sampled_from(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"]), FLOATS, FLOATS, st.integers(-1, 1))
+def test_a_bound_holds_for_numbers_with_exponents_too(key: str, bound: float, other: float, step: int) -> None:
+    """`step`: values beside the bound, or (0) anywhere."""
+    value = math.nextafter(bound, step * math.inf) if step else other
+    is_within = value >= bound if "inimum" in key else value <= bound
+    is_within &= value != bound or not key.startswith("exclusive")
+    found = Texts({"type": "number", key: bound})
+    if value != 0 and not 1.79e308 <= abs(value) < sys.float_info.max and not math.isinf(value):
+        assert found.hold(repr(value)) == is_within
+    text = f"{value:.25e}"
+    assert math.isinf(value) or not found.hold(text) or is_within or (value == 0 and found.hold("0"))
+
+
+def test_no_text_is_read_as_a_float_out_of_bounds() -> None:
+    """What is too small for floats is 0 to those who read it."""
+    above = Texts({"type": "number", "exclusiveMinimum": 0})
+    assert above.hold("5e-324") and not any(map(above.hold, ("2e-324", "1e-329", "1e-999", "0.0", "-5e-324")))
+    tiny = Texts({"type": "number", "minimum": 0, "maximum": 1e-40})
+    assert all(map(tiny.hold, ("0", "0.0", "1e-40", "9e-41"))) and not any(map(tiny.hold, ("1.1e-40", "1e-39", "0.1")))
+
+
+@pytest.mark.parametrize(
+    "schema", [{"minimum": 1e-6, "maximum": 1e20}, {"exclusiveMinimum": 0}, {"minimum": -2e-7, "exclusiveMaximum": 3e-7}]
+)
+def test_numbers_with_exponents_are_what_masks_write(schema: dict[str, float]) -> None:
+    lowered = lower("json_schema", json.dumps({"type": "number"} | schema))
+    grammar, (walker, start, _) = COMPILER.assemble(lowered), lowered.read()
+    low, high = schema.get("minimum", 5e-324), schema.get("maximum", schema.get("exclusiveMaximum", math.inf))
+    for seed in range(40):
+        assert low <= float(walk_randomly(grammar, walker, start, seed) or "0") <= high
+    for text in ("1e-06", "2.5e-7", "9.9e-8", "1e+20", "1e20", "1e+21", "0.5", "5e-324"):
+        is_float = low <= float(text) <= high and float(text) != schema.get("exclusiveMaximum")
+        assert accepts(grammar, text) == is_float, text
 
 
 def test_every_integer_is_a_multiple_of_a_decimal_fraction() -> None:
