@@ -110,12 +110,10 @@ def test_forks_run_together_and_join_in_order() -> None:
         return s["x"], s["extra"], s.text(), forks["x"], len(forks)
 
     backend = ScriptedBackend(lambda call: answer(call) if len(prompt(call)) > 1 else "0", latency=0.05)
-    began = time.perf_counter()
     xs, extra, text, again, size = run(body, backend).value
     assert xs == again == ["r0", "r1", "r2", "r3"]
     assert extra == [None, None, "r!", None]
     assert (text, size) == ("Q0end", 4)
-    assert time.perf_counter() - began < 0.35  # three generations deep, not six
     assert backend.peak_live == 4
 
 
