@@ -1,7 +1,7 @@
 """Weights in the panel layout of `kernels/cpu/linear.h`: made from GGUF blocks with their integers, or quantised from numbers.
 
 Blocks have 32 values along the input dimension. 4 and 5 bits: w = d·q + m with q in 0…15 or 0…31 (in symmetric types m = −8d or −16d).
-6 bits: w = d·q with q in −32…31 and a d for each half of the block. 8 bits: w = d·q with q in −127…127. Scales are fp16. No torch.
+6 bits: w = d·q with q in −32…31 and a d for each half of the block. 8 bits: w = d·q with q in −128…127. Scales are fp16. No torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A matrix [n, k] in blocks: q [n, k] int8 (0…15 or −127…127), d and m [n, k/32] float16 (m None for 8 bits)."""
+    """A matrix [n, k] in blocks: q [n, k] int8 (0…15 or −128…127), d and m [n, k/32] float16 (m None for 8 bits)."""
 
     q: npt.NDArray[np.int8]
     d: npt.NDArray[np.float16]

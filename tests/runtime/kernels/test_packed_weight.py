@@ -25,6 +25,8 @@ HALVES = {
     "IQ4_NL": [0], "IQ4_XS": [0],
 }  # fmt: skip
 """Where a block's float16 begin."""
+SCALES = {"Q3_K": slice(96, 108), "Q4_K": slice(4, 16), "Q5_K": slice(4, 16), "Q6_K": slice(192, 208), "IQ4_XS": slice(2, 8)}
+"""Where a block's scales of few bits lie."""
 
 
 @pytest.fixture(params=[1, 2])
@@ -112,13 +114,13 @@ def test_stored_rows_are_packed_as_their_blocks_are(context: CpuContext, kinds: 
 
 
 def stored(kind: str, rows: int, k: int, *, fill: int | None = None) -> tuple[StoredRows, npt.NDArray[np.float32]]:
-    """A matrix [rows, k] of random bytes (or all `fill`) as a file holds it, with scales of about one, and its numbers."""
+    """A matrix [rows, k] of random bytes (or codes of all `fill`) as a file holds it, with float16 of about one, and its numbers."""
     block = next(b for b in BLOCK_TYPES.values() if b.name == kind)
     generator = np.random.default_rng(len(kind) + rows)
     raw = generator.integers(0, 256, (rows * k // block.num_values, block.num_bytes), dtype=np.uint8)
-    raw[:] = raw if fill is None else fill
-    if kind == "Q8_0":
-        raw[:, 2:] = np.maximum(raw[:, 2:].view(np.int8), -127).view(np.uint8)
+    if fill is not None:
+        raw[:] = fill
+        raw[:, SCALES.get(kind, slice(0))] = 127
     for start in HALVES[kind]:
         scales = generator.uniform(0.5, 2, (len(raw), 1)) if fill is None else np.ones((len(raw), 1))
         raw[:, start : start + 2] = scales.astype(np.float16).view(np.uint8)
@@ -129,7 +131,7 @@ def stored(kind: str, rows: int, k: int, *, fill: int | None = None) -> tuple[St
 @pytest.mark.parametrize("kind", STORED_BITS)
 @pytest.mark.parametrize(("rows", "n"), [(1, 8), (3, 24), (33, 40)])
 def test_every_stored_type_multiplies_as_its_numbers(context: CpuContext, kind: str, rows: int, n: int) -> None:
-    """Scales of K-quants are rounded to fp16, each by 2⁻¹² of itself at most."""
+    """Scales of K-quants are rounded to fp16, each by 2⁻¹¹ of itself at most."""
     matrix, numbers = stored(kind, n, 512)
     x, bias = torch.randn(rows, 512) * 3, np.ones(n, np.float32)
     expected = rounded(x) @ torch.from_numpy(numbers).double().T + 1
@@ -141,9 +143,11 @@ def test_every_stored_type_multiplies_as_its_numbers(context: CpuContext, kind: 
 
 
 @pytest.mark.parametrize("kind", STORED_BITS)
-@pytest.mark.parametrize("fill", [0, 255])
+@pytest.mark.parametrize("fill", [0, 127, 128, 255])
 def test_the_largest_integers_of_a_type_do_not_overflow(context: CpuContext, kind: str, fill: int) -> None:
+    """All codes of a block the least or the largest, −128 of Q8_0 among them, and scales that are not zero."""
     matrix, numbers = stored(kind, 16, 256, fill=fill)
+    assert numbers.any() or (kind, fill) == ("Q8_0", 0)
     x = torch.full((9, 256), 100.0)
     expected = rounded(x) @ torch.from_numpy(numbers).double().T
     for batched_from in (1, 1 << 30):

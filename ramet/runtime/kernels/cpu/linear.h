@@ -1,7 +1,7 @@
 // Quantised linear layers: y[t, n] = Σ_k w[n, k] x[t, k], weights of 4, 5, 6 or 8 bits, activations quantised to 8 bits on the way in.
 //
 // Weights, in blocks of 32 along k:  4 and 5 bits  w = d·q + m, q in 0…15 or 0…31 (symmetric types have m = −8d or −16d)
-//                                    8 bits        w = d·q, q in −127…127
+//                                    8 bits        w = d·q, q in −128…127
 //                                    6 bits        w = d·q, q in −32…31, one d for each half of the block
 // Activations, same blocks:          x ≈ s·a, a in −127…127, s = max|x| / 127
 //
@@ -10,7 +10,7 @@
 // Eight output columns form a panel. Within a block a panel holds eight groups of four consecutive k: one 32-byte vector per group,
 // byte 4·column + k. One broadcast of four activations then feeds eight columns with one vpmaddubsw. As many groups are summed in 16 bits
 // before they are widened as fit: for 4 bits a product pair is at most 2·15·127 = 3810, so all eight (30480 < 32767); for 5 and 6 bits four
-// (4·7874 and 4·8128); for 8 bits one (32258). Each (t, n) is summed over the blocks in the same order whatever the batch: a row's result does
+// (4·7874 and 4·8128); for 8 bits one (2·128·127). Each (t, n) is summed over the blocks in the same order whatever the batch: a row's result does
 // not depend on its neighbours.
 #pragma once
 #include <algorithm>

@@ -1,8 +1,9 @@
 // Weights into the panels of linear.h, a block of 32 values of eight rows at a time.
 //
 // GGUF's types keep their integers. Those that divide 256 values into groups have scales of few bits under one fp16: the two are multiplied and
-// rounded to fp16 (relative 2⁻¹²). Layouts: ggml-common.h of github.com/ggml-org/ggml.
+// rounded to fp16 (relative 2⁻¹¹). Layouts: ggml-common.h of github.com/ggml-org/ggml.
 #pragma once
+#include <cstdlib>
 #include "linear.h"
 #include "transpose.h"
 
@@ -111,79 +112,97 @@ inline __m256i curved(__m256i nibbles) {
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), nibbles);
 }
 
-// Scale and minimum of group g under Q4_K's and Q5_K's 12 bytes.
-inline void scale_and_minimum(const uint8_t* p, int g, int* scale, int* minimum) {
-  *scale = g < 4 ? p[g] & 63 : (p[g + 4] & 15) | (p[g - 4] >> 6) << 4;
-  *minimum = g < 4 ? p[g + 4] & 63 : p[g + 4] >> 4 | (p[g] >> 6) << 4;
-}
-
-// Scale of 16 values under Q3_K's 12 bytes.
-inline int q3_scale(const uint8_t* p, int g) {
-  return ((p[g % 8] >> (g < 8 ? 0 : 4) & 15) | (p[8 + g % 4] >> (g / 4 * 2) & 3) << 4) - 32;
-}
+// By GGUF's numbers.
+enum GgufType : int { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14, IQ4_NL = 20, IQ4_XS = 23 };
 
 struct StoredType {
   int bits, values, bytes;  // of a panel; values and bytes of one of the file's blocks
 };
 
-// By GGUF's number of the type.
-inline StoredType stored_type(int type) {
+inline StoredType stored_type(GgufType type) {
   switch (type) {
-    case 2: return {4, 32, 18};     // Q4_0
-    case 3: return {4, 32, 20};     // Q4_1
-    case 6: return {5, 32, 22};     // Q5_0
-    case 7: return {5, 32, 24};     // Q5_1
-    case 8: return {8, 32, 34};     // Q8_0
-    case 11: return {6, 256, 110};  // Q3_K
-    case 12: return {4, 256, 144};  // Q4_K
-    case 13: return {5, 256, 176};  // Q5_K
-    case 14: return {6, 256, 210};  // Q6_K
-    case 20: return {8, 32, 18};    // IQ4_NL
-    default: return {8, 256, 136};  // IQ4_XS
+    case Q4_0: return {4, 32, 18};
+    case Q4_1: return {4, 32, 20};
+    case Q5_0: return {5, 32, 22};
+    case Q5_1: return {5, 32, 24};
+    case Q8_0: return {8, 32, 34};
+    case Q3_K: return {6, 256, 110};
+    case Q4_K: return {4, 256, 144};
+    case Q5_K: return {5, 256, 176};
+    case Q6_K: return {6, 256, 210};
+    case IQ4_NL: return {8, 32, 18};
+    case IQ4_XS: return {8, 256, 136};
   }
+  std::abort();
 }
 
-// Group g of 32 values of the block at p.
-inline void unpack(int type, const uint8_t* p, int g, RowBlock& to) {
-  __m256i q;
-  to.m = 0;
+// The fp16 at p times a number of few bits.
+inline uint16_t times(const uint8_t* p, int number) { return to_half(float_at(p) * float(number)); }
+
+// Third bits, two low bits, 6-bit scales of 16 values (four bits, then two), d.
+inline __m256i unpack_q3_k(const uint8_t* p, int g, RowBlock& to) {
+  const uint8_t* scales = p + 96;
+  const auto scale = [&](int i) { return ((scales[i % 8] >> (i / 8 * 4) & 15) | (scales[8 + i % 4] >> (i / 4 * 2) & 3) << 4) - 32; };
+  to.d = times(p + 108, scale(2 * g)), to.m = times(p + 108, scale(2 * g + 1));
+  const __m256i third = _mm256_slli_epi16(bits_at<1>(p, g), 2), low = bits_at<3>(p + 32 + g / 4 * 32, g % 4 * 2);
+  return _mm256_add_epi8(_mm256_or_si256(third, low), _mm256_set1_epi8(32 - 4));  // 0…7 for −4…3
+}
+
+// d and dmin, and for each group 6 bits of scale and of minimum in twelve bytes: what Q4_K and Q5_K begin with.
+inline void unpack_scales(const uint8_t* p, int g, RowBlock& to) {
+  const uint8_t* six = p + 4;
+  const int scale = g < 4 ? six[g] & 63 : (six[g + 4] & 15) | (six[g - 4] >> 6) << 4;
+  const int minimum = g < 4 ? six[g + 4] & 63 : six[g + 4] >> 4 | (six[g] >> 6) << 4;
+  to.d = times(p, scale), to.m = times(p + 2, -minimum);
+}
+
+inline __m256i unpack_q4_k(const uint8_t* p, int g, RowBlock& to) {
+  unpack_scales(p, g, to);
+  return bits_at<15>(p + 16 + g / 2 * 32, g % 2 * 4);
+}
+
+inline __m256i unpack_q5_k(const uint8_t* p, int g, RowBlock& to) {
+  unpack_scales(p, g, to);
+  return _mm256_or_si256(bits_at<15>(p + 48 + g / 2 * 32, g % 2 * 4), _mm256_slli_epi16(bits_at<1>(p + 16, g), 4));
+}
+
+// Four low bits, two high bits, 8-bit scales of 16 values, d.
+inline __m256i unpack_q6_k(const uint8_t* p, int g, RowBlock& to) {
+  const int8_t* scales = reinterpret_cast<const int8_t*>(p + 192);
+  to.d = times(p + 208, scales[2 * g]), to.m = times(p + 208, scales[2 * g + 1]);
+  const int half = g / 4, quarter = g % 4;
+  const __m256i low = bits_at<15>(p + 64 * half + quarter % 2 * 32, quarter / 2 * 4), high = bits_at<3>(p + 128 + 32 * half, 2 * quarter);
+  return _mm256_or_si256(low, _mm256_slli_epi16(high, 4));
+}
+
+// d, 6-bit scales of the groups (two high bits, then four), nibbles.
+inline __m256i unpack_iq4_xs(const uint8_t* p, int g, RowBlock& to) {
+  const int scale = (p[4 + g / 2] >> (g % 2 * 4) & 15) | (half_at(p + 2) >> (2 * g) & 3) << 4;
+  to.d = times(p, scale - 32);
+  return curved(nibbles16(p + 8 + 16 * g));
+}
+
+// Codes of group g of 32 values of the block at p; its scales into `to`.
+inline __m256i unpack_group(GgufType type, const uint8_t* p, int g, RowBlock& to) {
+  to.d = half_at(p), to.m = 0;
   switch (type) {
-    case 2: q = nibbles16(p + 2), to.d = half_at(p), to.m = to_half(-8.0f * float_at(p)); break;
-    case 3: q = nibbles16(p + 4), to.d = half_at(p), to.m = half_at(p + 2); break;
-    case 6: q = _mm256_or_si256(nibbles16(p + 6), fifths_of(p + 2)), to.d = half_at(p), to.m = to_half(-16.0f * float_at(p)); break;
-    case 7: q = _mm256_or_si256(nibbles16(p + 8), fifths_of(p + 4)), to.d = half_at(p), to.m = half_at(p + 2); break;
-    case 8: q = bytes32(p + 2), to.d = half_at(p); break;
-    case 11: {
-      const __m256i negative = _mm256_cmpeq_epi8(bits_at<1>(p, g), _mm256_setzero_si256());
-      q = _mm256_sub_epi8(bits_at<3>(p + 32 + g / 4 * 32, g % 4 * 2), _mm256_and_si256(negative, _mm256_set1_epi8(4)));
-      q = _mm256_add_epi8(q, _mm256_set1_epi8(32));
-      to.d = to_half(float_at(p + 108) * float(q3_scale(p + 96, 2 * g))), to.m = to_half(float_at(p + 108) * float(q3_scale(p + 96, 2 * g + 1)));
-      break;
-    }
-    case 12:
-    case 13: {
-      int scale, minimum;
-      scale_and_minimum(p + 4, g, &scale, &minimum);
-      q = bits_at<15>(p + (type == 12 ? 16 : 48) + g / 2 * 32, g % 2 * 4);
-      if (type == 13) q = _mm256_or_si256(q, _mm256_slli_epi16(bits_at<1>(p + 16, g), 4));
-      to.d = to_half(float_at(p) * float(scale)), to.m = to_half(-float_at(p + 2) * float(minimum));
-      break;
-    }
-    case 14: {
-      const int n = g / 4, quarter = g % 4;
-      q = bits_at<15>(p + 64 * n + quarter % 2 * 32, quarter / 2 * 4);
-      q = _mm256_or_si256(q, _mm256_slli_epi16(bits_at<3>(p + 128 + 32 * n, 2 * quarter), 4));
-      const int8_t* scale = reinterpret_cast<const int8_t*>(p + 192 + 2 * g);
-      to.d = to_half(float_at(p + 208) * float(scale[0])), to.m = to_half(float_at(p + 208) * float(scale[1]));
-      break;
-    }
-    case 20: q = curved(nibbles16(p + 2)), to.d = half_at(p); break;
-    default: {
-      const int scale = (p[4 + g / 2] >> g % 2 * 4 & 15) | (half_at(p + 2) >> 2 * g & 3) << 4;
-      q = curved(nibbles16(p + 8 + 16 * g)), to.d = to_half(float_at(p) * float(scale - 32));
-    }
+    case Q4_0: to.m = times(p, -8); return nibbles16(p + 2);
+    case Q4_1: to.m = half_at(p + 2); return nibbles16(p + 4);
+    case Q5_0: to.m = times(p, -16); return _mm256_or_si256(nibbles16(p + 6), fifths_of(p + 2));
+    case Q5_1: to.m = half_at(p + 2); return _mm256_or_si256(nibbles16(p + 8), fifths_of(p + 4));
+    case Q8_0: return bytes32(p + 2);
+    case Q3_K: return unpack_q3_k(p, g, to);
+    case Q4_K: return unpack_q4_k(p, g, to);
+    case Q5_K: return unpack_q5_k(p, g, to);
+    case Q6_K: return unpack_q6_k(p, g, to);
+    case IQ4_NL: return curved(nibbles16(p + 2));
+    case IQ4_XS: return unpack_iq4_xs(p, g, to);
   }
-  _mm256_store_si256(reinterpret_cast<__m256i*>(to.q), q);
+  std::abort();
+}
+
+inline void unpack(GgufType type, const uint8_t* p, int g, RowBlock& to) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(to.q), unpack_group(type, p, g, to));
 }
 
 // The numbers of an unpacked block.
@@ -200,7 +219,7 @@ inline void put_floats(int bits, const RowBlock& from, float* to) {
 }
 
 // A row of k numbers as GGUF stores it.
-inline void unpack_row(int type, const uint8_t* row, int k, float* to) {
+inline void unpack_row(GgufType type, const uint8_t* row, int k, float* to) {
   const StoredType stored = stored_type(type);
   const int groups = stored.values / kBlock;
   for (int b = 0; b < k / kBlock; ++b) {
@@ -211,7 +230,7 @@ inline void unpack_row(int type, const uint8_t* row, int k, float* to) {
 }
 
 // One panel from eight rows as GGUF stores them.
-inline void pack_stored_panel(int type, int64_t k, const uint8_t* rows, int64_t row_bytes, uint8_t* to) {
+inline void pack_stored_panel(GgufType type, int64_t k, const uint8_t* rows, int64_t row_bytes, uint8_t* to) {
   const StoredType stored = stored_type(type);
   const int groups = stored.values / kBlock;
   for (int64_t b = 0; b < k / kBlock; ++b, to += record_bytes(stored.bits)) {

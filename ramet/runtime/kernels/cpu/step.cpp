@@ -110,7 +110,7 @@ class Step {
   int64_t token_of(int64_t row) const { return kept_ ? batch_.logit_indices[row] : row; }
 
   void embed(int64_t t) {
-    unpack_row(int(m_.embedding_type), m_.embedding + batch_.token_ids[t] * m_.embedding_row, m_.hidden, &b_.x[t * m_.hidden]);
+    unpack_row(GgufType(m_.embedding_type), m_.embedding + batch_.token_ids[t] * m_.embedding_row, m_.hidden, &b_.x[t * m_.hidden]);
   }
 
   // y = x / sqrt(mean(x²) + ε) · w, over n values
@@ -261,7 +261,8 @@ void ramet_pack(void* context, int bits, int64_t n, int64_t k, const int8_t* q, 
 }
 
 // The same from rows as GGUF stores them, by its number of the type (packing.h).
-void ramet_pack_stored(void* context, int type, int64_t n, int64_t k, const uint8_t* rows, int64_t row_bytes, uint8_t* out) {
+void ramet_pack_stored(void* context, int type_number, int64_t n, int64_t k, const uint8_t* rows, int64_t row_bytes, uint8_t* out) {
+  const auto type = GgufType(type_number);
   const int64_t panel_bytes = ramet_packed_bytes(stored_type(type).bits, kPanel, k);
   static_cast<Context*>(context)->pool.share(n / kPanel, kPackingPieces, [&](int64_t begin, int64_t end, int) {
     for (int64_t p = begin; p < end; ++p) pack_stored_panel(type, k, rows + p * kPanel * row_bytes, row_bytes, out + p * panel_bytes);
