@@ -29,6 +29,8 @@ MAX_LEXER_STATES = 50_000
 """Of 1–2 KB each."""
 LIGHT_LANGUAGE = 1 << 18
 """Bytes of a language as written down. Up to here it is read while the grammar compiles: milliseconds, and masks are shared."""
+WHOLE = {"json_schema": "#", "structural_tag": "#"}
+"""The pointer of what is wrong with a constraint as a whole, where those have pointers."""
 TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex", "InternalError")
 
 
@@ -81,9 +83,10 @@ class LlguidanceCompiler:
         matcher = self._builders[kind](lowered.text)
         matcher.compute_bitmask()  # builds the first lexer states here rather than in every copy, and finds dead ends
         if matcher.stop_reason() in TOO_COMPLEX and not matcher.get_error().startswith("NoExtension"):
-            raise GrammarError(f"{kind}: too complex for the constraint engine: {_first_line(matcher.get_error())}", param=kind)
+            what = f"{kind}: too complex for the constraint engine: {_first_line(matcher.get_error())}"
+            raise GrammarError(what, where=WHOLE.get(kind), param=kind)
         if matcher.is_stopped() and not matcher.is_accepting():
-            raise GrammarError(f"{kind}: no text at all satisfies it", param=kind)
+            raise GrammarError(f"{kind}: no text at all satisfies it", where=WHOLE.get(kind), param=kind)
         is_remembered = kind != "ebnf" and not lowered.is_guarded
         masks = MaskMemory() if is_remembered else None  # an ebnf's lexer takes the longest match: a place is not all there is to know
         closing = self._guard(lowered) if lowered.is_guarded else self._closing(lowered)
@@ -136,7 +139,7 @@ class LlguidanceCompiler:
         if matcher.is_error():
             message = matcher.get_error()
             place = re.match(r"at (\d+)\((\d+)\): ", message)
-            where = f"line {place[1]}, column {place[2]}" if place and param == "ebnf" else None
+            where = f"line {place[1]}, column {place[2]}" if place and param == "ebnf" else WHOLE.get(param)
             raise GrammarError(f"{param}: {_first_line(message[place.end() if place else 0 :])}", where=where, param=param)
         return matcher
 
