@@ -8,13 +8,15 @@ draft which is the model itself is right every time, also at a temperature, and 
     in the pages  0 ……………………… computed
     this round    known[computed:] → guess 1 → guess 2 …        only the last guess is not computed
 
-A request that finds no slot or page, or is longer than the draft's context, is not guessed. A draft that fails is given up.
+A request that finds no slot or page, or is longer than the draft's context, is not guessed. Nor is one with a token among the model's
+padding that the draft does not have; what only the draft has is no guess. A draft that fails is given up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 
@@ -109,7 +111,10 @@ class DraftModel:
         except Exception as error:
             self._has_failed, rounds = True, {}
             _LOG.error("The draft model failed and is given up; generation goes on without guesses", exc_info=error)
-        return [rounds[state.request_id].guessed if state.request_id in rounds else [] for state, _ in wanted]
+        return [self._known_to_both(rounds[state.request_id].guessed) if state.request_id in rounds else [] for state, _ in wanted]
+
+    def _known_to_both(self, guessed: list[int]) -> list[int]:
+        return list(takewhile(lambda token: token < self._vocab_size, guessed))
 
     def forget(self, request_id: str) -> None:
         draft = self._drafts.pop(request_id, None)
@@ -135,6 +140,8 @@ class DraftModel:
             if draft is None or not room:
                 continue
             draft.learn(state)
+            if max(draft.tokens[draft.sure :]) >= self._executor.model.vocab_size:
+                continue
             most = min(most, self._executor.model.context_len - state.num_known)
             if most < 1 or not self._has_pages(draft, state.num_known + most - 1):
                 continue

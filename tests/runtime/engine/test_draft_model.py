@@ -89,7 +89,7 @@ def test_five_tokens_a_step() -> None:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled", "top_k"])
 @pytest.mark.parametrize(
-    "draft", [Fickle(vocab_size=64), FakeModel(vocab_size=80), FakeModel(vocab_size=40)], ids=["fickle", "wider", "narrow"]
+    "draft", [Fickle(vocab_size=64), FakeModel(vocab_size=80), FakeModel(vocab_size=60)], ids=["fickle", "wider", "narrow"]
 )
 def test_output_does_not_depend_on_the_draft(draft: FakeModel, sampling: SamplingParams) -> None:
     runs, model = drafted(draft=draft)
@@ -265,3 +265,25 @@ def test_any_schedule(data: st.DataObject, seed: int, page_size: int, overlap: b
 def test_another_vocabulary_is_refused() -> None:
     with pytest.raises(ConfigError, match="same tokenizer"):
         DraftModel(FakeExecutor(Capacity(8, 1, 1), FakeModel(vocab_size=5000)), 64, chunk=8)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_neither_model_is_given_a_token_that_only_the_other_has(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of an embedding that there are not: a device that is asked for one fails for good, and a step in C++ reads what lies there."""
+    runs, model = drafted(draft=FakeModel(vocab_size=width))
+    given: list[int] = []
+    launch = model._executor.launch
+
+    def watched(plan: BatchPlan) -> None:
+        given.extend(token for row in plan.rows for token in row.token_ids)
+        launch(plan)
+
+    monkeypatch.setattr(model._executor, "launch", watched)
+    sampling = SamplingParams(max_new_tokens=30, temperature=1.0)
+    runs.add(*(request(str(i), [1, 2, 3, 30 + 10 * i], sampling=sampling, seed=i) for i in range(4)))
+    runs.run()
+    runs.assert_outputs()
+    assert runs.scheduler.stats().guessed_tokens_total > 0
+    assert max(given) < width
+    assert max(token for plan in runs.plans for row in plan.rows for token in row.token_ids) < MODEL.vocab_size
+    idle(model)
