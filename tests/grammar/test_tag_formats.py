@@ -125,6 +125,8 @@ CALLS = [tag("<f=a>", CITY, "</f>"), tag("<f=b>", NUMBER, "</f>")]
 TRIGGERED = {"type": "triggered_tags", "triggers": ["<f="], "tags": CALLS}
 LISTED = {"type": "tags_with_separator", "tags": CALLS, "separator": ","}
 ONE = "<f=b>12</f>"
+PAIR = {"type": "json_schema", "json_schema": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "minItems": 2}}
+NESTED = {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"$ref": "#"}}]}
 CASES: list[tuple[Format, list[str], list[str]]] = [
     (
         tag("<think>", ANY_TEXT, "</think>"),
@@ -156,6 +158,8 @@ CASES: list[tuple[Format, list[str], list[str]]] = [
     ({"type": "sequence", "elements": [ANY_TEXT, {"type": "const_string", "value": "END"}]}, ["END", "aEND", "ENDEND"], ["", "ENDa"]),
     ({"type": "sequence", "elements": [NUMBER, {"type": "const_string", "value": "55"}]}, ["155", "5555"], ["55", "5"]),
     ({"type": "or", "elements": [NUMBER, {"type": "const_string", "value": "12x"}]}, ["12", "12x", "-5"], ["1x"]),
+    ({"type": "or", "elements": [PAIR, {"type": "const_string", "value": "[1,2"}]}, ["[1,2]", "[1,2"], ["[1,1]", "[1]"]),
+    ({"type": "star", "content": {"type": "json_schema", "json_schema": NESTED}}, ["", "12[1]", "[[]][]"], ["[", "[1]]"]),
     ({"type": "or", "elements": [CITY, ANY_TEXT]}, ['{"city":"x"}', '{"city":', ""], []),
     ({"type": "any_text", "max_chars": 2, "excludes": ["é"]}, ["", "ab", "€€"], ["abc", "é"]),
     ({"type": "repeat", "min": 2, "max": 3, "content": CITY}, ['{"city":""}' * 2, '{"city":""}' * 3], ['{"city":""}', '{"city":""}' * 4]),
