@@ -7,6 +7,7 @@ digits only where the exponent is a bound's own.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
@@ -20,7 +21,7 @@ LEAST = Decimal("1e-30")
 MOST_FLOAT, LEAST_FLOAT = Decimal(repr(sys.float_info.max)), Decimal("5e-324")
 LARGE_STEP = 100
 """Multiples of larger whole numbers are written without fraction, which is fewer states."""
-ANY_NUMBER, ANY_INTEGER = NumberSet(False), NumberSet(True)
+ANY_NUMBER = NumberSet(False)
 
 
 class _Zone(NamedTuple):
@@ -131,9 +132,23 @@ def _power(arena: Arena, first: int, last: int) -> int:
     """`e` and one of these powers, all of one sign; those of one digit with a zero before it, or without."""
     sign = _spelled(arena, "--") if first < 0 else arena.optional(_spelled(arena, "++"))
     least, most = sorted((abs(first), abs(last)))
-    short = arena.seq(arena.optional(_spelled(arena, "00")), _spelled(arena, f"{least}{min(most, 9)}")) if least < 10 else NONE
-    long = magnitudes(arena, ANY_INTEGER, Decimal(max(least, 10)), Decimal(most)) if most >= 10 else NONE
-    return arena.seq(_exponent(arena), sign, arena.alt((short, long)))
+    zero = arena.optional(_spelled(arena, "00"))
+    powers = (arena.seq(zero if len(span) == 1 else EPSILON, _spelled(arena, *span)) for span in _spans(least, most))
+    return arena.seq(_exponent(arena), sign, arena.alt(powers))
+
+
+def _spans(low: int, high: int) -> Iterator[tuple[str, ...]]:
+    """Whole numbers from `low`, which is greater than 0, to `high`: of each place the least and the greatest digit. Few of them take no
+    rules, other than an automaton."""
+    while low <= high:
+        power = 1
+        while low % (power * 10) == 0 and low + power * 10 - 1 <= high:
+            power *= 10
+        digit = low // power % 10
+        most = min(9, digit + (high - low + 1) // power - 1)
+        before = str(low // (power * 10)) if low >= power * 10 else ""
+        yield *(char * 2 for char in before), f"{digit}{most}", *["09"] * (len(str(power)) - 1)
+        low += (most - digit + 1) * power
 
 
 def _largest(arena: Arena) -> int:
