@@ -138,7 +138,7 @@ def write_gguf(
     metadata: dict[str, int] | None = None,
     kinds: Mapping[str, str] | None = None,
 ) -> ModelFiles:
-    """`kinds`: parts of the model that get random numbers of this GGML type instead of their own."""
+    """`kinds`: parts of the model whose matrices get random numbers of this GGML type instead of their own."""
     writer = gguf.GGUFWriter(path, name)
     _write_metadata(writer, model.config)
     for key, value in (metadata or {}).items():
@@ -147,7 +147,8 @@ def write_gguf(
     for tensor_name, values in {**_tensors(name, model), **(extra or {})}.items():
         if tied and tensor_name == "output.weight":
             continue
-        if (kind := (kinds or {}).get(tensor_name.split(".")[-2])) is not None:
+        kind = (kinds or {}).get(tensor_name.split(".")[-2]) if values.ndim == 2 else None
+        if kind is not None:
             writer.add_tensor(tensor_name, _random_blocks(kind, values.shape), raw_dtype=gguf.GGMLQuantizationType[kind])
         else:
             writer.add_tensor(tensor_name, values)
