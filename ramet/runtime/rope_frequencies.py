@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from ramet.runtime.model_spec import FactorScaling, Llama3Scaling, ModelSpec, RopeSpec, YarnScaling
+from ramet.runtime.model_spec import FactorScaling, Llama3Scaling, RopeSpec, YarnScaling
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,13 +25,11 @@ def scaled_frequencies(powers: Floats, spec: RopeSpec) -> Floats:
             return np.float32(1.0) / powers
 
 
-def rotation_tables(spec: ModelSpec) -> tuple[Floats, Floats]:
-    """Cosine and sine [context, rotary_dim / 2] of a model with one rotary embedding."""
-    rope = spec.layers[0].rope
-    assert rope is not None
+def rotation_tables(rope: RopeSpec, context_len: int) -> tuple[Floats, Floats]:
+    """Cosine and sine [context, rotary_dim / 2]."""
     exponents = np.arange(0, rope.rotary_dim, 2, dtype=np.float32) / np.float32(rope.rotary_dim)
     frequencies = scaled_frequencies(np.power(np.float32(rope.theta), exponents), rope)
-    angles = np.outer(np.arange(spec.context_len, dtype=np.float32), frequencies)
+    angles = np.outer(np.arange(context_len, dtype=np.float32), frequencies)
     factor = np.float32(getattr(rope.scaling, "attention_factor", 1.0))
     return np.cos(angles) * factor, np.sin(angles) * factor
 

@@ -53,6 +53,8 @@ IN_CONFIG = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_shor
 class GgufTensors:
     """Implements `StepSource`."""
 
+    adds_norm_offset = True
+
     def __init__(self, files: ModelFiles, spec: ModelSpec) -> None:
         self._file = open_gguf(files.path)
         self._permuted = self._file.metadata["general.architecture"] in PERMUTED

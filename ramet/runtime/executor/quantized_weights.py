@@ -23,8 +23,8 @@ from ramet.runtime.kernels import packed_weight
 from ramet.runtime.kernels.cpu_kv_pool import KvType
 from ramet.runtime.kernels.packed_weight import BLOCK, PANEL, STORED_BITS, Blocks, CpuContext, PackedWeight, StoredRows
 from ramet.runtime.model_files import ModelFiles
-from ramet.runtime.model_spec import ModelSpec
-from ramet.runtime.models.decoder_step import DecoderStep, StepLayer, StepShape, StepWeights
+from ramet.runtime.model_spec import LayerSpec, ModelSpec
+from ramet.runtime.models.decoder_step import ACTIVATIONS, DecoderStep, StepLayer, StepShape, StepWeights
 from ramet.runtime.rope_frequencies import rotation_tables
 
 Floats = npt.NDArray[np.float32]
@@ -33,7 +33,10 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 class StepSource(Protocol):
-    """A checkpoint on disk, in Hugging Face's tensor names."""
+    """A checkpoint on disk, in Hugging Face's tensor names. `adds_norm_offset`: its norm weights have the spec's offset in them already."""
+
+    @property
+    def adds_norm_offset(self) -> bool: ...
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every tensor, without reading it."""
@@ -54,26 +57,26 @@ class StepSource(Protocol):
 
 def why_not(spec: ModelSpec) -> str | None:
     """What of this model the CPU step does not do; None: it does all."""
-    ropes = {layer.rope for layer in spec.layers}
-    rope = next(iter(ropes))
+    windows = {_window(layer, spec) for layer in spec.layers} - {None}
+    rotary_dims = {layer.rope.rotary_dim for layer in spec.layers if layer.rope is not None}
     reasons = {
-        f"activation {spec.activation}": spec.activation != "silu",
-        "a sliding window": any(layer.window is not None and layer.window < spec.context_len for layer in spec.layers),
-        "layers that differ in their rotary embedding": len(ropes) > 1 or rope is None,
-        "a partial rotary embedding": rope is not None and rope.rotary_dim != spec.head_dim,
+        f"activation {spec.activation}": spec.activation not in ACTIVATIONS,
+        "sliding windows of several sizes": len(windows) > 1,
+        "rotary embeddings of several sizes, or of none that 16 divides": len(rotary_dims) > 1 or any(n % 16 for n in rotary_dims),
         "soft-capped logits": spec.attention_softcap is not None or spec.logit_softcap is not None,
-        "norms behind attention and MLP": spec.sandwich_norms or spec.norm_offset != 0,
-        "a scaled embedding": spec.embedding_scale != 1.0,
-        "biases in the MLP or the attention's output": spec.output_bias or spec.mlp_bias,
         f"head size {spec.head_dim}": spec.head_dim % 16 != 0,
         f"a hidden size over {LARGEST_HIDDEN}": spec.hidden_size > LARGEST_HIDDEN,
         "sizes that are no multiples of 32": any(
             n % BLOCK for n in (spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
         ),
         "a vocabulary that is no multiple of 8": spec.vocab_size % PANEL != 0,
-        "a fused checkpoint": spec.fused_checkpoint,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _window(layer: LayerSpec, spec: ModelSpec) -> int | None:
+    """None also where it is as wide as the context."""
+    return layer.window if layer.window is not None and layer.window < spec.context_len else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def load_quantized(
     source, shapes = _open(files, spec, may_round=bits is not None), step_tensors(spec)
     check_fit(shapes, source.shapes(), files, spec)
     context = CpuContext(threads)
-    weights = _Packer(source, context, bits).weights(spec)
+    weights = _Packer(source, context, spec, bits).weights()
     source.drop_pages()
     shape = StepShape(
         spec.hidden_size,
@@ -102,8 +105,11 @@ def load_quantized(
         spec.num_kv_heads,
         spec.head_dim,
         spec.vocab_size,
+        next((layer.rope.rotary_dim for layer in spec.layers if layer.rope is not None), 0),
+        spec.activation,
         spec.norm_eps,
         spec.attention_scale,
+        spec.embedding_scale,
     )
     step = DecoderStep(context, shape, weights, kv_type, deterministic=deterministic)
     return QuantizedModel(step, weights.num_bytes, sum(prod(shape) for shape in shapes.values()))
@@ -112,20 +118,39 @@ def load_quantized(
 def step_tensors(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the checkpoint of a model must have which the step covers."""
     hidden, inner = spec.hidden_size, spec.intermediate_size
-    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    attention = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+    queries = spec.num_heads * spec.head_dim
+    attention, gates = _stacked_rows(spec)
     layer: dict[str, tuple[int, ...]] = {f"self_attn.{name}.weight": (rows, hidden) for name, rows in attention.items()}
+    layer |= {"self_attn.o_proj.weight": (hidden, queries), "mlp.down_proj.weight": (hidden, inner)}
+    layer |= {f"mlp.{name}.weight": (rows, hidden) for name, rows in gates.items()}
     if spec.qkv_bias:
         layer |= {f"self_attn.{name}.bias": (rows,) for name, rows in attention.items()}
+    if spec.output_bias:
+        layer["self_attn.o_proj.bias"] = (hidden,)
+    if spec.mlp_bias:
+        layer |= {f"mlp.{name}.bias": (rows,) for name, rows in gates.items()} | {"mlp.down_proj.bias": (hidden,)}
     if spec.qk_norm:
         layer |= {f"self_attn.{name}_norm.weight": (spec.head_dim,) for name in "qk"}
-    layer |= {"self_attn.o_proj.weight": (hidden, queries), "mlp.down_proj.weight": (hidden, inner)}
-    layer |= {f"mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
-    layer |= {f"{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    layer |= {f"{name}_layernorm.weight": (hidden,) for name in _norm_names(spec)}
     outside: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocab_size, hidden), "model.norm.weight": (hidden,)}
     if not spec.tied_embeddings:
         outside["lm_head.weight"] = (spec.vocab_size, hidden)
     return outside | {f"model.layers.{i}.{name}": shape for i in range(spec.num_layers) for name, shape in layer.items()}
+
+
+def _stacked_rows(spec: ModelSpec) -> tuple[dict[str, int], dict[str, int]]:
+    """Rows of the matrices that are multiplied together: of attention and of the MLP."""
+    queries, keys, inner = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, spec.intermediate_size
+    if spec.fused_checkpoint:
+        return {"qkv_proj": queries + 2 * keys}, {"gate_up_proj": 2 * inner}
+    return {"q_proj": queries, "k_proj": keys, "v_proj": keys}, {"gate_proj": inner, "up_proj": inner}
+
+
+def _norm_names(spec: ModelSpec) -> tuple[str, ...]:
+    """Before attention and before the MLP; then those of what either adds, where there are such."""
+    if not spec.sandwich_norms:
+        return "input", "post_attention"
+    return "input", "pre_feedforward", "post_attention", "post_feedforward"
 
 
 def _open(files: ModelFiles, spec: ModelSpec, *, may_round: bool) -> StepSource:
@@ -137,53 +162,66 @@ def _open(files: ModelFiles, spec: ModelSpec, *, may_round: bool) -> StepSource:
 
 
 class _Packer:
-    def __init__(self, source: StepSource, context: CpuContext, bits: int | None) -> None:
-        self.source, self.context, self.bits = source, context, bits
+    def __init__(self, source: StepSource, context: CpuContext, spec: ModelSpec, bits: int | None) -> None:
+        self.source, self.context, self.spec, self.bits = source, context, spec, bits
+        ropes = {layer.rope for layer in spec.layers if layer.rope is not None}
+        self.rotations = {rope: rotation_tables(rope, spec.context_len) for rope in ropes}
 
-    def weights(self, spec: ModelSpec) -> StepWeights:
+    def weights(self) -> StepWeights:
         embedding = self.stored(EMBEDDING) or StoredRows.of(self.blocks(EMBEDDING, bits=8))
         with ThreadPoolExecutor(2) as threads:  # one unpacks a layer's blocks while the other packs its own
-            layers = tuple(threads.map(lambda i: self.layer(f"model.layers.{i}.", spec), range(spec.num_layers)))
-        head = self.context.pack_stored([embedding]) if spec.tied_embeddings else self.matrix(["lm_head.weight"])
-        cosine, sine = rotation_tables(spec)
-        return StepWeights(layers, head, self.source.numbers("model.norm.weight"), embedding, cosine, sine)
+            layers = tuple(threads.map(self.layer, range(self.spec.num_layers)))
+        head = self.context.pack_stored([embedding]) if self.spec.tied_embeddings else self.matrix(["lm_head"])
+        return StepWeights(layers, head, self.norm("model.norm"), embedding)
 
-    def layer(self, prefix: str, spec: ModelSpec) -> StepLayer:
-        attention, mlp, numbers = f"{prefix}self_attn.", f"{prefix}mlp.", self.source.numbers
+    def layer(self, index: int) -> StepLayer:
+        spec, prefix, own = self.spec, f"model.layers.{index}.", self.spec.layers[index]
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        qkv, gates = _stacked_rows(spec)
+        norms: list[Floats | None] = [self.norm(f"{prefix}{name}_layernorm") for name in _norm_names(spec)]
+        input_norm, post_norm, by_attention, by_mlp = norms if spec.sandwich_norms else (*norms, None, None)
+        assert input_norm is not None and post_norm is not None
         return StepLayer(
-            qkv=self.stack([f"{attention}{name}_proj" for name in "qkv"], has_bias=spec.qkv_bias),
-            out=self.matrix([f"{attention}o_proj.weight"]),
-            gate_up=self.matrix([f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"]),
-            down=self.matrix([f"{mlp}down_proj.weight"]),
-            input_norm=numbers(f"{prefix}input_layernorm.weight"),
-            post_norm=numbers(f"{prefix}post_attention_layernorm.weight"),
-            query_norm=numbers(f"{attention}q_norm.weight") if spec.qk_norm else None,
-            key_norm=numbers(f"{attention}k_norm.weight") if spec.qk_norm else None,
+            qkv=self.stack([attention + name for name in qkv], has_bias=spec.qkv_bias),
+            out=self.matrix([f"{attention}o_proj"], has_bias=spec.output_bias),
+            gate_up=self.matrix([mlp + name for name in gates], has_bias=spec.mlp_bias),
+            down=self.matrix([f"{mlp}down_proj"], has_bias=spec.mlp_bias),
+            input_norm=input_norm,
+            post_norm=post_norm,
+            rotation=None if own.rope is None else self.rotations[own.rope],
+            window=_window(own, spec),
+            query_norm=self.norm(f"{attention}q_norm") if spec.qk_norm else None,
+            key_norm=self.norm(f"{attention}k_norm") if spec.qk_norm else None,
+            added_by_attention_norm=by_attention,
+            added_by_mlp_norm=by_mlp,
         )
+
+    def norm(self, name: str) -> Floats:
+        weight = self.source.numbers(f"{name}.weight")
+        return weight if self.source.adds_norm_offset else weight + np.float32(self.spec.norm_offset)
 
     def stack(self, names: list[str], *, has_bias: bool) -> tuple[PackedWeight, ...]:
         """Matrices under each other; neighbours of the same bits are one."""
         by_bits = groupby(names, lambda name: self.bits_of(f"{name}.weight"))
-        return tuple(self.stacked(list(alike), has_bias) for _, alike in by_bits)
-
-    def stacked(self, names: list[str], has_bias: bool) -> PackedWeight:
-        bias = np.concatenate([self.source.numbers(f"{name}.bias") for name in names]) if has_bias else None
-        return self.matrix([f"{name}.weight" for name in names], bias)
+        return tuple(self.matrix(list(alike), has_bias=has_bias) for _, alike in by_bits)
 
     def bits_of(self, name: str) -> int | None:
         """Of a matrix that keeps its integers; None: of one that is rounded, or comes in blocks."""
         stored = self.stored(name)
         return None if stored is None else stored.bits
 
-    def matrix(self, names: list[str], bias: Floats | None = None) -> PackedWeight:
+    def matrix(self, parts: list[str], *, has_bias: bool = False) -> PackedWeight:
+        """Matrices under each other as one."""
+        bias = np.concatenate([self.source.numbers(f"{name}.bias") for name in parts]) if has_bias else None
+        names = [f"{name}.weight" for name in parts]
         stored = [self.stored(name) for name in names]
         rows = [part for part in stored if part is not None]
         if len(rows) == len(stored) and len({part.bits for part in rows}) == 1:
             return self.context.pack_stored(rows, bias)
-        parts = [self.blocks(name) for name in names]
-        if len({part.bits for part in parts}) > 1:
-            parts = [self.blocks(name, bits=8) for name in names]
-        return self.context.pack(Blocks.concatenate(parts), bias)
+        blocks = [self.blocks(name) for name in names]
+        if len({part.bits for part in blocks}) > 1:
+            blocks = [self.blocks(name, bits=8) for name in names]
+        return self.context.pack(Blocks.concatenate(blocks), bias)
 
     def blocks(self, name: str, *, bits: int | None = None) -> Blocks:
         """The tensor in blocks of `bits`, by default of the wanted or the file's own number."""

@@ -22,6 +22,8 @@ from ramet.runtime.model_spec import ModelSpec
 class TorchStepSource:
     """Implements `StepSource` for safetensors files. `may_round`: also integers that no block holds, since rounding was asked for."""
 
+    adds_norm_offset = False
+
     def __init__(self, files: ModelFiles, spec: ModelSpec, *, may_round: bool) -> None:
         self._packed = None if spec.checkpoint is None else PackedCheckpoint(files, spec, spec.checkpoint)
         self._source = self._packed or SafetensorsSource(files)

@@ -39,21 +39,22 @@ class Layer(Structure):
         ("qkv", Linear * 3),
         *((name, Linear) for name in ("out", "gate_up", "down")),
         *((name, c_void_p) for name in ("input_norm", "post_norm", "query_norm", "key_norm")),
+        *((name, c_void_p) for name in ("added_by_attention_norm", "added_by_mlp_norm", "cosine", "sine")),
+        ("window", c_int64),
     )
 
 
 class Model(Structure):
-    """`kv_type`: 0 float32, 1 float16, 2 bfloat16. `cosine`, `sine`: [positions, head_dim / 2] float32."""
+    """`kv_type`: 0 float32, 1 float16, 2 bfloat16. `activation`: 0 silu, 1 gelu_tanh."""
 
     _fields_ = (
         *((name, c_int32) for name in ("num_layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocab", "kv_type")),
-        ("norm_epsilon", c_float),
-        ("attention_scale", c_float),
+        *((name, c_int32) for name in ("rotary_dim", "activation")),
+        *((name, c_float) for name in ("norm_epsilon", "attention_scale", "embedding_scale")),
         ("layers", POINTER(Layer)),
         ("head", Linear),
         *((name, c_void_p) for name in ("final_norm", "embedding")),
         *((name, c_int64) for name in ("embedding_row", "embedding_type")),
-        *((name, c_void_p) for name in ("cosine", "sine")),
     )
 
 
@@ -82,7 +83,7 @@ def load() -> ctypes.CDLL:
     library.ramet_pack_stored.argtypes = [c_void_p, c_int, c_int64, c_int64, c_void_p, c_int64, c_void_p]
     library.ramet_linear.argtypes = [c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p]
     library.ramet_step.argtypes = [c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_void_p]
-    library.ramet_attention.argtypes = [c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_void_p, c_int, c_void_p]
+    library.ramet_attention.argtypes = [c_void_p, POINTER(Model), POINTER(Batch), c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p]
     library.ramet_likeliest.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p]
     library.ramet_draw.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p]
     library.ramet_forbid.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p, c_int]

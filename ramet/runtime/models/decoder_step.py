@@ -16,9 +16,12 @@ from ramet.errors import InternalError
 from ramet.runtime.kernels import cpu_library
 from ramet.runtime.kernels.cpu_kv_pool import CpuKvPool, KvType
 from ramet.runtime.kernels.packed_weight import CpuContext, PackedWeight, StoredRows
+from ramet.runtime.model_spec import Activation
 
 IntArray = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
+"""As `kernels/cpu/kv.h` numbers them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +34,18 @@ class StepShape:
     kv_heads: int
     head_dim: int
     vocab: int
+    rotary_dim: int
+    activation: Activation
     norm_epsilon: float
     attention_scale: float
+    embedding_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class StepLayer:
-    """Packed matrices, and norm weights as float32 vectors (`query_norm` and `key_norm` where heads are normed). `qkv`: one to three under
-    each other, each of its own bits."""
+    """Packed matrices, and norm weights as float32 vectors (`query_norm` and `key_norm` where heads are normed, the last two where what is
+    added to the residual stream is). `qkv`: one to three under each other, each of its own bits. `rotation`: cosine and sine [positions,
+    rotary_dim / 2] float32, None where nothing is rotated. `window`: keys that a query sees, None for all."""
 
     qkv: tuple[PackedWeight, ...]
     out: PackedWeight
@@ -46,20 +53,22 @@ class StepLayer:
     down: PackedWeight
     input_norm: Floats
     post_norm: Floats
+    rotation: tuple[Floats, Floats] | None
+    window: int | None = None
     query_norm: Floats | None = None
     key_norm: Floats | None = None
+    added_by_attention_norm: Floats | None = None
+    added_by_mlp_norm: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepWeights:
-    """`embedding`: [vocab, hidden] as a GGUF file holds it, or would; `cosine` and `sine` [positions, head_dim/2] float32."""
+    """`embedding`: [vocab, hidden] as a GGUF file holds it, or would."""
 
     layers: tuple[StepLayer, ...]
     head: PackedWeight
     final_norm: Floats
     embedding: StoredRows
-    cosine: Floats
-    sine: Floats
 
     @property
     def num_bytes(self) -> int:
@@ -136,27 +145,27 @@ class DecoderStep:
             head_dim=shape.head_dim,
             vocab=shape.vocab,
             kv_type=self.kv_type.number,
+            rotary_dim=shape.rotary_dim,
+            activation=ACTIVATIONS.index(shape.activation),
             norm_epsilon=shape.norm_epsilon,
             attention_scale=shape.attention_scale,
+            embedding_scale=shape.embedding_scale,
             layers=ctypes.cast(self._layers, ctypes.POINTER(cpu_library.Layer)),
             head=weights.head.descriptor(),
             final_norm=weights.final_norm.ctypes.data,
             embedding=weights.embedding.rows.ctypes.data,
             embedding_row=weights.embedding.rows.shape[1],
             embedding_type=weights.embedding.number,
-            cosine=weights.cosine.ctypes.data,
-            sine=weights.sine.ctypes.data,
         )
 
 
 def _layer(layer: StepLayer) -> cpu_library.Layer:
+    norms = (layer.input_norm, layer.post_norm, layer.query_norm, layer.key_norm, layer.added_by_attention_norm, layer.added_by_mlp_norm)
     return cpu_library.Layer(
         (cpu_library.Linear * 3)(*(part.descriptor() for part in layer.qkv)),
         layer.out.descriptor(),
         layer.gate_up.descriptor(),
         layer.down.descriptor(),
-        layer.input_norm.ctypes.data,
-        layer.post_norm.ctypes.data,
-        None if layer.query_norm is None else layer.query_norm.ctypes.data,
-        None if layer.key_norm is None else layer.key_norm.ctypes.data,
+        *(None if vector is None else vector.ctypes.data for vector in (*norms, *(layer.rotation or (None, None)))),
+        layer.window or 0,
     )

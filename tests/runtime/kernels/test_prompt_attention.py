@@ -45,6 +45,7 @@ class Layer:
     values: torch.Tensor
     group: int
     page_size: int = 1
+    window: int = 0  # keys that a query sees, itself included; 0: all
 
     def attend(self, rows: Sequence[Row], query: torch.Tensor, *, in_float32: bool = False) -> torch.Tensor:
         """`query` [tokens, heads, head size], row behind row; the result likewise."""
@@ -60,7 +61,7 @@ class Layer:
         out, context = torch.full_like(query, float("nan")), CpuContext(2)
         pools = (self.keys.data_ptr(), self.values.data_ptr())
         context.library.ramet_attention(
-            context.handle, byref(self.model()), byref(batch), query.data_ptr(), *pools, int(in_float32), out.data_ptr()
+            context.handle, byref(self.model()), byref(batch), query.data_ptr(), *pools, self.window, int(in_float32), out.data_ptr()
         )
         return out
 
@@ -80,21 +81,22 @@ class Layer:
         slots = torch.tensor(row.pages)[page] * self.page_size + offset
         keys, values = (pool[slots].double().repeat_interleave(self.group, 1) for pool in (self.keys, self.values))
         scores = torch.einsum("qhd,khd->hqk", query.double(), keys) * query.shape[-1] ** -0.5
-        unseen = torch.arange(row.keys) > torch.arange(row.cached, row.keys)[:, None]
+        behind = torch.arange(row.cached, row.keys)[:, None] - torch.arange(row.keys)
+        unseen = (behind < 0) | ((behind >= self.window) if self.window else False)
         weights = scores.masked_fill(unseen, -torch.inf).softmax(-1)
         largest = values.abs().amax(-1).T[:, None].expand_as(scores).masked_fill(unseen, 0).amax(-1)
         return torch.einsum("hqk,khd->qhd", weights, values), largest.T[..., None]
 
 
 def random_layer(
-    seed: int, *, kv_heads: int = 2, group: int = 3, size: int = 32, dtype: torch.dtype = torch.float16, page_size: int = 1
+    seed: int, *, kv_heads: int = 2, group: int = 3, size: int = 32, dtype: torch.dtype = torch.float16, page_size: int = 1, window: int = 0
 ) -> Layer:
     """Keys with some large dimensions and values of very different size, as models have them."""
     generator = torch.Generator().manual_seed(seed)
     keys, values = (torch.randn(SLOTS, kv_heads, size, generator=generator) for _ in range(2))
     keys[..., : size // 8] *= 4
     values *= torch.randn(SLOTS, kv_heads, 1, generator=generator).exp()
-    return Layer(keys.to(dtype), values.to(dtype), group, page_size)
+    return Layer(keys.to(dtype), values.to(dtype), group, page_size, window)
 
 
 def random_query(layer: Layer, tokens: int, seed: int) -> torch.Tensor:
@@ -115,12 +117,13 @@ def shuffled(num_pages: int, seed: int) -> list[int]:
     size=st.sampled_from([16, 32, 64, 80, 128]),
     dtype=st.sampled_from([torch.float16, torch.bfloat16]),
     page_size=st.sampled_from([1, 16]),
+    window=st.sampled_from([0, 0, 1, 40, 64, 130]),
     seed=st.integers(0, 1000),
 )
 def test_equals_float64(
-    lens: list[tuple[int, int]], kv_heads: int, group: int, size: int, dtype: torch.dtype, page_size: int, seed: int
+    lens: list[tuple[int, int]], kv_heads: int, group: int, size: int, dtype: torch.dtype, page_size: int, window: int, seed: int
 ) -> None:
-    layer = random_layer(seed, kv_heads=kv_heads, group=group, size=size, dtype=dtype, page_size=page_size)
+    layer = random_layer(seed, kv_heads=kv_heads, group=group, size=size, dtype=dtype, page_size=page_size, window=window)
     pages = shuffled(SLOTS // page_size, seed)
     rows = [Row(cached, new, pages[i * len(pages) // 2 :]) for i, (cached, new) in enumerate(lens)]
     query = random_query(layer, sum(row.new for row in rows), seed)
@@ -174,8 +177,9 @@ def test_a_key_that_all_look_at_beside_many_that_matter_more() -> None:
 
 @pytest.mark.parametrize("group", [1, 3, 5])
 @pytest.mark.parametrize("cut", [33, 64, 100, 163])
-def test_a_query_is_the_same_however_its_prompt_was_cut(group: int, cut: int) -> None:
-    layer, pages = random_layer(6, group=group), shuffled(SLOTS, 6)
+@pytest.mark.parametrize("window", [0, 50, 128])
+def test_a_query_is_the_same_however_its_prompt_was_cut(group: int, cut: int, window: int) -> None:
+    layer, pages = random_layer(6, group=group, window=window), shuffled(SLOTS, 6)
     query = random_query(layer, 200, 6)
     whole = layer.attend([Row(0, 200, pages)], query)
     assert torch.equal(layer.attend([Row(0, cut, pages)], query[:cut]), whole[:cut])
@@ -184,8 +188,9 @@ def test_a_query_is_the_same_however_its_prompt_was_cut(group: int, cut: int) ->
 
 @pytest.mark.parametrize("page_size", [1, 16, 128])
 @pytest.mark.parametrize("shared", [0, 64, 100, 256])
-def test_rows_that_share_pages_get_what_each_gets_alone(shared: int, page_size: int) -> None:
-    layer, order = random_layer(7, page_size=page_size), shuffled(SLOTS // page_size, 7)
+@pytest.mark.parametrize("window", [0, 90])
+def test_rows_that_share_pages_get_what_each_gets_alone(shared: int, page_size: int, window: int) -> None:
+    layer, order = random_layer(7, page_size=page_size, window=window), shuffled(SLOTS // page_size, 7)
     common = order[: shared // page_size]
     lengths = (shared + 40, shared + 90, 70, shared + 65)
     rows = []

@@ -49,7 +49,23 @@ FAMILIES = {
     "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False},
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "tie_word_embeddings": True},
-}
+    "llama, biases": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True,
+    },
+    "mistral": {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "tie_word_embeddings": False, "sliding_window": 200},
+    "smollm3": {
+        "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "tie_word_embeddings": True, "no_rope_layers": [1, 0],
+    },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "tie_word_embeddings": False, "sliding_window": 70,
+        "partial_rotary_factor": 0.5,
+    },
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "tie_word_embeddings": True, "sliding_window": 90,
+        "layer_types": ["sliding_attention", "full_attention"], "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 32,
+        "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+    },
+}  # fmt: skip
 
 
 def checkpoint(folder: Path, family: str) -> ModelFiles:
@@ -179,11 +195,12 @@ def test_mixed_batches_equal_the_transformer(tmp_path: Path, family: str, monkey
         assert errors.max() < 0.05
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
 @pytest.mark.parametrize(("kv_dtype", "tolerance"), [(torch.float16, 0.04), (torch.bfloat16, 0.06)])
-def test_half_precision_kv(tmp_path: Path, kv_dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    twins = Twins(tmp_path, "llama", kv_dtype, monkeypatch)
+def test_half_precision_kv(tmp_path: Path, family: str, kv_dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    twins = Twins(tmp_path, family, kv_dtype, monkeypatch)
     places = torch.arange(SLOTS)
-    for step in ([(tokens(90, 1), 0, places)], [(tokens(1, 2), 90, places)]):
+    for step in ([(tokens(290, 1), 0, places)], [(tokens(1, 2), 290, places)]):
         assert twins.errors(batch_of(step)).mean() < tolerance
 
 
@@ -239,10 +256,14 @@ def test_a_row_with_few_wanted_is_the_same_alone_and_in_a_batch(tmp_path: Path, 
 
 
 def test_what_the_step_does_not_cover_is_named(tmp_path: Path) -> None:
-    config = CONFIG | FAMILIES["llama"] | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 16}
+    config = (
+        CONFIG
+        | FAMILIES["llama"]
+        | {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh"}
+    )
     (tmp_path / "config.json").write_text(json.dumps(config))
-    files = ModelFiles("huggingface", tmp_path, "windowed")
-    assert why_not(model_spec(files)) == "a sliding window"
+    files = ModelFiles("huggingface", tmp_path, "capped")
+    assert why_not(model_spec(files)) == "soft-capped logits"
     with pytest.raises(Unsupported, match="--quantization none"):
         load_quantized(files, model_spec(files), bits=8, threads=1, kv_type=KV_TYPES["float32"])
 
@@ -261,7 +282,7 @@ def test_rotation_tables_are_those_of_the_transformer(tmp_path: Path, theta: flo
     spec = model_spec(ModelFiles("huggingface", tmp_path, "rotated"))
     rope = spec.layers[0].rope
     assert rope is not None
-    cosine, sine = rotation_tables(spec)
+    cosine, sine = rotation_tables(rope, spec.context_len)
     turns = Rotary(rope, dtype=torch.float32, device=torch.device("cpu"))(torch.arange(spec.context_len))
     for found, expected in ((cosine, turns[0]), (sine, turns[1])):
         torch.testing.assert_close(torch.from_numpy(found), expected[:, 0, found.shape[1] :], rtol=0, atol=1e-6)

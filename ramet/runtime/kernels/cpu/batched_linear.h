@@ -203,12 +203,12 @@ inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t ro
   });
 }
 
-// y [rows, n/2] = silu(gate) ∘ up, where x wᵀ + bias = [gate, up]; for rows that `room` batches.
-inline void gated_linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, LinearRoom& room) {
+// y [rows, n/2] = activation(gate) ∘ up, where x wᵀ + bias = [gate, up]; for rows that `room` batches.
+inline void gated_linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, int activation, LinearRoom& room) {
   const int pairs = w.n / kPanel / 2;
   const auto fetch = [&](int64_t row, PanelPair pair) { __builtin_prefetch(y + row * (w.n / 2) + pair.first * kPanel, 1); };
   batched(pool, w, x, rows, room, pairs, [&](int i) { return PanelPair{i, i + pairs}; }, fetch, [&](int64_t row, PanelPair pair, const __m256* sums) {
-    _mm256_storeu_ps(y + row * (w.n / 2) + pair.first * kPanel, gated8(sums[0], sums[1]));
+    _mm256_storeu_ps(y + row * (w.n / 2) + pair.first * kPanel, gated8(sums[0], sums[1], activation));
   });
 }
 

@@ -18,6 +18,7 @@ namespace ramet {
 struct Shape {
   int32_t heads, kv_heads, head_dim;
   float scale;
+  int32_t window = 0;  // keys that a query sees, itself included; 0: all
   int group() const { return heads / kv_heads; }
   int64_t slot() const { return int64_t(kv_heads) * head_dim; }  // elements of the pool
 };
@@ -109,7 +110,7 @@ struct DecodeAttention {
 
   void run(const Member* members, int count, DecodeScratch& t) const {
     const int rows = count * shape.group(), num_keys = members[0].num_keys;  // rows of one KV head
-    batch.find_places(members[0].row, members[0].segment * kSegment, num_keys, shape.slot(), 0, t.places.data());
+    batch.find_places(members[0].row, members[0].begin, num_keys, shape.slot(), 0, t.places.data());
     load_queries(members, count, t);
     for (int key = 0; key < num_keys; key += 4) {
       fetch(t, key, num_keys);

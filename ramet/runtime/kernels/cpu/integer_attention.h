@@ -78,7 +78,7 @@ struct IntegerAttention {
     std::fill_n(t.o.begin(), rows * d, 0.0f);
     std::fill_n(t.sum.begin(), rows * 8, 0.0f);
     std::fill_n(t.m.begin(), rows, kLowest);
-    for (int key = 0; key < u.num_keys; key += kKeys) {
+    for (int key = u.first_key; key < u.num_keys; key += kKeys) {
       const Tile tile = tiles.at(u, key);
       for (int r = 0; r < rows; r += kGroup) {
         const int seen = seen_by(u, r + kGroup - 1, key);
@@ -93,6 +93,12 @@ struct IntegerAttention {
   int seen_by(const PrefillUnit& u, int r, int key) const {
     const int q = u.query + std::min(r / shape.group(), u.num_queries - 1);
     return int(std::clamp<int64_t>(batch.positions[q] + 1 - key, 0, kKeys));
+  }
+
+  // How many of the tile's keys lie before row r's window.
+  int passed_by(const PrefillUnit& u, int r, int key) const {
+    const int q = u.query + std::min(r / shape.group(), u.num_queries - 1);
+    return std::clamp(first_seen(int(batch.positions[q]) + 1, shape.window) - key, 0, kKeys);
   }
 
   void load_queries(const PrefillUnit& u, IntegerScratch& t, int rows) const {
@@ -110,6 +116,8 @@ struct IntegerAttention {
     put_scores(tile, &t.q[r * d], &t.q_scale[r], n, d, t.s.data());
     if (seen_by(u, r, key) < n)
       for (int i = 0; i < kGroup; ++i) std::fill(&t.s[i * kKeys + seen_by(u, r + i, key)], &t.s[i * kKeys + n], kUnseen);
+    if (passed_by(u, r + kGroup - 1, key) > 0)
+      for (int i = 0; i < kGroup; ++i) std::fill_n(&t.s[i * kKeys], std::min(passed_by(u, r + i, key), n), kUnseen);
     put_factors(t.s.data(), n, &t.m[r], t.top.data(), t.keep.data(), t.weight.data());
     for (int i = 0; i < kGroup; ++i) {
       float* sum = &t.sum[(r + i) * 8];

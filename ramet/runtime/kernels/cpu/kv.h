@@ -53,9 +53,16 @@ inline __m256 exp8(__m256 x) {
   return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
 }
 
-// silu(gate) · up
-inline __m256 gated8(__m256 gate, __m256 up) {
-  const __m256 one = _mm256_set1_ps(1.0f), sigmoid = _mm256_div_ps(one, _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), gate))));
+enum Activation { kSilu, kGeluTanh };
+
+// silu(gate) · up, or gelu(gate) · up by its usual approximation: ½ (1 + tanh z) = σ(2z), z = √(2/π) (x + 0.044715 x³)
+inline __m256 gated8(__m256 gate, __m256 up, int activation) {
+  __m256 x = gate;
+  if (activation == kGeluTanh) {
+    const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(gate, gate), _mm256_set1_ps(0.0713548163f), _mm256_set1_ps(1.5957691216f));
+    x = _mm256_mul_ps(gate, cubic);
+  }
+  const __m256 one = _mm256_set1_ps(1.0f), sigmoid = _mm256_div_ps(one, _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), x))));
   return _mm256_mul_ps(_mm256_mul_ps(gate, sigmoid), up);
 }
 

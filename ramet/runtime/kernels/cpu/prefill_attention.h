@@ -71,7 +71,7 @@ struct PrefillAttention {
     std::fill_n(t.o.begin(), rows * d, 0.0f);
     std::fill_n(t.m.begin(), rows, kNever);
     std::fill_n(t.l.begin(), rows, 0.0f);
-    for (int key = 0; key < u.num_keys; key += kKeys) {
+    for (int key = u.first_key; key < u.num_keys; key += kKeys) {
       const int count = std::min(kKeys, u.num_keys - key);
       load_keys(&t.places[key], count, t);
       small_gemm<false>(t.q.data(), d, t.k.data(), kKeys, t.s.data(), kKeys, rows, kKeys, d);
@@ -114,6 +114,7 @@ struct PrefillAttention {
       float* s = &t.s[r * kKeys];
       const int visible = int(std::clamp<int64_t>(batch.positions[u.query + r / g] + 1 - key, 0, count));
       if (visible < kKeys) std::fill(s + visible, s + kKeys, kNever);
+      std::fill_n(s, std::clamp(first_seen(int(batch.positions[u.query + r / g]) + 1, shape.window) - key, 0, kKeys), kNever);
       t.top[r] = std::max(t.m[r], largest(s));
     }
     for (int r = 0; r < rows; ++r) t.total[r] = exponentials(&t.s[r * kKeys], t.top[r]);
@@ -134,8 +135,9 @@ struct PrefillAttention {
     return max_of(top);
   }
 
-  // s → 2^(s − top), and their sum.
+  // s → 2^(s − top), and their sum; nothing, where none was seen so far.
   static float exponentials(float* s, float top) {
+    if (top == kNever) return std::fill_n(s, kKeys, 0.0f), 0.0f;
     const __m256 shift = _mm256_set1_ps(top);
     __m256 total = _mm256_setzero_ps();
     for (int j = 0; j < kKeys; j += 8) {

@@ -1,6 +1,7 @@
 // One forward pass of a dense decoder on the CPU, as one call: embedding → layers → logits of the wanted tokens.
 //
 // A layer:  x += Wo · attention(rope(Wqkv · norm(x)))      x += Wdown · (silu(gate) ∘ up),  gate, up = Wgu · norm(x)
+//           (Gemma: gelu, and what is added is normed, too)
 //
 // Everything between two matrix products (norm, rope, KV write, silu, quantisation of the next product's input) is one pass over the rows.
 #include <chrono>
@@ -23,17 +24,20 @@ struct RametLayer {
   Linear out, gate_up, down;
   const float *input_norm, *post_norm;  // [hidden]
   const float *query_norm, *key_norm;   // [head_dim] or null
+  const float *added_by_attention_norm, *added_by_mlp_norm;  // [hidden] or null: of what is added to x
+  const float *cosine, *sine;  // [positions, rotary_dim/2], or null: nothing is rotated
+  int64_t window;              // keys that a query sees, itself included; 0: all
 };
 
 struct RametModel {
   int32_t num_layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, kv_type;  // kv_type: 0 float32, 1 float16, 2 bfloat16
-  float norm_epsilon, attention_scale;
+  int32_t rotary_dim, activation;  // activation: kv.h
+  float norm_epsilon, attention_scale, embedding_scale;
   const RametLayer* layers;
   Linear head;
   const float* final_norm;
   const uint8_t* embedding;  // [vocab] rows as GGUF stores them
   int64_t embedding_row, embedding_type;  // bytes of a row, and GGUF's number of the type
-  const float *cosine, *sine;             // [positions, head_dim/2]
 };
 
 }  // extern "C"
@@ -43,7 +47,7 @@ namespace {
 constexpr int kPackingPieces = 64;
 
 struct Buffers {
-  Aligned<float> x, kept, qkv, attention, gate_up, scale, sum;
+  Aligned<float> x, kept, qkv, attention, added, gate_up, scale, sum;
   Aligned<int8_t> a;
   LinearRoom room;
   AttentionRoom attention_room;
@@ -59,13 +63,15 @@ class Step {
  public:
   Step(Context& context, const RametModel& model, const Batch& batch, void* const* keys, void* const* values)
       : c_(context), b_(context.buffers), m_(model), batch_(batch), keys_(keys), values_(values),
-        shape_{model.heads, model.kv_heads, model.head_dim, model.attention_scale}, t_(batch.num_tokens) {
+        t_(batch.num_tokens) {
     const size_t t = t_, widest = std::max({m_.hidden, m_.heads * m_.head_dim, m_.intermediate});
     grow(b_.x, t * m_.hidden), grow(b_.qkv, t * qkv_width()), grow(b_.attention, t * m_.heads * m_.head_dim);
     grow(b_.gate_up, t * 2 * m_.intermediate), grow(b_.a, t * widest);
     grow(b_.scale, t * widest / kBlock), grow(b_.sum, t * widest / kBlock);
     x_ = b_.x.data();
-    plan_attention(nullptr);
+    if (m_.layers->added_by_attention_norm) grow(b_.added, t * m_.hidden);
+    for (int i = 0; i < m_.num_layers; ++i)
+      if (Schedule& schedule = schedule_of(m_.layers[i]); schedule.parts.empty()) plan_attention(m_.layers[i], nullptr);
   }
 
   template <class KV>
@@ -87,9 +93,12 @@ class Step {
     });
   }
 
-  void plan_attention(const std::vector<int>* wanted) {
-    schedule_ = make_schedule(batch_, m_.kv_heads, wanted);
-    b_.attention_room.reserve(schedule_, shape_, c_.pool.num_threads());
+  Shape shape_of(const RametLayer& w) const { return {m_.heads, m_.kv_heads, m_.head_dim, m_.attention_scale, int32_t(w.window)}; }
+  Schedule& schedule_of(const RametLayer& w) { return schedules_[w.window > 0]; }  // all windows are equal
+
+  void plan_attention(const RametLayer& w, const std::vector<int>* wanted) {
+    schedule_of(w) = make_schedule(batch_, m_.kv_heads, wanted, int(w.window));
+    b_.attention_room.reserve(schedule_of(w), shape_of(w), c_.pool.num_threads());
   }
 
   // Behind the last layer's keys and values nobody reads a row but those whose logits are wanted: from here on row s is the s-th of them.
@@ -103,7 +112,7 @@ class Step {
     for (size_t s = 0; s < wanted.size(); ++s) std::memcpy(&b_.kept[s * m_.hidden], x_ + int64_t(wanted[s]) * m_.hidden, sizeof(float) * m_.hidden);
     x_ = b_.kept.data();
     std::sort(wanted.begin(), wanted.end());
-    plan_attention(&wanted);
+    plan_attention(m_.layers[m_.num_layers - 1], &wanted);
   }
 
   int64_t num_rows() const { return kept_ ? batch_.num_logits : t_; }
@@ -111,6 +120,7 @@ class Step {
 
   void embed(int64_t t) {
     unpack_row(GgufType(m_.embedding_type), m_.embedding + batch_.token_ids[t] * m_.embedding_row, m_.hidden, &b_.x[t * m_.hidden]);
+    if (m_.embedding_scale != 1.0f) put_scaled(&b_.x[t * m_.hidden], m_.embedding_scale, m_.hidden, &b_.x[t * m_.hidden]);
   }
 
   // y = x / sqrt(mean(x²) + ε) · w, over n values
@@ -144,10 +154,21 @@ class Step {
     if (i + 1 == m_.num_layers) keep_wanted();
     if (num_rows() == 0) return;
     attend<KV>(i);
-    linear(c_.pool, w.out, activations(), num_rows(), {x_, m_.hidden, true}, b_.room);
+    add_product(w.out, w.added_by_attention_norm);
     rows([&](int64_t t) { normalize_quantize(t, w.post_norm); });
     gate(w.gate_up);
-    linear(c_.pool, w.down, activations(), num_rows(), {x_, m_.hidden, true}, b_.room);
+    add_product(w.down, w.added_by_mlp_norm);
+  }
+
+  // x += w · activations, normed before where there is a norm for that.
+  void add_product(const Linear& w, const float* norm) {
+    if (!norm) return linear(c_.pool, w, activations(), num_rows(), {x_, m_.hidden, true}, b_.room);
+    linear(c_.pool, w, activations(), num_rows(), {b_.added.data(), m_.hidden}, b_.room);
+    rows([&](int64_t t) {
+      float *added = &b_.added[t * m_.hidden], *x = x_ + t * m_.hidden;
+      normalize(added, norm, m_.hidden, added);
+      for (int i = 0; i < m_.hidden; i += 8) _mm256_storeu_ps(x + i, _mm256_add_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(added + i)));
+    });
   }
 
   template <class KV>
@@ -159,7 +180,7 @@ class Step {
     for (int h = 0; h < m_.heads + m_.kv_heads; ++h) {
       const float* norm = h < m_.heads ? w.query_norm : w.key_norm;
       if (norm) normalize(row + h * d, norm, d, row + h * d);
-      rotate(row + h * d, batch_.positions[t]);
+      if (w.cosine) rotate(w, row + h * d, batch_.positions[t]);
     }
     const int64_t slot = batch_.kv_slots[t] * m_.kv_heads * d;
     Store *key = static_cast<Store*>(keys_[i]) + slot, *value = static_cast<Store*>(values_[i]) + slot;
@@ -171,9 +192,9 @@ class Step {
   }
 
   // Rotary embedding, halves convention: (x1, x2) → (x1 cos − x2 sin, x2 cos + x1 sin)
-  void rotate(float* x, int64_t position) const {
-    const int half = m_.head_dim / 2;
-    const float *cosine = m_.cosine + position * half, *sine = m_.sine + position * half;
+  void rotate(const RametLayer& w, float* x, int64_t position) const {
+    const int half = m_.rotary_dim / 2;
+    const float *cosine = w.cosine + position * half, *sine = w.sine + position * half;
     for (int j = 0; j < half; j += 8) {
       const __m256 a = _mm256_loadu_ps(x + j), b = _mm256_loadu_ps(x + half + j);
       const __m256 c = _mm256_loadu_ps(cosine + j), s = _mm256_loadu_ps(sine + j);
@@ -187,8 +208,9 @@ class Step {
     using Store = typename KV::Store;
     const Store *keys = static_cast<const Store*>(keys_[i]), *values = static_cast<const Store*>(values_[i]);
     float* out = b_.attention.data();
+    const Shape shape = shape_of(m_.layers[i]);
     const BatchAttention<KV> attention{
-        c_.pool, b_.attention_room, schedule_, batch_, shape_, keys, values, b_.qkv.data(), qkv_width(), out, m_.kv_type == 0};
+        c_.pool, b_.attention_room, schedule_of(m_.layers[i]), batch_, shape, keys, values, b_.qkv.data(), qkv_width(), out, m_.kv_type == 0};
     attention.run();
     const int width = m_.heads * m_.head_dim;
     rows([&](int64_t row) {
@@ -198,16 +220,16 @@ class Step {
     });
   }
 
-  // silu(gate) ∘ up, quantised; of few rows gate and up are written first, each n wide.
+  // activation(gate) ∘ up, quantised; of few rows gate and up are written first, each n wide.
   void gate(const Linear& w) {
     const int n = m_.intermediate;
     float* y = b_.gate_up.data();
     const bool batched = b_.room.batches(num_rows());
-    if (batched) gated_linear(c_.pool, w, activations(), num_rows(), y, b_.room);
+    if (batched) gated_linear(c_.pool, w, activations(), num_rows(), y, m_.activation, b_.room);
     else linear(c_.pool, w, activations(), num_rows(), {y, 2 * n}, b_.room);
     rows([&](int64_t t) {
       float* row = y + t * (batched ? n : 2 * n);
-      for (int j = 0; j < n && !batched; j += 8) _mm256_storeu_ps(row + j, gated8(_mm256_loadu_ps(row + j), _mm256_loadu_ps(row + n + j)));
+      for (int j = 0; j < n && !batched; j += 8) _mm256_storeu_ps(row + j, gated8(_mm256_loadu_ps(row + j), _mm256_loadu_ps(row + n + j), m_.activation));
       quantize_row(row, n, t, activations());
     });
   }
@@ -218,11 +240,10 @@ class Step {
   const Batch& batch_;
   void* const* keys_;
   void* const* values_;
-  Shape shape_;
   const int64_t t_;
   float* x_ = nullptr;  // [num_rows(), hidden], the residual stream
   bool kept_ = false;
-  Schedule schedule_;
+  Schedule schedules_[2];  // of layers without a window and with
 };
 
 // body(KV()) for the element type that the pool has.
@@ -303,12 +324,12 @@ void ramet_step(void* context, const RametModel* model, const Batch* batch, void
   with_kv_type(model->kv_type, [&]<class KV>(KV) { step.run<KV>(logits); });
 }
 
-// out [tokens, heads, head_dim]: attention of query (likewise) over one layer's pool, in integers or in float32; for tests.
-void ramet_attention(void* context, const RametModel* model, const Batch* batch, const float* query, const void* keys, const void* values, int in_float32, float* out) {
+// out [tokens, heads, head_dim]: attention of query (likewise) over one layer's pool, in integers or in float32, window 0: none; for tests.
+void ramet_attention(void* context, const RametModel* model, const Batch* batch, const float* query, const void* keys, const void* values, int window, int in_float32, float* out) {
   const FlushDenormals flush;
   Context& c = *static_cast<Context*>(context);
-  const Shape shape{model->heads, model->kv_heads, model->head_dim, model->attention_scale};
-  const Schedule schedule = make_schedule(*batch, shape.kv_heads);
+  const Shape shape{model->heads, model->kv_heads, model->head_dim, model->attention_scale, window};
+  const Schedule schedule = make_schedule(*batch, shape.kv_heads, nullptr, window);
   c.buffers.attention_room.reserve(schedule, shape, c.pool.num_threads());
   with_kv_type(model->kv_type, [&]<class KV>(KV) {
     using Store = typename KV::Store;
