@@ -10,8 +10,8 @@
 // Eight output columns form a panel. Within a block a panel holds eight groups of four consecutive k: one 32-byte vector per group,
 // byte 4·column + k. One broadcast of four activations then feeds eight columns with one vpmaddubsw. As many groups are summed in 16 bits
 // before they are widened as fit: for 4 bits a product pair is at most 2·15·127 = 3810, so all eight (30480 < 32767); for 5 and 6 bits four
-// (4·7874 and 4·8128); for 8 bits one (2·128·127). Each (t, n) is summed over the blocks in the same order whatever the batch: a row's result does
-// not depend on its neighbours.
+// (4·7874 and 4·8128); for 8 bits one (2·128·127). Each (t, n) is summed over the blocks in the same order whatever the batch: a row's
+// result does not depend on its neighbours.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -26,7 +26,7 @@ namespace ramet {
 constexpr int kBlock = 32, kPanel = 8;
 constexpr int64_t kRecord4 = 128 + 16 + 16;       // groups j and j + 4 in the nibbles of a byte, d[8] fp16, m[8] fp16
 constexpr int64_t kRecord5 = 128 + 32 + 16 + 16;  // the same, and group j's fifth bits as bit j of 32 bytes
-constexpr int64_t kRecord6 = 128 + 64 + 16 + 16;  // the same of q + 32, groups j and j + 4 having bits 2j of 32 bytes each; d[8] of either half
+constexpr int64_t kRecord6 = 128 + 64 + 16 + 16;  // the same of q + 32, groups j and j + 4 with bits 2j of 32 bytes each; d[8] of either half
 constexpr int64_t kRecord8 = 256 + 16;            // bytes, d[8] fp16
 
 constexpr int64_t record_bytes(int bits) { return bits == 4 ? kRecord4 : bits == 5 ? kRecord5 : bits == 6 ? kRecord6 : kRecord8; }
@@ -121,7 +121,8 @@ inline __m256i group_of(const uint8_t* w, int j) {
   }
   if constexpr (BITS == 6) {
     const int i = j & 3;
-    const __m256i high = bytes32(w + 128 + 32 * (j / 4)), moved = i < 2 ? _mm256_slli_epi16(high, 4 - 2 * i) : _mm256_srli_epi16(high, 2 * i - 4);
+    const __m256i high = bytes32(w + 128 + 32 * (j / 4));
+    const __m256i moved = i < 2 ? _mm256_slli_epi16(high, 4 - 2 * i) : _mm256_srli_epi16(high, 2 * i - 4);
     q = _mm256_sub_epi8(_mm256_or_si256(q, _mm256_and_si256(moved, _mm256_set1_epi8(48))), _mm256_set1_epi8(32));
   }
   return q;
@@ -182,7 +183,8 @@ inline void panel(const uint8_t* w, int blocks, const int8_t* a, const float* sc
         acc[r] = _mm256_fmadd_ps(widened<BITS>(s[r]), _mm256_mul_ps(d, _mm256_broadcast_ss(scale + int64_t(r) * blocks + b)), acc[r]);
     }
     if constexpr (has_minima(BITS))
-      for (int r = 0; r < ROWS; ++r) acc[r] = _mm256_fmadd_ps(minima_of<BITS>(w), _mm256_broadcast_ss(sum + int64_t(r) * blocks + b), acc[r]);
+      for (int r = 0; r < ROWS; ++r)
+        acc[r] = _mm256_fmadd_ps(minima_of<BITS>(w), _mm256_broadcast_ss(sum + int64_t(r) * blocks + b), acc[r]);
   }
 }
 

@@ -1,7 +1,7 @@
 // Weights into the panels of linear.h, a block of 32 values of eight rows at a time.
 //
-// GGUF's types keep their integers. Those that divide 256 values into groups have scales of few bits under one fp16: the two are multiplied and
-// rounded to fp16 (relative 2⁻¹¹). Layouts: ggml-common.h of github.com/ggml-org/ggml.
+// GGUF's types keep their integers. Those that divide 256 values into groups have scales of few bits under one fp16: the two are multiplied
+// and rounded to fp16 (2⁻¹¹ of the product at most; exact where it is subnormal). Layouts: ggml-common.h of github.com/ggml-org/ggml.
 #pragma once
 #include <cstdlib>
 #include "linear.h"
@@ -9,10 +9,10 @@
 
 namespace ramet {
 
-// A block of one row: integers as linear.h has them, but 6 bits as 0…63; d of its first half, or of the whole; and d of its second half, or m.
+// A block of one row: integers as linear.h has them, but 6 bits as 0…63.
 struct alignas(32) RowBlock {
   uint8_t q[kBlock];
-  uint16_t d, m;
+  uint16_t d, m;  // of 6 bits: d of the first half, and d of the second
 };
 
 inline uint16_t to_half(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
@@ -113,7 +113,9 @@ inline __m256i curved(__m256i nibbles) {
 }
 
 // By GGUF's numbers.
-enum GgufType : int { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14, IQ4_NL = 20, IQ4_XS = 23 };
+enum GgufType : int {
+  Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14, IQ4_NL = 20, IQ4_XS = 23
+};
 
 struct StoredType {
   int bits, values, bytes;  // of a panel; values and bytes of one of the file's blocks
