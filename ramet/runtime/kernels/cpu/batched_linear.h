@@ -1,8 +1,9 @@
 // The quantised product of linear.h for many rows: the same numbers, bit for bit.
 //
-// Weights are unpacked to bytes once for kTile rows, sixteen columns at a time, and stay in the first-level cache while the rows pass by in fours.
-// A product costs one vpmaddubsw and one vpaddw per 32 multiplications and shares its loads, two vectors of weights and four broadcasts, with
-// seven others. What is broadcast together lies side by side, for which the rows are packed: from four lines it costs a tenth more.
+// Weights are unpacked to bytes once for kTile rows, sixteen columns at a time, and stay in the first-level cache while the rows pass by in
+// fours. A product costs one vpmaddubsw and one vpaddw per 32 multiplications (with signs more) and shares its loads, two vectors
+// of weights and four broadcasts, with seven others. What is broadcast together lies side by side, for which the rows are packed: from four lines it
+// costs a tenth more.
 #pragma once
 #include <vector>
 #include "aligned.h"
@@ -35,7 +36,10 @@ inline void pack_rows(const Activations& x, int blocks, int64_t p, int64_t rows,
       r[i] = bytes32(x.a + (row[i] + b) * kBlock);
       to.scale[i] = x.scale[row[i] + b], to.sum[i] = x.sum[row[i] + b];
     }
-    for (int i = 0; i < 2; ++i) t[i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]), t[i + 2] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    for (int i = 0; i < 2; ++i) {
+      t[i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+      t[i + 2] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
     for (int g = 0; g < 4; ++g) {  // groups g and g + 4
       const __m256i both = g % 2 ? _mm256_unpackhi_epi64(t[g & 2], t[(g & 2) + 1]) : _mm256_unpacklo_epi64(t[g & 2], t[(g & 2) + 1]);
       _mm256_storeu2_m128i(reinterpret_cast<__m128i*>(to.a[g + 4]), reinterpret_cast<__m128i*>(to.a[g]), both);
@@ -146,7 +150,8 @@ struct PanelPair {
 
 // Rows begin … end-1 (begin a multiple of four) of weight panels: PANELS of `pair`. `next`: which probably comes afterwards.
 template <int BITS, int PANELS, class Fetch, class Put>
-inline void batched_panels(const Linear& w, PanelPair pair, PanelPair next, UnpackedBlock* unpacked, const RowPanel* x, int64_t begin, int64_t end, const Fetch& fetch, const Put& put) {
+inline void batched_panels(const Linear& w, PanelPair pair, PanelPair next, UnpackedBlock* unpacked, const RowPanel* x, int64_t begin,
+                           int64_t end, const Fetch& fetch, const Put& put) {
   const int blocks = w.k / kBlock, panels[2] = {pair.first, pair.second};
   const uint8_t* fetched[2] = {w.panel(next.first), w.panel(std::max(next.second, 0))};
   __m256 start[PANELS], acc[kTogether * PANELS];
@@ -162,10 +167,11 @@ inline void batched_panels(const Linear& w, PanelPair pair, PanelPair next, Unpa
   }
 }
 
-// put(row, pair, sums) for every row and each of `pairs` pairs of panels, where pair_at(i) is the i-th; sums: of the pair's columns, eight a vector.
-// fetch(row, pair) comes first: where put will write lies beyond the second-level cache.
+// put(row, pair, sums) for every row and each of `pairs` pairs of panels, where pair_at(i) is the i-th; sums: of the pair's columns, eight
+// a vector. fetch(row, pair) comes first: where put will write lies beyond the second-level cache.
 template <class PairAt, class Fetch, class Put>
-inline void batched(Pool& pool, const Linear& w, const Activations& x, int64_t rows, LinearRoom& room, int pairs, const PairAt& pair_at, const Fetch& fetch, const Put& put) {
+inline void batched(Pool& pool, const Linear& w, const Activations& x, int64_t rows, LinearRoom& room, int pairs, const PairAt& pair_at,
+                    const Fetch& fetch, const Put& put) {
   constexpr int64_t kMany = 128;  // rows for which one pair is enough for a piece: the threads' ends come together
   const int64_t row_panels = (rows + kTogether - 1) / kTogether;
   const int blocks = w.k / kBlock, threads = pool.num_threads();
@@ -207,7 +213,8 @@ inline void linear(Pool& pool, const Linear& w, const Activations& x, int64_t ro
 inline void gated_linear(Pool& pool, const Linear& w, const Activations& x, int64_t rows, float* y, int activation, LinearRoom& room) {
   const int pairs = w.n / kPanel / 2;
   const auto fetch = [&](int64_t row, PanelPair pair) { __builtin_prefetch(y + row * (w.n / 2) + pair.first * kPanel, 1); };
-  batched(pool, w, x, rows, room, pairs, [&](int i) { return PanelPair{i, i + pairs}; }, fetch, [&](int64_t row, PanelPair pair, const __m256* sums) {
+  const auto pair_at = [&](int i) { return PanelPair{i, i + pairs}; };
+  batched(pool, w, x, rows, room, pairs, pair_at, fetch, [&](int64_t row, PanelPair pair, const __m256* sums) {
     _mm256_storeu_ps(y + row * (w.n / 2) + pair.first * kPanel, gated8(sums[0], sums[1], activation));
   });
 }
