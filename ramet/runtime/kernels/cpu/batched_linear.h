@@ -2,8 +2,8 @@
 //
 // Weights are unpacked to bytes once for kTile rows, sixteen columns at a time, and stay in the first-level cache while the rows pass by in
 // fours. A product costs one vpmaddubsw and one vpaddw per 32 multiplications (with signs more) and shares its loads, two vectors
-// of weights and four broadcasts, with seven others. What is broadcast together lies side by side, for which the rows are packed: from four lines it
-// costs a tenth more.
+// of weights and four broadcasts, with seven others. What is broadcast together lies side by side, for which the rows are packed: from
+// four lines it costs a tenth more.
 #pragma once
 #include <vector>
 #include "aligned.h"
