@@ -71,6 +71,9 @@ class GgufTensors:
         """The size of the heads whose rows llama.cpp stores in another order; None: they are in order."""
         return self._head_dim if self._permuted and re.search(r"\.[qk]_proj\.", name) else None
 
+    def kind(self, name: str) -> str:
+        return self._tensors[name].type.name
+
     def stored(self, name: str) -> StoredRows:
         tensor, head_dim = self._tensors[name], self.interleaved(name)
         if head_dim is None:

@@ -41,6 +41,9 @@ class StepSource(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every tensor, without reading it."""
 
+    def kind(self, name: str) -> str | None:
+        """The GGUF type of a tensor; None: the checkpoint is of another format."""
+
     def stored(self, name: str) -> StoredRows | None:
         """A matrix as it lies in a GGUF file, rows in Hugging Face's order; None: the checkpoint is of another format."""
 
@@ -206,9 +209,10 @@ class _Packer:
         return tuple(self.matrix(list(alike), has_bias=has_bias) for _, alike in by_bits)
 
     def bits_of(self, name: str) -> int | None:
-        """Of a matrix that keeps its integers; None: of one that is rounded, or comes in blocks."""
-        stored = self.stored(name)
-        return None if stored is None else stored.bits
+        """Of a matrix whose integers are kept, being of the wanted number of bits or none being wanted; None: it is rounded, or comes in
+        blocks."""
+        own = STORED_BITS.get(self.source.kind(name) or "")
+        return own if self.bits in (None, own) else None
 
     def matrix(self, parts: list[str], *, has_bias: bool = False) -> PackedWeight:
         """Matrices under each other as one."""
@@ -229,8 +233,6 @@ class _Packer:
         exact = self.source.blocks(name, bits)
         return packed_weight.quantize(self.source.numbers(name), bits or 8) if exact is None else exact
 
-    def stored(self, name: str, bits: int | None = None) -> StoredRows | None:
-        """The tensor as a GGUF file holds it, where that is of `bits`, by default the wanted or any number."""
-        stored, wanted = self.source.stored(name), bits or self.bits
-        own = None if stored is None else STORED_BITS.get(stored.kind)
-        return stored if own is not None and wanted in (None, own) else None
+    def stored(self, name: str) -> StoredRows | None:
+        """The tensor as a GGUF file holds it, where its integers are kept."""
+        return None if self.bits_of(name) is None else self.source.stored(name)

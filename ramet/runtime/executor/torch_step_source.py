@@ -32,6 +32,9 @@ class TorchStepSource:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._source.shapes()
 
+    def kind(self, name: str) -> None:
+        return None
+
     def stored(self, name: str) -> StoredRows | None:
         return None
 
