@@ -6,7 +6,7 @@ Which models the step covers is decided here, by name: `why_not` says what a mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -181,22 +181,21 @@ class _Packer:
         spec, prefix, own = self.spec, f"model.layers.{index}.", self.spec.layers[index]
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
         qkv, gates = _stacked_rows(spec)
-        norms: list[Floats | None] = [self.norm(f"{prefix}{name}_layernorm") for name in _norm_names(spec)]
-        input_norm, post_norm, by_attention, by_mlp = norms if spec.sandwich_norms else (*norms, None, None)
-        assert input_norm is not None and post_norm is not None
+        norms = [self.norm(f"{prefix}{name}_layernorm") for name in _norm_names(spec)]
+        added: Sequence[Floats | None] = norms[2:] or (None, None)
         return StepLayer(
             qkv=self.stack([attention + name for name in qkv], has_bias=spec.qkv_bias),
             out=self.matrix([f"{attention}o_proj"], has_bias=spec.output_bias),
             gate_up=self.matrix([mlp + name for name in gates], has_bias=spec.mlp_bias),
             down=self.matrix([f"{mlp}down_proj"], has_bias=spec.mlp_bias),
-            input_norm=input_norm,
-            post_norm=post_norm,
+            input_norm=norms[0],
+            post_norm=norms[1],
             rotation=None if own.rope is None else self.rotations[own.rope],
             window=_window(own, spec),
             query_norm=self.norm(f"{attention}q_norm") if spec.qk_norm else None,
             key_norm=self.norm(f"{attention}k_norm") if spec.qk_norm else None,
-            added_by_attention_norm=by_attention,
-            added_by_mlp_norm=by_mlp,
+            added_by_attention_norm=added[0],
+            added_by_mlp_norm=added[1],
         )
 
     def norm(self, name: str) -> Floats:
