@@ -23,6 +23,7 @@ from ramet.server.native_schema import (
     TokenizeRequest,
 )
 from ramet.server.openai.reply_schema import ERROR_REPLIES
+from ramet.server.refused_fields import refuse
 from ramet.server.server_context import Context, ServerContext
 from ramet.server.sse import EventStream, until_disconnect
 
@@ -43,9 +44,7 @@ REFUSED = {
 @router.post("/generate", response_model=GenerateReply | list[GenerateReply], responses=ERROR_REPLIES)
 async def generate(body: GenerateRequest, context: Context, request: Request) -> Response:
     """Text or token ids in, text and token ids out; a list for a batch or n > 1, server-sent events with `stream`."""
-    for name, reason in REFUSED.items():
-        if getattr(body, name) not in (None, False, [], ""):
-            raise Unsupported(f"{name}: {reason}", param=name)
+    refuse(body, REFUSED, asks_nothing=(None, False, [], ""))
     batch = _expand(body)
     rid = body.rid if isinstance(body.rid, str) else uuid.uuid4().hex
     tokenizer = context.engine.tokenizer if body.return_text_in_logprobs else None

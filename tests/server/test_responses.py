@@ -154,7 +154,10 @@ class TestWhole:
         assert prompt(engine).startswith("<reasoning_effort=high><verbosity=low>")
 
     def test_what_asks_for_nothing_is_taken(self, client: openai.OpenAI) -> None:
-        ask(client, store=False, background=False, truncation="disabled", include=["reasoning.encrypted_content"], tool_choice="auto")
+        reply = ask(
+            client, store=False, background=False, truncation="disabled", include=["reasoning.encrypted_content"], tool_choice="auto"
+        )
+        assert reply.status == "completed"
 
 
 class TestHistory:

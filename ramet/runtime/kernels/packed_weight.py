@@ -62,9 +62,6 @@ class Blocks:
             np.concatenate(low) if low else None,
         )
 
-    def rows(self, order: npt.NDArray[np.int64]) -> Blocks:
-        return Blocks(self.q[order], self.d[order], None if self.m is None else self.m[order])
-
     def dequantize(self) -> Floats:
         """[n, k] float32."""
         scaled = self.q.reshape(len(self.q), -1, BLOCK) * self.d.astype(np.float32)[:, :, None]

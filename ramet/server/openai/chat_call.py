@@ -17,6 +17,7 @@ from ramet.server.openai.prepare import Call, check_common, constraint_of, prepa
 from ramet.server.openai.reply_grammar import ReplyConstraint, reply_constraint
 from ramet.server.openai.schema import ChatRequest
 from ramet.server.openai.tool_use import tool_use_of
+from ramet.server.refused_fields import refuse
 from ramet.server.server_context import ServerContext
 
 REFUSED = {
@@ -84,9 +85,7 @@ def _check(body: ChatRequest) -> None:
         if modality != "text":
             message = f"modalities[{index}]: the served model writes text only, not {modality}; leave modalities out"
             raise Unsupported(message, param=f"modalities[{index}]")
-    for name, reason in REFUSED.items():
-        if getattr(body, name) is not None:
-            raise Unsupported(f"{name}: {reason}", param=name)
+    refuse(body, REFUSED)
 
 
 def _logprobs_of(body: ChatRequest) -> LogprobParams | None:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from ramet.errors import Unsupported
 from ramet.server.openai.schema import Sampling, Strict
+from ramet.server.refused_fields import refuse
 
 KEEPS_NOTHING = "the server keeps no responses; send the whole conversation as input, what is cached of it is not computed again"
 REFUSED = {
@@ -90,9 +91,7 @@ class ResponsesRequest(Sampling):
 
     def check(self) -> None:
         """Raises `Unsupported` naming the field."""
-        for name, reason in REFUSED.items():
-            if getattr(self, name) not in ASKS_NOTHING:
-                raise Unsupported(f"{name}: {reason}", param=name)
+        refuse(self, REFUSED, asks_nothing=ASKS_NOTHING)
         for index, wanted in enumerate(self.include or ()):
             if wanted not in TAKEN_INCLUDES:
                 raise Unsupported(f"include[{index}]: '{wanted}' is not part of what this server makes", param=f"include[{index}]")
