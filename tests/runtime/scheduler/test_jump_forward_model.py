@@ -139,7 +139,7 @@ def test_tokens_are_those_of_masking_every_one(bench: Bench, sampling: SamplingP
         jumped = bench.run(wanted, overlap=overlap)
         assert jumped.tokens == twin.tokens
         assert {key: end.finish for key, end in jumped.ends.items()} == {key: end.finish for key, end in twin.ends.items()}
-        assert jumped.stats.num_steps_total < twin.stats.num_steps_total
+        assert jumped.stats.masked_rows_total < twin.stats.masked_rows_total  # steps depend on when each grammar was compiled
     if sampling.max_new_tokens > 13:
         _check_texts(bench.tokenizer, jumped)
 
