@@ -4,7 +4,7 @@
 
 `shared:512x200x16x2048` are 512 rows of 200 own tokens, each 16 of which have 2048 in common before them; `mixed:250x600+14x576` are 250
 decode rows and 14 prompts, `mixed:32x700+1x64x500` 32 rows and a piece of 64 tokens behind 500. Steps are queued one ahead of the result that is
-read, as the overlapped loop does. Weights are random, keys in the pool whatever was there.
+read, as the overlapped loop does. Weights are random, keys in the pool whatever was there; rows that decode begin with different tokens, so that experts do not all get the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GREEDY = SamplingParams(temperature=0.0)
 def decode_plans(num_rows: int, context: int, num_steps: int) -> list[BatchPlan]:
     pages = [tuple(range(i * (context + num_steps), (i + 1) * (context + num_steps))) for i in range(num_rows)]
     reset = RowStart(_GREEDY, 0, None, (1,) * context)
-    plans = [BatchPlan(0, tuple(PlanRow(str(i), i, (1,), context - 1, 0, pages[i], True, reset) for i in range(num_rows)))]
+    plans = [BatchPlan(0, tuple(PlanRow(str(i), i, (1 + i,), context - 1, 0, pages[i], True, reset) for i in range(num_rows)))]
     for step in range(1, num_steps):
         rows = tuple(PlanRow(str(i), i, (PENDING_TOKEN,), context - 1 + step, len(pages[i]), (), True) for i in range(num_rows))
         plans.append(BatchPlan(step, rows))

@@ -1,4 +1,4 @@
-"""What a dense decoder is, as data: everything that changes its forward pass, and nothing else. No torch."""
+"""What a decoder is, as data: everything that changes its forward pass, and nothing else. No torch."""
 
 from __future__ import annotations
 
@@ -49,10 +49,25 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """Where layers of one model differ. `window`: tokens that a query sees, itself included (None: all before it)."""
+    """Where layers of one model differ. `window`: tokens that a query sees, itself included (None: all before it). `sparse`: the model's
+    experts stand in the MLP's place."""
 
     rope: RopeSpec | None
     window: int | None = None
+    sparse: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertSpec:
+    """A mixture of experts: `count` gated MLPs, of which a router chooses `per_token` for every token. `renormalise`: the chosen ones'
+    probabilities are scaled to add up to one. `shared_size`: the inner size of one more MLP that all tokens go through, weighed by a
+    sigmoid; 0: there is none."""
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    renormalise: bool
+    shared_size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +86,7 @@ class CheckpointFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """One dense pre-norm decoder: attention with grouped heads, gated MLP, RMS norms."""
+    """One pre-norm decoder: attention with grouped heads, gated MLPs, one or many to a layer, RMS norms."""
 
     architecture: str
     vocab_size: int
@@ -99,6 +114,7 @@ class ModelSpec:
     dtype: str = "float32"  # the checkpoint's
     eos_token_ids: tuple[int, ...] = field(default=())
     checkpoint: CheckpointFormat | None = None  # None: matrices are stored as numbers
+    experts: ExpertSpec | None = None  # what stands in the layers that are sparse
 
     @property
     def num_layers(self) -> int:

@@ -159,6 +159,18 @@ def test_long_whole_prompts_through_dense_attention(lens: tuple[tuple[int, ...],
     assert (logits[0] - logits[1]).norm() / logits[0].norm() < 2e-2
 
 
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(5, 128), (18, 80)])
+def test_heads_are_normed_where_they_lie(num_heads: int, head_dim: int) -> None:
+    from ramet.runtime.kernels.gpu.elementwise import norm_heads
+
+    qkv, weight = torch.randn(7, num_heads + 2, head_dim, device=DEVICE).bfloat16(), torch.randn(num_heads, head_dim, device=DEVICE)
+    heads, values = qkv[:, :num_heads], qkv[:, num_heads:].clone()
+    expected = F.rms_norm(heads.float(), (head_dim,), None, 1e-6) * weight
+    norm_heads(heads, weight, 1e-6)
+    torch.testing.assert_close(heads.float(), expected, rtol=1e-2, atol=1e-3)
+    assert torch.equal(qkv[:, num_heads:], values)
+
+
 def test_greedy_choice_takes_the_first_of_equals() -> None:
     from ramet.runtime.kernels.gpu.greedy_choice import greedy_tokens
 

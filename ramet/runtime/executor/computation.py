@@ -15,6 +15,7 @@ from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardB
 from ramet.runtime.attention.flashinfer_prefill import FlashInferPrefill, PrefillShape, covers, is_compiled
 from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import EngineConfig, ModelConfig
+from ramet.runtime.executor.checkpoint_fit import check_attention_backend
 from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.step_runner import FastPath, Forward
 from ramet.runtime.executor.weights import LoadedModel, load_model
@@ -57,6 +58,7 @@ def load_computation(config: EngineConfig, device: torch.device, files: ModelFil
     """Load the weights, or this rank's part of them. Raises what `load_model` raises, and `Unsupported` for a quantization that cannot be
     had."""
     options = config.model
+    check_attention_backend(config.backend, device.type)
     if device.type == "cpu" and ranks is not None:
         _check_ranks(options)
     if config.backend.enable_deterministic_inference:
@@ -95,8 +97,6 @@ def _check_deterministic(config: EngineConfig, device: torch.device, ranks: Rank
 
 def _on_gpu(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dtype: torch.dtype, device: torch.device) -> Computation:
     """Our kernels, and graphs of the decode step unless they are turned off. Imported here, since only a GPU has Triton."""
-    if device.type != "cuda":
-        raise ConfigError(f"attention_backend={config.backend.attention_backend} needs a CUDA device; use torch", param="attention_backend")
     from ramet.runtime.attention.triton_backend import TritonAttention
     from ramet.runtime.executor.cuda_graphs import StepGraphs
     from ramet.runtime.executor.graph_sizes import MOST_ROWS, choose_sizes
@@ -196,7 +196,12 @@ def resolve_dtype(config: ModelConfig, files: ModelFiles, device: torch.device) 
 
 def activation_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
     """What one prompt token needs at the widest point of a layer: residual and normed input, q, k, v and their rotated copies, the
-    attention's output, or gate, up and their product; half as much again for what the allocator cannot use."""
+    attention's output, or gate, up and their product, or that of each of a token's experts with its output and the shared one's three; half
+    as much again for what the allocator cannot use."""
     heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    widest = 2 * spec.hidden_size + max(2 * heads + spec.num_heads * spec.head_dim, 3 * spec.intermediate_size)
+    inner = 3 * spec.intermediate_size
+    if (experts := spec.experts) is not None:
+        chosen = experts.per_token * (spec.hidden_size + experts.intermediate_size)
+        inner = max(inner, chosen + 3 * experts.shared_size)
+    widest = 2 * spec.hidden_size + max(2 * heads + spec.num_heads * spec.head_dim, inner)
     return widest * dtype.itemsize * 3 // 2

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ramet.runtime.layers.embedding import Embedding
+from ramet.runtime.layers.experts import Experts
 from ramet.runtime.layers.linear import Linear
 from ramet.runtime.layers.rms_norm import HeadNorm, RMSNorm
 from ramet.runtime.layers.weight_slot import WHOLE, Slot
@@ -19,6 +20,10 @@ def fill_randomly(model: nn.Module, seed: int) -> None:
     for module in model.modules():
         if isinstance(module, RMSNorm | HeadNorm):
             module.weight.fill_(1.0)
+        elif isinstance(module, Experts):
+            for weight, into in (stack for stacks in module.matrices() for stack in stacks):
+                _fill_uniformly(weight, list(into.values()), seed)
+                seed += 1
         elif isinstance(module, Linear | Embedding):
             if isinstance(module, Linear) and module.bias is not None:
                 module.bias.zero_()

@@ -63,6 +63,7 @@ def why_not(spec: ModelSpec) -> str | None:
     windows = {_window(layer, spec) for layer in spec.layers} - {None}
     rotary_dims = {layer.rope.rotary_dim for layer in spec.layers if layer.rope is not None}
     reasons = {
+        "a mixture of experts": spec.experts is not None,
         f"activation {spec.activation}": spec.activation not in ACTIVATIONS,
         "sliding windows of several sizes": len(windows) > 1,
         "rotary embeddings of several sizes, or of none that 16 divides": len(rotary_dims) > 1 or any(n % 16 for n in rotary_dims),

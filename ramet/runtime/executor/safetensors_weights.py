@@ -30,9 +30,10 @@ class SafetensorsSource:
         for path in _weight_files(files):
             handle = _open(path)
             self._tensors |= dict.fromkeys(handle.keys(), handle)
+        self._shapes = {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._tensors.items()}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._tensors.items()}
+        return self._shapes
 
     def read(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._tensors[name].get_tensor(name)
@@ -43,13 +44,12 @@ class SafetensorsSource:
         return str(self._tensors[name].get_slice(name).get_dtype())
 
     def pieces(self, wanted: Mapping[str, Region]) -> Iterator[Piece]:
-        shapes = self.shapes()
         for name, region in wanted.items():
-            handle, shape = self._tensors[name], shapes[name]
+            handle, shape = self._tensors[name], self._shapes[name]
             if region.rows is None and region.columns is None:
                 yield Piece(name, prod(shape), partial(handle.get_tensor, name))
                 continue
-            width = prod(shape[1:]) if region.columns is None else len(region.columns)
+            width = prod(shape[1:]) if region.columns is None else len(region.columns) * prod(shape[2:])
             start = 0
             for rows in (range(shape[0]),) if region.rows is None else region.rows:
                 yield Piece(name, len(rows) * width, partial(_read_part, handle, name, rows, region.columns), start)

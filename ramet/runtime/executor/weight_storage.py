@@ -8,10 +8,11 @@ from types import MappingProxyType
 
 import torch
 
-from ramet.errors import ConfigError, Unsupported
+from ramet.errors import Unsupported
 from ramet.log import get_logger
 from ramet.runtime.config import ModelConfig
-from ramet.runtime.executor.checkpoint_fit import check_quantization
+from ramet.runtime.executor.checkpoint_fit import check_experts, check_load_format, check_quantization
+from ramet.runtime.executor.expert_tensors import ExpertTensors
 from ramet.runtime.executor.gguf_weights import GgufSource
 from ramet.runtime.executor.packed_checkpoint import PackedCheckpoint
 from ramet.runtime.executor.safetensors_weights import SafetensorsSource
@@ -22,7 +23,6 @@ from ramet.runtime.layers.weight_slot import Region
 from ramet.runtime.model_files import ModelFiles
 from ramet.runtime.model_spec import ModelSpec
 
-FORMAT_FILES = {"safetensors": "huggingface", "gguf": "gguf"}
 ROUNDED = MappingProxyType(
     {
         "fp8": WeightScheme("fp8"),
@@ -45,14 +45,18 @@ class Weights:
 
 
 def open_weights(config: ModelConfig, files: ModelFiles, spec: ModelSpec, device: torch.device) -> Weights:
-    """Raises `ConfigError` where `--quantization` and the checkpoint contradict each other."""
+    """Raises `ConfigError` where `--quantization` and the checkpoint contradict each other, `Unsupported` for experts in few bits."""
     on_gpu = device.type == "cuda"
+    check_experts(config, spec, keeps_codes=on_gpu)
     if config.load_format == "dummy":
         return Weights(None, _rounding(config.quantization) if on_gpu else None)
     check_quantization(config, spec)
     source = open_source(config, files, spec)
     if isinstance(source, PackedCheckpoint):
-        return _as_stored(source, config, on_gpu)
+        weights = _as_stored(source, config, on_gpu)
+        return weights if spec.experts is None else Weights(ExpertTensors(source))
+    if spec.experts is not None:
+        return Weights(ExpertTensors(source))
     storage = _rounding(config.quantization)
     if storage is None or on_gpu:
         return Weights(source, storage)
@@ -62,8 +66,7 @@ def open_weights(config: ModelConfig, files: ModelFiles, spec: ModelSpec, device
 
 def open_source(config: ModelConfig, files: ModelFiles, spec: ModelSpec) -> WeightSource:
     """The checkpoint's format is the file's, or config.json's."""
-    if config.load_format != "auto" and FORMAT_FILES[config.load_format] != files.format:
-        raise ConfigError(f"load_format={config.load_format} does not fit {files.path}, which is {files.format}", param="load_format")
+    check_load_format(config, files)
     if files.format == "gguf":
         return GgufSource(files, spec)
     return SafetensorsSource(files) if spec.checkpoint is None else PackedCheckpoint(files, spec, spec.checkpoint)

@@ -51,6 +51,20 @@ READ = frozenset(
 )
 """Keys that the spec is made of."""
 
+EXPERTS = frozenset(
+    {
+        "num_experts",
+        "num_local_experts",
+        "num_experts_per_tok",
+        "moe_intermediate_size",
+        "shared_expert_intermediate_size",
+        "norm_topk_prob",
+        "decoder_sparse_step",
+        "mlp_only_layers",
+    }
+)
+"""Keys that the spec is made of where the family has experts."""
+
 HARMLESS = frozenset(
     {
         "_name_or_path",
@@ -87,6 +101,9 @@ HARMLESS = frozenset(
         "task_specific_params",
         "tokenizer_class",
         "torchscript",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
     }
 )
 """Keys about training, generation or bookkeeping."""
@@ -97,6 +114,12 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "num_experts": (None, 0),
     "num_local_experts": (None, 0),
     "n_routed_experts": (None, 0),
+    "n_shared_experts": (None, 0),
+    "n_group": (None, 0, 1),
+    "topk_group": (None, 0, 1),
+    "scoring_func": (None, "softmax"),
+    "routed_scaling_factor": (None, 1, 1.0),
+    "kv_lora_rank": (None,),
     "layer_norm_eps": (None,),
     "embedding_multiplier": (None, 1, 1.0),
     "residual_multiplier": (None, 1, 1.0),
@@ -113,4 +136,5 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     "text_config": (None,),
     "vision_config": (None,),
 }
-"""Keys with values under which the forward is the one implemented; any other value is refused."""
+"""Keys with values under which the forward is the one implemented; any other value is refused. Those of `EXPERTS` are free where the family
+has them."""

@@ -46,6 +46,8 @@ ELSEWHERE = {
     "attention.causal",
 }
 """Keys that are read below, or say nothing that the forward needs."""
+COUNTS = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
+"""Keys that every file has."""
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 """Tokens that end a turn; a file names only one end-of-sequence token, and not always this one."""
 CONTROL = 3  # token type
@@ -62,6 +64,9 @@ def gguf_config(path: Path) -> dict[str, Any]:
     if unknown := sorted(set(own) - set(KEYS) - ELSEWHERE):
         raise Unsupported(f"{path}: metadata {name}.{unknown[0]} is not supported", param=unknown[0])
     config: dict[str, Any] = {KEYS[key]: _scalar(key, value) for key, value in own.items() if key in KEYS}
+    for key in COUNTS:
+        if not isinstance(count := config.get(KEYS[key]), int) or count < 1:
+            raise ConfigError(f"{path}: metadata {name}.{key} must be a positive integer, but is {count!r}", param=key)
     _check_value_heads(own, path)
     tokens = metadata.get("tokenizer.ggml.tokens", ())
     return {

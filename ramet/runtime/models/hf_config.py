@@ -10,7 +10,8 @@ from ramet.errors import ConfigError, Unsupported
 from ramet.log import get_logger
 from ramet.runtime.model_files import ModelFiles, generation_defaults, read_json
 from ramet.runtime.model_spec import Activation, LayerSpec, ModelSpec
-from ramet.runtime.models.config_keys import HARMLESS, ONLY, READ
+from ramet.runtime.models.config_keys import EXPERTS, HARMLESS, ONLY, READ
+from ramet.runtime.models.expert_config import read_experts, sparse_layers
 from ramet.runtime.models.gguf_config import gguf_config
 from ramet.runtime.models.quantization_config import checkpoint_format
 from ramet.runtime.models.registry import Family, family_of
@@ -55,7 +56,7 @@ def spec_of_config(given: Mapping[str, Any], context_length: int | None = None) 
     """The spec of a config that has config.json's keys."""
     architecture = _architecture(given)
     family = family_of(architecture)
-    _check_keys(given)
+    _check_keys(given, family)
     config = {**family.defaults, **{key: value for key, value in given.items() if value is not None or key == "sliding_window"}}
     num_heads, hidden_size = _integer(config, "num_attention_heads"), _integer(config, "hidden_size")
     head_dim = int(config.get("head_dim") or hidden_size // num_heads)
@@ -74,7 +75,7 @@ def spec_of_config(given: Mapping[str, Any], context_length: int | None = None) 
         context_len=context_len,
         attention_scale=float(config.get("query_pre_attn_scalar") or head_dim) ** -0.5,
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=family.qkv_bias or bool(config.get("attention_bias", False)),
+        qkv_bias=(family.qkv_bias and bool(config.get("qkv_bias", True))) or bool(config.get("attention_bias", False)),
         output_bias=bool(config.get("attention_bias", False)),
         mlp_bias=bool(config.get("mlp_bias", False)),
         qk_norm=family.qk_norm,
@@ -87,6 +88,7 @@ def spec_of_config(given: Mapping[str, Any], context_length: int | None = None) 
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
         eos_token_ids=_token_ids(config.get("eos_token_id")),
         checkpoint=checkpoint_format(config),
+        experts=read_experts(config) if family.experts else None,
     )
 
 
@@ -107,11 +109,12 @@ def _overrides(text: str) -> dict[str, Any]:
     return value
 
 
-def _check_keys(config: Mapping[str, Any]) -> None:
+def _check_keys(config: Mapping[str, Any], family: Family) -> None:
+    read = READ | EXPERTS if family.experts else READ
     for key, allowed in ONLY.items():
-        if key in config and config[key] not in allowed:
+        if key in config and key not in read and config[key] not in allowed:
             raise Unsupported(f"config.json has {key}={config[key]!r}, which is not supported", param=key)
-    if unknown := sorted(set(config) - READ - HARMLESS - set(ONLY)):
+    if unknown := sorted(set(config) - read - HARMLESS - set(ONLY)):
         logger.warning("config.json keys without a meaning for this build: %s", ", ".join(unknown))
 
 
@@ -159,9 +162,10 @@ def _layers(config: Mapping[str, Any], family: Family, head_dim: int, context_le
     ropes = {kind: read_rope(config, kind, head_dim, context_len) for kind in set(types)}
     window = config.get("sliding_window")
     with_rope = _rope_layers(config, family, len(types))
+    sparse = sparse_layers(config, len(types)) if family.experts else [False] * len(types)
     return tuple(
-        LayerSpec(ropes[kind] if rotated else None, window if kind == "sliding_attention" else None)
-        for kind, rotated in zip(types, with_rope, strict=True)
+        LayerSpec(ropes[kind] if rotated else None, window if kind == "sliding_attention" else None, is_sparse)
+        for kind, rotated, is_sparse in zip(types, with_rope, sparse, strict=True)
     )
 
 
@@ -195,6 +199,10 @@ def _sliding_layers(config: Mapping[str, Any], family: Family, num_layers: int) 
             return [False] * num_layers
         case "all":
             return [True] * num_layers
+        case "switched":
+            return [switched_on] * num_layers
+        case "alternate":
+            return [switched_on and i % 2 == 0 and i < int(config["max_window_layers"]) for i in range(num_layers)]
         case "last":
             return [switched_on and i >= int(config["max_window_layers"]) for i in range(num_layers)]
         case "pattern":

@@ -1,4 +1,4 @@
-"""The models that Ramet runs: one row per architecture name of config.json. To add a dense model, add a row and a logits test."""
+"""The models that Ramet runs: one row per architecture name of config.json. To add a model, add a row and a logits test."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any, Literal
 
 from ramet.errors import Unsupported
 
+Windows = Literal["none", "all", "switched", "last", "alternate", "pattern", "no_rope"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """What an architecture's name implies. `defaults`: values that config.json may leave out (where it says them, it wins)."""
 
-    gguf: str  # general.architecture of its GGUF files
-    windows: Literal["none", "all", "last", "pattern", "no_rope"] = "none"  # which layers slide, where layer_types is absent
+    gguf: str | None  # general.architecture of its GGUF files; None: they are not read
+    windows: Windows = "none"  # which layers slide, where layer_types is absent
     qkv_bias: bool = False
     qk_norm: bool = False
     sandwich_norms: bool = False
     norm_offset: float = 0.0
     scaled_embedding: bool = False
     fused_checkpoint: bool = False
+    experts: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -64,6 +67,33 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             scaled_embedding=True,
             defaults={**_GEMMA, "rope_theta": 1e6, "rope_local_base_freq": 10_000.0, "sliding_window_pattern": 6},
         ),
+        "MixtralForCausalLM": Family(
+            gguf=None,
+            windows="all",
+            experts=True,
+            defaults={"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
+        ),
+        "Qwen2MoeForCausalLM": Family(
+            gguf=None,
+            windows="alternate",
+            qkv_bias=True,
+            experts=True,
+            defaults={
+                "num_experts": 60,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 1408,
+                "shared_expert_intermediate_size": 5632,
+                "sliding_window": 4096,
+                "max_window_layers": 28,
+            },
+        ),
+        "Qwen3MoeForCausalLM": Family(
+            gguf=None,
+            windows="switched",
+            qk_norm=True,
+            experts=True,
+            defaults={"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "sliding_window": 4096},
+        ),
     }
 )
 
@@ -80,5 +110,5 @@ def architecture_of_gguf(name: str) -> str:
     for architecture, family in FAMILIES.items():
         if family.gguf == name:
             return architecture
-    known = ", ".join(sorted({family.gguf for family in FAMILIES.values()}))
+    known = ", ".join(sorted({family.gguf for family in FAMILIES.values() if family.gguf}))
     raise Unsupported(f"GGUF files of architecture {name!r} are not supported; supported: {known}")

@@ -1,9 +1,9 @@
-"""One dense decoder for every family; the spec says which of its options a model uses.
+"""One decoder for every family; the spec says which of its options a model uses.
 
 h = embed(tokens)
 for each layer:
     h = h + attention(norm(h))        # gemma: norm(attention(norm(h)))
-    h = h + mlp(norm(h))              # likewise
+    h = h + mlp(norm(h))              # likewise; one MLP, or those of many that a router chooses
 logits = embed.T · norm(h)            # only where wanted
 """
 
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardBatch
 from ramet.runtime.layers.embedding import Embedding
+from ramet.runtime.layers.experts import Experts
 from ramet.runtime.layers.gated_mlp import GatedMLP
 from ramet.runtime.layers.linear import Linear, LinearPart, LinearShape, Storage, storage_under
 from ramet.runtime.layers.rank_group import RankGroup
@@ -122,8 +123,12 @@ class DecoderLayer(nn.Module):
         self.attention_post_norm = norm() if spec.sandwich_norms else None
         self.mlp_post_norm = norm() if spec.sandwich_norms else None
         in_attention, in_mlp = storage_under(storage, "self_attn."), storage_under(storage, "mlp.")
+        self.mlp: Experts | GatedMLP
         self.attention = Attention(shard, index, ropes, dtype=dtype, device=device, ranks=ranks, storage=in_attention)
-        self.mlp = GatedMLP(shard, dtype=dtype, device=device, ranks=ranks, storage=in_mlp)
+        if spec.layers[index].sparse:
+            self.mlp = Experts(shard, dtype=dtype, device=device, ranks=ranks)
+        else:
+            self.mlp = GatedMLP(shard, dtype=dtype, device=device, ranks=ranks, storage=in_mlp)
 
     def forward(self, hidden: torch.Tensor, rotations: list[Rotation], backend: AttentionBackend) -> torch.Tensor:
         """[T, hidden] → the same tensor, updated in place."""

@@ -32,12 +32,15 @@ from tests.runtime.models.test_gguf_models import write_gguf
 from tests.runtime.models.tiny_models import one_thread, tiny_model
 
 GEMMA = {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 24, "num_hidden_layers": 2}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 40}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, biases everywhere": ("Llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     "llama, 6 heads over 3": ("Llama", {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8}),
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "phi3, fused checkpoint": ("Phi3", {"num_key_value_heads": 2, "sliding_window": 8}),
     "gemma2, caps": ("Gemma2", {**GEMMA, "final_logit_softcapping": 2.0}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "qwen2 moe": ("Qwen2Moe", EXPERTS),
     "gemma3": ("Gemma3Text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
 }
 
@@ -103,8 +106,9 @@ def test_columns_that_cut_blocks_are_read_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_dummy_weights_are_those_of_one_rank(size: int, tmp_path: Path) -> None:
-    tiny_model("Phi3", num_key_value_heads=2).save_pretrained(tmp_path)
+@pytest.mark.parametrize(("family", "changes"), [("Phi3", {"num_key_value_heads": 2}), ("Qwen2Moe", EXPERTS)])
+def test_dummy_weights_are_those_of_one_rank(family: str, changes: dict[str, Any], size: int, tmp_path: Path) -> None:
+    tiny_model(family, **changes).save_pretrained(tmp_path)
     config = ModelConfig(load_format="dummy", random_seed=3)
     (alone,) = load_ranks(locate_model(str(tmp_path)), 1, config)
     whole = {name: slot.target for name, slot in alone.model.slots().items()}

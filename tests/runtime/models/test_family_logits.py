@@ -32,6 +32,8 @@ GEMMA3_ROPE = {
 }
 PHI = {"num_key_value_heads": 2, "pad_token_id": 0}
 GEMMA = {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 24, "num_hidden_layers": 4}
+WINDOW = {"use_sliding_window": True, "sliding_window": 6}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -64,6 +66,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2, tight caps": ("Gemma2", {**GEMMA, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 2.0}),
     "gemma3": ("Gemma3Text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"] * 2}),
     "gemma3, scaled": ("Gemma3Text", {**GEMMA, "num_hidden_layers": 6, "rope_parameters": GEMMA3_ROPE}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "mixtral, window": ("Mixtral", {"num_local_experts": 4, "sliding_window": 7, "head_dim": 16}),
+    "qwen2 moe": ("Qwen2Moe", {**EXPERTS, "shared_expert_intermediate_size": 40}),
+    "qwen2 moe, window in some layers": (
+        "Qwen2Moe",
+        {**EXPERTS, "shared_expert_intermediate_size": 40, "norm_topk_prob": True, "qkv_bias": False, **WINDOW, "max_window_layers": 2},
+    ),
+    "qwen3 moe": ("Qwen3Moe", {**EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
+    "qwen3 moe, dense layers and window": ("Qwen3Moe", {**EXPERTS, "mlp_only_layers": [0], "decoder_sparse_step": 2, **WINDOW}),
 }
 
 

@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ramet.errors import Unsupported
+from ramet.errors import ConfigError, Unsupported
 from ramet.runtime.config import ModelConfig
 from ramet.runtime.gguf_file import open_gguf
 from ramet.runtime.model_files import ModelFiles, locate_model
@@ -90,10 +90,18 @@ def test_unknown_metadata_of_the_architecture_is_refused(tmp_path: Path) -> None
         model_spec(files)
 
 
-def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "mamba")
+@pytest.mark.parametrize("key", ["attention.head_count", "block_count"])
+def test_a_count_of_nothing_is_named(key: str, tmp_path: Path) -> None:
+    files = write_gguf(tmp_path / "model.gguf", "llama", tiny_model("Llama"), metadata={f"llama.{key}": 0})
+    with pytest.raises(ConfigError, match=rf"llama\.{key} must be a positive integer, but is 0"):
+        model_spec(files)
+
+
+@pytest.mark.parametrize("name", ["mamba", "qwen3moe"])
+def test_unknown_architecture_is_refused(name: str, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", name)
     _finish(writer)
-    with pytest.raises(Unsupported, match="mamba"):
+    with pytest.raises(Unsupported, match=f"{name}.*supported: gemma2, gemma3, llama"):
         model_spec(ModelFiles("gguf", tmp_path / "model.gguf", "m"))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from ramet.errors import ConfigError, RametError, Unsupported
 from ramet.runtime.model_files import ModelFiles
+from ramet.runtime.model_spec import ExpertSpec
 from ramet.runtime.models.hf_config import merge, model_spec, spec_of_config
 from ramet.runtime.models.registry import FAMILIES
 
@@ -32,6 +33,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rope parameter": ({"rope_scaling": {"rope_type": "linear", "factor": 2, "mrope_section": [1]}}, "mrope_section"),
     "interleaved rope": ({"rope_interleaved": True}, "rope_interleaved"),
     "quantised checkpoint": ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    "latent attention": ({"architectures": ["DeepseekV3ForCausalLM"]}, "DeepseekV3ForCausalLM"),
+    "gpt-oss": ({"architectures": ["GptOssForCausalLM"]}, "GptOssForCausalLM"),
+    "routing in groups": ({"architectures": ["Qwen3MoeForCausalLM"], "n_group": 8}, "n_group"),
+    "routing by sigmoids": ({"architectures": ["MixtralForCausalLM"], "scoring_func": "sigmoid"}, "scoring_func"),
+    "experts with biases": ({"architectures": ["MixtralForCausalLM"], "mlp_bias": True}, "mlp_bias"),
     "mixture of experts": ({"num_local_experts": 8}, "num_local_experts"),
     "bidirectional attention": ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     "granite's multipliers": ({"residual_multiplier": 0.22}, "residual_multiplier"),
@@ -48,6 +54,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
         "1 factors for 6 frequencies",
     ),
+    "more experts than there are": ({"architectures": ["MixtralForCausalLM"], "num_experts_per_tok": 9}, "num_experts_per_tok=9 of 8"),
     "heads that do not divide": ({"num_attention_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads"),
 }
 
@@ -78,6 +85,21 @@ def test_an_unknown_key_is_reported_and_a_harmless_one_is_not(caplog: pytest.Log
 def test_every_family_reads_a_config_that_says_only_the_sizes(architecture: str) -> None:
     spec = spec_of_config(BASE | {"architectures": [architecture]})
     assert spec.num_layers == 4 and spec.num_heads == spec.num_kv_heads == 4
+
+
+QWEN3 = BASE | {"architectures": ["Qwen3MoeForCausalLM"], "moe_intermediate_size": 24}
+
+
+@pytest.mark.parametrize("key", ["num_experts", "num_local_experts"])
+def test_experts_are_read_by_either_name_of_their_number(key: str) -> None:
+    experts = spec_of_config(QWEN3 | {key: 16, "norm_topk_prob": True, "shared_expert_intermediate_size": 0}).experts
+    assert experts == ExpertSpec(count=16, per_token=8, intermediate_size=24, renormalise=True)
+
+
+def test_layers_without_experts_are_named_or_counted() -> None:
+    spec = spec_of_config(QWEN3 | {"mlp_only_layers": [3], "decoder_sparse_step": 2})
+    assert [layer.sparse for layer in spec.layers] == [False, True, False, False]
+    assert not any(layer.sparse for layer in spec_of_config(BASE).layers)
 
 
 def test_context_length_is_at_most_the_models() -> None:

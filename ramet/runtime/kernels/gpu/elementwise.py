@@ -51,6 +51,37 @@ def _add_rms_norm(
     tl.store(out + row + column, y.to(out.dtype.element_ty), mask=inside)
 
 
+def norm_heads(heads: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
+    """Each head of [T, heads, D] by its own length and line of `weight` [heads, D], in place, in float32 inside. Heads lie side by side.
+
+    Torch: heads.copy_(F.rms_norm(heads.float(), (D,), None, eps) * weight)
+    """
+    num_tokens, num_heads, head_dim = heads.shape
+    block = 8
+    _norm_heads[(num_tokens, triton.cdiv(num_heads, block))](
+        heads, weight, eps, heads.stride(0), HEADS=num_heads, SIZE=head_dim, BLOCK_H=block, BLOCK=triton.next_power_of_2(head_dim),
+        num_warps=4, **launch_options(heads.device),
+    )  # fmt: skip
+
+
+@triton.jit
+def _norm_heads(
+    heads, weight, eps, token_stride, HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (head < HEADS) & (column < SIZE)
+    w = tl.load(weight + head * SIZE + column, mask=inside, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    place = heads + tl.program_id(0).to(tl.int64) * token_stride + head * SIZE + column
+    x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    y = x * tl.rsqrt(tl.sum(x * x, 1) / SIZE + eps)[:, None] * w
+    tl.store(place, y.to(heads.dtype.element_ty), mask=inside)
+
+
 def gated_activation(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     """[T, 2 I] → [T, I]: act(first half) · second half. Torch: act(gate) * up of `gate_up.chunk(2, -1)`."""
     num_tokens, width = gate_up.shape

@@ -13,12 +13,13 @@ import torch
 
 
 @lru_cache(maxsize=8)
-def overlaps_launches(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (9, 0)
+def capability(device: torch.device) -> tuple[int, int]:
+    """Of a CUDA device: what NVIDIA counts its kinds of processor by."""
+    return torch.cuda.get_device_capability(device)
 
 
 def launch_options(device: torch.device) -> dict[str, bool]:
     """Keywords of every kernel call: `PDL` for the kernel, `launch_pdl` for the launcher."""
-    if device.type != "cuda" or not overlaps_launches(device):
+    if device.type != "cuda" or capability(device) < (9, 0):
         return {"PDL": False}
     return {"PDL": True, "launch_pdl": True}

@@ -10,14 +10,13 @@ others          one token      vector times matrix in float32, without the matri
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ramet.runtime.kernels.gpu.launch import launch_options
+from ramet.runtime.kernels.gpu.launch import capability, launch_options
 
 MAX_TOKENS = 128
 SEGMENT = 128
@@ -116,9 +115,8 @@ def few_tokens_linear(
     return out
 
 
-@lru_cache(maxsize=8)
 def multiplies_fp8(device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+    return device.type != "cuda" or capability(device) >= (8, 9)
 
 
 def default_tiles(weight: Codes, num_tokens: int, *, alone: bool) -> Tiles:
