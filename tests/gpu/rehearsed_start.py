@@ -1,8 +1,10 @@
-"""A process that warms up with an empty cache of kernels, and says what it compiled when: JSON on stdout."""
+"""A process that warms up with an empty cache of kernels, and says what it compiled when: JSON on stdout. `experts` as its argument: over a
+model that has some."""
 
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ import triton
 
 from ramet.runtime.executor.gpu_warm_up import warm_up
 from ramet.runtime.kernels.gpu.rehearsal import Rehearsal, is_rehearsing
-from tests.gpu.test_cuda_graphs import DEVICE, make_executor
+from tests.gpu.test_cuda_graphs import DEVICE, SPEC, WITH_EXPERTS, make_executor
 
 
 def main() -> None:
@@ -23,8 +25,8 @@ def main() -> None:
     triton.knobs.runtime.jit_post_compile_hook = compiled
     torch.cuda.set_device(DEVICE)
     rehearsal = Rehearsal(DEVICE)
-    executor = make_executor(graphs=True)
-    warm_up(executor, rehearsal)
+    executor = make_executor(graphs=True, spec=WITH_EXPERTS if "experts" in sys.argv else SPEC)
+    warm_up(executor, executor.prepared_sizes, rehearsal)
     executor.close()
     print(json.dumps({"in_calls": in_calls, "side_by_side": side_by_side, "noted": rehearsal.num_noted, "goes_on": is_rehearsing()}))
 

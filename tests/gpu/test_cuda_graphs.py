@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.kv_pool import allocate_pool
 from ramet.runtime.executor.step_runner import FastPath
 from ramet.runtime.executor.torch_executor import TorchExecutor
-from ramet.runtime.model_spec import LayerSpec, ModelSpec, RopeSpec
+from ramet.runtime.model_spec import ExpertSpec, LayerSpec, ModelSpec, RopeSpec
 from ramet.runtime.models.transformer import Transformer
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, Capacity, ModelInfo, PlanRow, RowStart, StepResult
 from ramet.runtime.request import LogprobParams, SamplingParams
@@ -25,19 +26,23 @@ SPEC = ModelSpec(
     layers=(LayerSpec(RopeSpec(10000.0, 64)),) * 3, norm_eps=1e-5, activation="silu", context_len=4096, attention_scale=64**-0.5,
     tied_embeddings=True,
 )  # fmt: skip
+WITH_EXPERTS = replace(
+    SPEC, layers=(*SPEC.layers[:2], replace(SPEC.layers[0], sparse=True)),
+    experts=ExpertSpec(count=24, per_token=3, intermediate_size=96, renormalise=True),
+)  # fmt: skip
 INFO = ModelInfo("test", "Test", 1000, 4096, 3, 2, 64, 0, 0, 0, "bfloat16")
 CAPACITY = Capacity(8192, 1, 24)
 PREFIX = 1600
 SIZES = (1, 2, 4, 8, 16, 24)
 
 
-def make_executor(*, graphs: bool) -> TorchExecutor:
+def make_executor(*, graphs: bool, spec: ModelSpec = SPEC) -> TorchExecutor:
     from ramet.runtime.attention.triton_backend import TritonAttention
     from ramet.runtime.executor.cuda_graphs import StepGraphs
     from ramet.runtime.models.fused_step import FusedStep
 
     torch.manual_seed(0)
-    model = Transformer(SPEC, dtype=torch.bfloat16, device=DEVICE).eval()
+    model = Transformer(spec, dtype=torch.bfloat16, device=DEVICE).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.06)
     attention = TritonAttention(num_heads=8, num_kv_heads=2, device=DEVICE)
@@ -90,11 +95,12 @@ def sequences(steps: list[list[tuple[int, ...]]]) -> dict[int, list[tuple[int, .
 
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
 @pytest.mark.parametrize("num_rows", [1, 3, 20])
-def test_graph_equals_eager_and_order_of_reading_changes_nothing(num_rows: int, shared: bool) -> None:
+@pytest.mark.parametrize("spec", [SPEC, WITH_EXPERTS], ids=["dense", "experts"])
+def test_graph_equals_eager_and_order_of_reading_changes_nothing(spec: ModelSpec, num_rows: int, shared: bool) -> None:
     steps = plans(num_rows, shared=shared)
     results = []
     for graphs, ahead in ((False, False), (True, False), (True, True)):
-        executor = make_executor(graphs=graphs)
+        executor = make_executor(graphs=graphs, spec=spec)
         results.append(tokens(run(executor, steps, ahead=ahead)))
         executor.close()
     assert results[1] == results[2]

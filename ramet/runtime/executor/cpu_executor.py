@@ -11,10 +11,10 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ramet.errors import InternalError, OutOfMemory, Unsupported
+from ramet.errors import ConfigError, InternalError, OutOfMemory, Unsupported
 from ramet.log import get_logger
 from ramet.runtime.config import EngineConfig
-from ramet.runtime.executor.checkpoint_fit import check_quantization
+from ramet.runtime.executor.checkpoint_fit import check_attention_backend, check_load_format, check_quantization
 from ramet.runtime.executor.cpu_choice import CpuChoice
 from ramet.runtime.executor.cpu_runner import Array, CpuRunner
 from ramet.runtime.executor.executor import PendingResult
@@ -103,10 +103,12 @@ def create_cpu_executor(config: EngineConfig) -> CpuExecutor | None:
     """The C++ step where it was asked for by name; or, left alone, for a model in few bits that it holds exactly, on a machine where it can
     be built. None: torch computes. Raises what `load_quantized` raises, `ConfigError`, `OutOfMemory`."""
     options = config.model
+    check_for_cpu(config)
     if options.quantization in ("none", "fp8") or options.load_format == "dummy":
         return None
     files = locate_model(options.model_path, revision=options.revision)
     spec = model_spec(files, overrides=options.json_model_override_args, context_length=options.context_length)
+    check_load_format(options, files)
     check_quantization(options, spec)
     if BITS[options.quantization] is not None:
         return _create(config, files, spec)
@@ -123,6 +125,18 @@ def create_cpu_executor(config: EngineConfig) -> CpuExecutor | None:
             raise
         _LOG.info("The weights are dequantised to float32: %s", error.message)
         return None
+
+
+def check_for_cpu(config: EngineConfig) -> None:
+    """Refuse what a CPU would leave unheard."""
+    options = config.model
+    check_attention_backend(config.backend, "cpu")
+    if options.load_format == "dummy" and options.quantization not in (None, "none"):
+        message = f"quantization={options.quantization}: on a CPU dummy weights stay numbers; leave it out, or load a checkpoint"
+        raise ConfigError(message, param="quantization")
+    if BITS.get(options.quantization) is not None and options.dtype not in ("auto", "float32", "float"):
+        message = f"dtype={options.dtype}: the quantised CPU kernels compute in float32; leave it out, or take --quantization none"
+        raise ConfigError(message, param="dtype")
 
 
 def _create(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> CpuExecutor:

@@ -100,6 +100,10 @@ class StepGraphs:
         # Apart from the stream that steps run on: results of earlier steps are freed by other threads meanwhile, which marks that stream.
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
+    @property
+    def sizes(self) -> Sequence[int]:
+        return self._sizes
+
     def covers(self, rows: Sequence[PlanRow]) -> bool:
         pairs = sum(len(row.token_ids) * row.end for row in rows if len(row.token_ids) > 1)
         return pairs <= MOST_PAIRS and self._key(rows, shared=False) is not None
@@ -131,8 +135,8 @@ class StepGraphs:
         return None if num_rows is None or size is None else GraphKey(max(size, num_rows), num_rows, shared, mixed=True)
 
     def _recorded(self, key: GraphKey) -> GraphKey:
-        """The recording to run in; `key` itself where it has one or shall get one now."""
-        if key in self._recordings:
+        """The recording to run in; `key` itself where it has one or shall get one now. One token has kernels of its own: always now."""
+        if key in self._recordings or key.tokens == 1:
             return key
         larger = [other for other in self._recordings if other.holds(key)]
         if not larger:

@@ -1,11 +1,12 @@
-"""Steps of every kind, once, before the first request: kernels are compiled (or fetched from their cache) and the smallest graphs recorded
-here instead of in somebody's reply. What the steps leave in pages and slots belongs to nobody: every request resets its own.
+"""Steps of every kind, once, before the first request: kernels are compiled (or fetched from their cache) and the graphs of decode steps
+recorded here instead of in somebody's reply, where each would be a pause of 50 ms. What the steps leave in pages and slots belongs to
+nobody: every request resets its own.
 
 The steps are rehearsed first, so that kernels are compiled side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from ramet.runtime.executor.executor import Executor
@@ -14,14 +15,14 @@ from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart
 from ramet.runtime.request import SamplingParams
 
 _LONG, _SHORT = 600, 100  # tokens: too many for a graph, and few enough
-_SIZES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # where nothing is recorded
 _SHARED_SIZES = (16, 64, 256, 512)
 _MIXED = ((16, 4), (64, 3), (64, 8), (64, 16))  # rows, tokens of each
 
 
-def warm_up(executor: Executor, rehearsal: AbstractContextManager[object]) -> None:
-    """Run them and wait; before that, in `rehearsal`, those that do not go on with a sampled token. Does nothing where the pool is too
-    small to try."""
+def warm_up(executor: Executor, sizes: Sequence[int], rehearsal: AbstractContextManager[object]) -> None:
+    """Run them and wait, decode steps of all `sizes` among them; before that, in `rehearsal`, those that do not go on with a sampled token.
+    Does nothing where the pool is too small to try."""
     page_size = executor.capacity.page_size
     if min(executor.capacity.num_tokens // 4, executor.model.context_len) < _LONG + page_size + 8 or executor.capacity.max_running < 2:
         return
@@ -36,7 +37,7 @@ def warm_up(executor: Executor, rehearsal: AbstractContextManager[object]) -> No
         (_row(0, (1,) * _SHORT, 0, shared),),
         (_next(_row(0, (1,) * _SHORT, 0, shared), 0), _row(1, (1,) * _LONG, 0, spare)),
     )
-    every = (*steps, *_decode_steps(executor, shared, spare))
+    every = (*steps, *_decode_steps(executor, sizes or _SIZES, shared, spare))
     with rehearsal:
         _run(executor, (rows for rows in every if all(row.token_ids != (PENDING_TOKEN,) for row in rows)))
     _run(executor, every)
@@ -49,10 +50,12 @@ def _run(executor: Executor, steps: Iterable[tuple[PlanRow, ...]]) -> None:
         executor.sample(plan, None).result()
 
 
-def _decode_steps(executor: Executor, shared: tuple[int, ...], spare: tuple[int, ...]) -> Iterator[tuple[PlanRow, ...]]:
+def _decode_steps(
+    executor: Executor, sizes: Sequence[int], shared: tuple[int, ...], spare: tuple[int, ...]
+) -> Iterator[tuple[PlanRow, ...]]:
     """Batches of a few sizes, small ones first; alone, under one prefix, and with several tokens in a row."""
     most, start = executor.capacity.max_running, len(shared) * executor.capacity.page_size
-    for size in (size for size in _SIZES if size <= most):
+    for size in (size for size in sizes if size <= most):
         yield tuple(_row(slot, (1,), 0, spare[:1]) for slot in range(size))
     times = -(-least_shared(8) // start)  # the same pages again: nobody minds, and they are enough to be shared
     fits = times * start < min(executor.model.context_len, executor.capacity.num_tokens)

@@ -56,6 +56,10 @@ class SampledRows:
 class FastPath(Protocol):
     """A faster way through steps of few tokens."""
 
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Numbers of rows that it prepares for, where each row brings one token; ascending."""
+
     def covers(self, rows: Sequence[PlanRow]) -> bool:
         """Whether it computes steps of so many rows and tokens."""
 
@@ -92,6 +96,11 @@ class StepRunner:
         self._clock = StepClock(device)
         self._logits: torch.Tensor | None = None  # of the sampling rows, between forward and sample
         self._prompt: list[RowLogprobs] = []
+
+    @property
+    def prepared_sizes(self) -> Sequence[int]:
+        """Of the fast path; none: there is no such path."""
+        return () if self._fast_path is None else self._fast_path.sizes
 
     def forward(self, plan: BatchPlan) -> None:
         """Compute all rows. A row that wants prompt logprobs runs in pieces where its logits would take too much memory; output that was

@@ -7,7 +7,7 @@ an event behind the copy of the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -70,6 +70,11 @@ class TorchExecutor:
     @property
     def capacity(self) -> Capacity:
         return self._capacity
+
+    @property
+    def prepared_sizes(self) -> Sequence[int]:
+        """Numbers of decoding rows that have, or get, a recording of their own."""
+        return () if self._runner is None else self._runner.prepared_sizes
 
     def launch(self, plan: BatchPlan) -> None:
         self._forward = self._thread.submit(self._run_forward, plan)
@@ -142,7 +147,7 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
     if device.type == "cuda":
         from ramet.runtime.kernels.gpu.rehearsal import Rehearsal  # only a GPU has Triton
 
-        warm_up(executor, Rehearsal(device))
+        warm_up(executor, executor.prepared_sizes, Rehearsal(device))
     return executor
 
 

@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from contextlib import suppress
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import lru_cache
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from ramet.errors import Unsupported
 from ramet.log import get_logger
-from ramet.user_cache import user_cache
+from ramet.user_cache import draft_of, user_cache
 
 logger = get_logger(__name__)
 
@@ -138,12 +137,7 @@ def _digest(compiler: str) -> str:
 
 
 def _compile(compiler: str, target: Path) -> None:
-    """Compile beside the target and rename, so that two starting processes never see half a file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(dir=target.parent, suffix=".so")
-    os.close(descriptor)
-    done = subprocess.run([compiler, *FLAGS, str(SOURCES / "step.cpp"), "-o", draft], capture_output=True, text=True)
-    if done.returncode != 0:
-        Path(draft).unlink()
-        raise Unsupported(f"{compiler} could not compile the CPU kernels; use --quantization none. It said:\n{done.stderr[-2000:]}")
-    Path(draft).replace(target)
+    with draft_of(target) as draft:
+        done = subprocess.run([compiler, *FLAGS, str(SOURCES / "step.cpp"), "-o", str(draft)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Unsupported(f"{compiler} could not compile the CPU kernels; use --quantization none. It said:\n{done.stderr[-2000:]}")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ramet.errors import ConfigError, Unsupported
+from ramet.runtime.config import EngineConfig
 from ramet.runtime.executor import default_executor
 from ramet.runtime.kernels import cpu_library
 from ramet.runtime.kernels.core_count import usable_cores
@@ -70,3 +73,26 @@ def test_threads_are_one_per_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert usable_cores(tmp_path) == 4  # 0 and 4, 1 and 5, 2 without its sibling, and 9, of which nothing is known
     monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
     assert usable_cores(tmp_path) == 3
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"attention_backend": "triton"}, "attention_backend=triton needs a CUDA device"),
+        ({"attention_backend": "flashinfer", "quantization": "none"}, "attention_backend=flashinfer needs a CUDA device"),
+        ({"load_format": "dummy", "quantization": "awq"}, "quantization=awq: on a CPU dummy weights stay numbers"),
+        ({"load_format": "dummy", "quantization": "q4_1"}, "quantization=q4_1: on a CPU dummy weights stay numbers"),
+        ({"quantization": "q4_1", "dtype": "bfloat16"}, "dtype=bfloat16: the quantised CPU kernels compute in float32"),
+        ({"quantization": "int8", "dtype": "half"}, "dtype=half: the quantised CPU kernels compute in float32"),
+        ({"quantization": "q4_1", "kv_cache_dtype": "fp8_e4m3"}, "keep keys and values in 16 or 32 bits"),
+        ({"kv_cache_dtype": "fp8_e5m2"}, "keep keys and values in 16 or 32 bits"),
+        ({"quantization": "awq"}, "quantization=awq does not fit the checkpoint"),
+        ({"load_format": "safetensors"}, "load_format=safetensors does not fit .*, which is gguf"),
+    ],
+)
+def test_what_cannot_be_had_together_on_a_cpu_is_refused(options: dict[str, Any], complaint: str) -> None:
+    config = EngineConfig.from_options({"device": "cpu", "max_total_tokens": 512, **options})
+    with pytest.raises((ConfigError, Unsupported), match=complaint) as refused:
+        default_executor.create_executor(config)
+    assert refused.value.param in options and "\n" not in refused.value.message

@@ -9,20 +9,25 @@ at once.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
+from contextlib import contextmanager
+from threading import Lock
+from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
 import triton
+from triton.runtime import build
 
 from ramet.log import get_logger
 
 _LOG = get_logger(__name__)
 
-_MAKE_PLACES = ("_decode_inputs",)
+_MAKE_PLACES = ("_decode_inputs", "_choose_experts", "_order_by_expert")
 _MOST_THREADS = 16
-_HAS_HOOK = hasattr(triton, "knobs")  # from Triton 3.4 on; before, kernels are compiled where they are called
+_HAS_HOOK = hasattr(triton, "knobs") and hasattr(build, "_load_module_from_path")
+"""From Triton 3.4 on; elsewhere, kernels are compiled where they are called."""
 
 
 def is_rehearsing() -> bool:
@@ -52,7 +57,8 @@ class Rehearsal:
             triton.knobs.runtime.jit_cache_hook = None
         if self._noted and error is None:
             threads = min(len(self._noted), os.cpu_count() or 1, _MOST_THREADS)
-            with ThreadPoolExecutor(threads, "ramet-compile", initializer=torch.cuda.set_device, initargs=(self._device,)) as pool:
+            pool = ThreadPoolExecutor(threads, "ramet-compile", initializer=torch.cuda.set_device, initargs=(self._device,))
+            with _launchers_apart(), pool:
                 list(pool.map(_compile, self._noted.values()))
 
     def _is_left_out(self, *, fn: Any, compile: dict[str, Any], **_: object) -> bool:
@@ -61,6 +67,26 @@ class Rehearsal:
             return False
         self._noted[f"{fn.name} {compile['key']}"] = fn.jit_function, compile["specialization_data"]
         return True
+
+
+@contextmanager
+def _launchers_apart() -> Iterator[None]:
+    """Lets threads load launchers. All of them are modules of one name, and Python gives a library that it loads for the second time the
+    module that bears the name just then, with its own functions in it: a thread that has not yet taken its launcher out finds another's. So
+    everybody gets a copy of the module as it was loaded."""
+    load, lock = build._load_module_from_path, Lock()
+
+    def load_apart(name: str, path: str) -> ModuleType:
+        with lock:
+            module = ModuleType(name)
+            module.__dict__.update(vars(load(name, path)))
+            return module
+
+    build._load_module_from_path = load_apart
+    try:
+        yield
+    finally:
+        build._load_module_from_path = load
 
 
 def _compile(noted: tuple[Any, str]) -> None:
