@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -136,6 +137,10 @@ class Strings(Sequence[str]):
         return [buffer[start:end].decode("utf-8", "replace") for start, end in zip(places[::2], places[1::2], strict=True)]
 
 
+Entry = tuple[str, tuple[int, ...], int, int]
+"""Of the table: a tensor's name, shape, type, and its first byte behind where the data begin."""
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """All key-values of the file: ints, floats, bools, strings, `Strings`, numpy arrays of numbers. Unmapped with the last of them."""
     return _Reader(_mapped(path), path).metadata()
@@ -146,8 +151,7 @@ def open_gguf(path: Path) -> GgufFile:
     buffer = _mapped(path)
     reader = _Reader(buffer, path)
     metadata = reader.metadata()
-    tensors = reader.tensors(int(metadata.get("general.alignment", DEFAULT_ALIGNMENT)))
-    return GgufFile(metadata, {tensor.name: tensor for tensor in tensors}, buffer)
+    return GgufFile(metadata, reader.tensors(metadata.get("general.alignment", DEFAULT_ALIGNMENT)), buffer)
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -174,18 +178,31 @@ class _Reader:
         return self.number("<Q"), self.number("<Q")
 
     def metadata(self) -> dict[str, Any]:
-        return self.guarded(lambda: {self.string(): self.value(self.number("<I")) for _ in range(self.num_keys)})
+        return self.once(self.guarded(lambda: [(self.string(), self.value(self.number("<I"))) for _ in range(self.num_keys)]))
 
-    def tensors(self, alignment: int) -> list[GgufTensor]:
+    def tensors(self, alignment: object) -> dict[str, GgufTensor]:
+        if not isinstance(alignment, int) or alignment < 1:
+            raise self.damaged(f"general.alignment is {alignment!r:.40}")
         table = self.guarded(lambda: [self.tensor_entry() for _ in range(self.num_tensors)])
         data_start = -(-self.at // alignment) * alignment
-        return [self.tensor(name, shape, kind, data_start + offset) for name, shape, kind, offset in table]
+        self.check_apart(table)
+        return self.once([(name, self.tensor(name, shape, kind, data_start + offset)) for name, shape, kind, offset in table])
+
+    def once(self, pairs: Sequence[tuple[str, _T]]) -> dict[str, _T]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise self.damaged(f"it names {next(name for name in found if names.count(name) > 1)!r:.80} twice")
+        return found
 
     def guarded(self, parse: Callable[[], _T]) -> _T:
+        """Whatever bytes there are."""
         try:
             return parse()
-        except (struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
-            raise self.damaged(f"near byte {self.at}: {error}") from error
+        except (struct.error, ValueError, KeyError, OverflowError) as error:
+            raise self.damaged(f"near byte {min(self.at, len(self.buffer))}: {error}") from error
+        except RecursionError as error:
+            raise self.damaged(f"near byte {self.at}: arrays in arrays without end") from error
 
     def damaged(self, what: str) -> InvalidRequest:
         return InvalidRequest(f"{self.path} is cut short or damaged ({what}); download it again")
@@ -233,20 +250,31 @@ class _Reader:
             return self.strings(count)
         return [self.value(ARRAY) for _ in range(count)] if item_type == ARRAY else self.numbers(item_type, count)
 
-    def tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
+    def tensor_entry(self) -> Entry:
         name = self.string()
         reversed_shape = [self.number("<Q") for _ in range(self.number("<I"))]
+        if 0 in reversed_shape or not reversed_shape:
+            raise ValueError(f"tensor {name} has {'no values' if reversed_shape else 'no dimensions'}")
         return name, tuple(reversed(reversed_shape)), self.number("<I"), self.number("<Q")
 
-    def tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
+    def check_apart(self, table: Sequence[Entry]) -> None:
+        end, before = 0, ""
+        for name, shape, kind, offset in sorted(table, key=itemgetter(3)):
+            if offset < end:
+                raise self.damaged(f"tensor {name} begins inside of tensor {before}")
+            end, before = offset + prod(shape[:-1]) * self.row_bytes(name, shape[-1], kind), name
+
+    def row_bytes(self, name: str, num_values: int, kind: int) -> int:
         if kind not in BLOCK_TYPES:
             raise self.unread(name, kind)
         block = BLOCK_TYPES[kind]
-        if shape[-1] % block.num_values:
-            raise self.damaged(f"tensor {name}: rows of {shape[-1]} are not a multiple of {block.num_values}")
-        row_bytes = shape[-1] // block.num_values * block.num_bytes
-        num_rows = prod(shape[:-1])
+        if num_values % block.num_values:
+            raise self.damaged(f"tensor {name}: rows of {num_values} are not a multiple of {block.num_values}")
+        return num_values // block.num_values * block.num_bytes
+
+    def tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
+        row_bytes, num_rows = self.row_bytes(name, shape[-1], kind), prod(shape[:-1])
         if offset + num_rows * row_bytes > len(self.buffer):
             raise self.damaged(f"tensor {name} ends behind the file's end")
         blocks = np.frombuffer(self.buffer, np.uint8, num_rows * row_bytes, offset).reshape(num_rows, row_bytes)
-        return GgufTensor(name, shape, block, blocks)
+        return GgufTensor(name, shape, BLOCK_TYPES[kind], blocks)

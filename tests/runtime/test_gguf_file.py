@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ramet.errors import InvalidRequest, Unsupported
-from ramet.runtime.gguf_file import BLOCK_TYPES, REFUSED_TYPES, BlockType, GgufTensor, open_gguf, read_metadata
+from ramet.errors import InvalidRequest, RametError, Unsupported
+from ramet.runtime.gguf_file import BLOCK_TYPES, REFUSED_TYPES, BlockType, GgufTensor, Strings, open_gguf, read_metadata
 from ramet.runtime.gguf_quants import DEQUANTISE, dequantise
 
 TYPES = {block.name: block for block in BLOCK_TYPES.values()}
@@ -19,8 +23,10 @@ HALVES |= {"IQ4_NL": [0], "IQ4_XS": [0], "TQ1_0": [52], "TQ2_0": [64]}
 """Where a block has its float16 scales: random bytes would often not be numbers there."""
 
 
-def written(path: Path, *, tensors: dict[str, np.ndarray] | None = None) -> Path:
+def written(path: Path, *, tensors: dict[str, np.ndarray] | None = None, numbers: Mapping[str, int] | None = None) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
+    for name, number in (numbers or {}).items():
+        writer.add_uint32(name, number)
     writer.add_uint32("a.count", 7)
     writer.add_int32("a.negative", -3)
     writer.add_float32("a.float", 0.5)
@@ -180,3 +186,77 @@ def test_types_have_the_package_names() -> None:
     assert len(named) == len(BLOCK_TYPES) + len(REFUSED_TYPES)
     gone = {31, 32, 33}  # Q4_0 in the order of ARM's kernels: such files are about, the package has forgotten them
     assert all(gguf.GGMLQuantizationType(kind).name == name for kind, name in named.items() if kind not in gone)
+
+
+def repacked(whole: bytes, name: str, at: int, value: int, size: int = 8) -> bytes:
+    """With another number at this place behind a tensor's name in the table."""
+    place = whole.index(name.encode()) + len(name) + at
+    return whole[:place] + value.to_bytes(size, "little") + whole[place + size :]
+
+
+NUM_DIMS, FIRST_DIM, OFFSET = 0, 4, 4 + 2 * 8 + 4
+"""Places behind the name of a tensor of two dimensions."""
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda whole: repacked(whole, "aa", NUM_DIMS, 0, 4), "tensor aa has no dimensions"),
+        (lambda whole: repacked(whole, "aa", FIRST_DIM, 0), "tensor aa has no values"),
+        (lambda whole: repacked(whole, "aa", FIRST_DIM, 2**63), "tensor bb begins inside of tensor aa|ends behind the file's end"),
+        (lambda whole: repacked(whole, "bb", OFFSET, 0), "tensor (bb|aa) begins inside of tensor (aa|bb)"),
+        (lambda whole: repacked(whole, "bb", OFFSET, 2**64 - 32), "tensor bb ends behind"),
+        (lambda whole: whole.replace(b"bb", b"aa"), "it names 'aa' twice"),
+        (lambda whole: whole.replace(b"a.count", b"a.float"), "it names 'a.float' twice"),
+        (lambda whole: whole[:8] + (2**60).to_bytes(8, "little") + whole[16:], "near byte"),
+        (lambda whole: whole[:16] + (2**60).to_bytes(8, "little") + whole[24:], "near byte"),
+        (lambda whole: whole.replace(b"general.xlignment", b"general.alignment"), "alignment is 0"),
+        (lambda whole: whole[:24] + (2**64 - 1).to_bytes(8, "little") + whole[32:], "near byte 2"),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused(damage: Callable[[bytes], bytes], complaint: str, tmp_path: Path) -> None:
+    tensors: dict[str, np.ndarray] = {"aa": np.ones((2, 3), np.float32), "bb": np.ones((2, 16), np.float32)}
+    path = written(tmp_path / "m.gguf", tensors=tensors, numbers={"general.xlignment": 0})
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InvalidRequest, match=rf"m\.gguf is cut short or damaged \(.*({complaint})"):
+        open_gguf(path)
+
+
+def test_arrays_in_arrays_without_end_are_refused(tmp_path: Path) -> None:
+    nested = b"".join((9).to_bytes(4, "little") + (1).to_bytes(8, "little") for _ in range(5000))
+    head = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (1).to_bytes(8, "little")
+    (tmp_path / "m.gguf").write_bytes(head + (1).to_bytes(8, "little") + b"k" + (9).to_bytes(4, "little") + nested)
+    with pytest.raises(InvalidRequest, match="arrays in arrays"):
+        read_metadata(tmp_path / "m.gguf")
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    tensors: dict[str, np.ndarray] = {"a": np.ones((2, 3), np.float32), "b.weight": np.ones(32, np.float16)}
+    return written(tmp_path_factory.mktemp("whole") / "m.gguf", tensors=tensors).read_bytes()
+
+
+ODD = [0, 1, 7, 8, 9, 255, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1]
+CHANGES = st.tuples(st.floats(0, 1), st.sampled_from([1, 4, 8]), st.one_of(st.sampled_from(ODD), st.integers(0, 255)))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(CHANGES, max_size=3), st.one_of(st.just(1.0), st.floats(0, 1)))
+def test_any_damage_is_our_own_error(whole_file: bytes, changes: list[tuple[float, int, int]], kept: float) -> None:
+    """What still opens can be read to the last byte."""
+    damaged = bytearray(whole_file)
+    for place, size, value in changes:
+        at = int(place * (len(damaged) - size))
+        damaged[at : at + size] = (value % 256**size).to_bytes(size, "little")
+    with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
+        file.write(damaged[: int(kept * len(damaged))])
+        file.flush()
+        try:
+            found = open_gguf(Path(file.name))
+        except RametError as error:
+            assert file.name in error.message
+            return
+        for tensor in found.tensors.values():
+            assert len(tensor.blocks.tobytes()) == np.prod(tensor.shape, dtype=object) // tensor.type.num_values * tensor.type.num_bytes
+        for value in found.metadata.values():
+            assert not isinstance(value, Strings) or len(value.tolist()) == len(value)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ramet.errors import Unsupported
+from ramet.runtime.text.gguf_vocabulary import check_vocabulary
 from ramet.runtime.text.pre_tokenizers import pre_tokenizer
 from ramet.runtime.text.sentencepiece_merges import ranked_merges
 from ramet.user_cache import user_cache
@@ -48,8 +49,9 @@ def convert(metadata: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in metadata.items()}  # arrays are numpy's
     model = metadata.get("tokenizer.ggml.model")
     builders: dict[Any, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"gpt2": _byte_level, "llama": _sentencepiece}
-    if model not in builders:
+    if not isinstance(model, str) or model not in builders:
         raise Unsupported(f"the GGUF file's tokenizer is of kind {model!r}; this build reads gpt2 (BPE) and llama (SPM)")
+    check_vocabulary(metadata)
     tokens = metadata["tokenizer.ggml.tokens"]
     return {
         "tokenizer.json": {
