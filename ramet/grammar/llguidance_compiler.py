@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from threading import Lock
 from typing import NoReturn
@@ -140,7 +141,10 @@ class LlguidanceCompiler:
             message = matcher.get_error()
             place = re.match(r"at (\d+)\((\d+)\): ", message)
             where = f"line {place[1]}, column {place[2]}" if place and param == "ebnf" else WHOLE.get(param)
-            raise GrammarError(f"{param}: {_first_line(message[place.end() if place else 0 :])}", where=where, param=param)
+            what = _first_line(message[place.end() if place else 0 :])
+            if (regex := RegexComplaint.read(message)) and param == "ebnf":
+                what, where = f"in /{regex.text}/: {regex.reason}", f"{where}, char {regex.at}"
+            raise GrammarError(f"{param}: {what}", where=where, param=param)
         return matcher
 
     def _build(self, grammar: str) -> LLMatcher:
@@ -264,15 +268,28 @@ class _Matcher:
 
 
 def _refuse_regex(message: str, translation: Translation) -> NoReturn:
-    """The message holds the regex and, under it, a caret at the place; or it only names what is wrong."""
-    lines = message.splitlines()
-    reason = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), None)
-    caret = next((line.index("^") - 4 for line in lines if re.fullmatch(r" {4} *\^+ *", line)), 0)
-    if reason is None:
-        found = re.search(r"lookarounds not supported yet; (\w+)", message)
-        reason = "^ and $ may only stand at the very beginning and end" if found else _first_line(message)
-        caret = _inner_anchor(translation.text) if found else 0
-    refuse(reason, translation.place(caret))
+    complaint = RegexComplaint.read(message)
+    if complaint is None:
+        refuse(_first_line(message), 0)
+    refuse(complaint.reason, translation.place(complaint.at))
+
+
+@dataclass(frozen=True, slots=True)
+class RegexComplaint:
+    """What the engine says of a regex, and of which of its characters."""
+
+    text: str
+    reason: str
+    at: int
+
+    @classmethod
+    def read(cls, message: str) -> RegexComplaint | None:
+        """The message holds the regex and, under it, a caret at the place; or it only names what is wrong."""
+        if found := re.search(r"^ {4}(.*)\n {4}( *)\^.*\n(?:.*\n)*?error: (.*)", message, re.MULTILINE):
+            return cls(found[1], found[3], len(found[2]))
+        if found := re.search(r"lookarounds not supported yet; \w+ in regex /(.*)/$", message, re.MULTILINE):
+            return cls(found[1], "^ and $ may only stand at the very beginning and end", _inner_anchor(found[1]))
+        return None
 
 
 def _inner_anchor(text: str) -> int:

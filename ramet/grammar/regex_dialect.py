@@ -6,7 +6,8 @@ greedy and lazy repetition, and the flags i, s, u. Refused, with their place: lo
 possessive repetition, word borders, the flags m, x, a, L.
 
 The engine behind it reads Rust's syntax. What the two spell or mean differently is translated: \\d \\s \\w and their negations, `[` `&&`
-`--` `~~` inside a class, literal braces, `{,n}`, `\\Z`, comments. Left as it is: the flag i folds case by the engine's newer Unicode.
+`--` `~~` inside a class, literal braces, `{,n}`, `\\Z`, comments. A translation stands between slashes on one line, as Lark writes it.
+Left as it is: the flag i folds case by the engine's newer Unicode.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ REPETITION = re.compile(r"\{(\d*)(,?)(\d*)\}")
 ESCAPE = re.compile(r"\\(?:x\{[0-9a-fA-F]+\}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[pP]\{[^}]*\}|.)", re.DOTALL)
 POSIX = re.compile(r"\[:\^?\w+:\]")
 SET_OPERATORS = ("&&", "--", "~~")
+IN_LARK = {"/": r"\/", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\f": r"\f"}
+"""What a regex between slashes spells otherwise. Spelt here, so that the engine's places in it are known."""
 KNOWN = rf"\p{{age={'.'.join(unicodedata.unidata_version.split('.')[:2])}}}"
 """Characters that this Python's Unicode knows; the engine knows later digits and letters too."""
 PYTHON_CLASSES = {"d": rf"\d&&{KNOWN}", "w": rf"\p{{L}}\p{{N}}_&&{KNOWN}", "s": r"\s\x1c-\x1f"}
@@ -41,7 +44,7 @@ PYTHON_CLASSES = {"d": rf"\d&&{KNOWN}", "w": rf"\p{{L}}\p{{N}}_&&{KNOWN}", "s": 
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """`text` in Rust's syntax. `places[i]`: the position in the user's regex of the character `text[i]`."""
+    """`text` in Rust's syntax, one line. `places[i]`: the position in the user's regex of the character `text[i]`."""
 
     text: str
     places: tuple[int, ...]
@@ -77,7 +80,7 @@ def _item(source: str, at: int) -> tuple[str, int]:
         return ("\\z" if text == "\\Z" else text), end
     if source[at] == "{":
         return _brace(source, at)
-    return source[at], at + 1
+    return IN_LARK.get(source[at], source[at]), at + 1
 
 
 def _brace(source: str, at: int) -> tuple[str, int]:
@@ -100,7 +103,7 @@ def _escape(source: str, at: int) -> tuple[str, int]:
         return f"[{PYTHON_CLASSES[letter]}]", escape.end()
     if letter.lower() in PYTHON_CLASSES:
         return f"[^[{PYTHON_CLASSES[letter.lower()]}]]", escape.end()
-    return escape[0], escape.end()
+    return IN_LARK.get(letter, escape[0]), escape.end()
 
 
 def _class(source: str, start: int) -> tuple[str, int]:
@@ -128,4 +131,4 @@ def _class_item(source: str, at: int) -> tuple[str, int]:
         return posix[0], posix.end()
     if source.startswith(SET_OPERATORS, at):
         return "\\" + source[at] + "\\" + source[at], at + 2
-    return ("\\[" if source[at] == "[" else source[at]), at + 1
+    return ("\\[" if source[at] == "[" else IN_LARK.get(source[at], source[at])), at + 1

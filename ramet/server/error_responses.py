@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -123,15 +124,27 @@ async def _on_ramet_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    sent_as = request.headers.get("content-type", "").partition(";")[0]
+    if sent_as and not sent_as.endswith("json") and not any(_path(complaint) for complaint in error.errors()):
+        message = f"the body came as {sent_as}, and only JSON is read: send it with the header 'Content-Type: application/json'"
+        return error_response(InvalidRequest(message))
     return error_response(invalid_request_of(error.errors(), body_model(request.scope.get("endpoint"))))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    known = {404: f"no route {request.url.path}; /docs lists them", 405: f"{request.method} is not allowed on {request.url.path}"}
+    known = {404: _no_route(request), 405: f"{request.method} is not allowed on {request.url.path}"}
     wrapped = UserError(known.get(error.status_code, str(error.detail)))
     wrapped.status, wrapped.code = error.status_code, {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code)
     return error_response(wrapped)
+
+
+def _no_route(request: Request) -> str:
+    """A client that was given the address without its /v1, or with two, is told the route."""
+    path = request.url.path
+    routes: list[str] = sorted(request.app.openapi()["paths"])
+    near = [route for route in routes if route.endswith(path)] or get_close_matches(path, routes, n=1, cutoff=0.75)
+    return f"no route {path}; " + (f"did you mean {near[0]}?" if near and path != "/" else "/docs lists them")
 
 
 async def _on_crash(request: Request, error: Exception) -> JSONResponse:

@@ -78,9 +78,9 @@ class LiveRun:
             self._emit({"event": "done", **self._result(result)})
         except asyncio.CancelledError:
             self.status = "cancelled"
-            self._emit({"event": "failed", "failure": CANCELLED, "location": [0, 0, 0, 0]})
             if not self._is_ours_alone():
-                raise
+                raise  # the client is gone, or the server stops, which says so itself
+            self._emit({"event": "failed", "failure": CANCELLED, "location": [0, 0, 0, 0]})
         except Exception as error:
             self.status = "failed"
             self._emit({"event": "failed", **self._failure(error)})

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import fields
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from ramet.errors import InvalidRequest, Unsupported
+from ramet.errors import GrammarError, InvalidRequest, Unsupported
 from ramet.runtime.engine.native_format import Expansion, NativeCall, NativeResult, expand
+from ramet.runtime.sampling_params import GRAMMAR_FIELDS
 from ramet.server.fanout import collect, fan_out
 from ramet.server.native_schema import (
     DetokenizeReply,
@@ -64,7 +65,7 @@ def _expand(body: GenerateRequest) -> Expansion:
 
 
 async def _reply(context: ServerContext, rid: str, batch: Expansion, results: list[NativeResult]) -> Any:
-    with context.group(rid, batch.generations):
+    with context.group(rid, batch.generations), _naming(batch):
         for result, whole in zip(results, await collect(context, batch.generations, pass_aborts=True), strict=True):
             result.add(whole)
     replies = [result.reply() for result in results]
@@ -75,7 +76,7 @@ async def _events(
     context: ServerContext, rid: str, batch: Expansion, results: list[NativeResult], *, incremental: bool
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Each event carries the text so far (SGLang's clients rely on it), or only what is new."""
-    with context.group(rid, batch.generations):
+    with context.group(rid, batch.generations), _naming(batch):
         async with aclosing(fan_out(context, batch.generations, pass_aborts=True)) as deltas:
             async for index, delta in deltas:
                 result = results[index]
@@ -84,10 +85,24 @@ async def _events(
                 yield event | ({"index": index} if batch.is_list else {})
 
 
+@contextmanager
+def _naming(batch: Expansion) -> Iterator[None]:
+    """A grammar that is refused while it compiles is a field of the request."""
+    try:
+        yield
+    except GrammarError as error:
+        given = {name for generation in batch.generations for name in GRAMMAR_FIELDS if getattr(generation.sampling, name) is not None}
+        error.param = f"sampling_params.{given.pop()}" if len(given) == 1 else error.param
+        raise
+
+
 @router.put("/encode", include_in_schema=False)
+@router.post("/v1/embeddings", include_in_schema=False)
+@router.post("/v1/rerank", include_in_schema=False)
+@router.post("/v1/score", include_in_schema=False)
 @router.post("/encode", responses=ERROR_REPLIES)
-async def encode(context: Context) -> Response:
-    raise Unsupported(f"/encode needs an embedding model; '{context.model_name}' generates text: use /generate")
+async def encode(context: Context, request: Request) -> Response:
+    raise Unsupported(f"{request.url.path} needs an embedding model; '{context.model_name}' generates text: use /generate")
 
 
 @router.post("/tokenize", response_model=TokenizeReply, responses=ERROR_REPLIES)

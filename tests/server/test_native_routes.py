@@ -154,6 +154,13 @@ class TestGenerate:
         assert response.status_code == 400
         assert "JSON" in error_of(response)["message"]
 
+    def test_json_under_another_name(self, client: httpx.Client) -> None:
+        """As `curl -d` sends it where no header is given."""
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        response = client.post("/generate", content=b'{"text": "Hi"}', headers=headers)
+        assert response.status_code == 400
+        assert "send it with the header 'Content-Type: application/json'" in error_of(response)["message"]
+
     @pytest.mark.parametrize("stream", [False, True])
     @pytest.mark.parametrize(
         ("refusal", "status", "code"),
@@ -170,6 +177,12 @@ class TestGenerate:
         response = client.post("/generate", json={"text": "Hi", "stream": stream})
         assert (response.status_code, error_of(response)["code"]) == (status, code)
         assert response.headers.get("retry-after") == ("3" if status == 503 else None)
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_refused_grammar_is_a_field_of_the_request(self, client: httpx.Client, engine: ScriptedEngine, stream: bool) -> None:
+        engine.refusal = GrammarError("bad", where="char 3")
+        response = client.post("/generate", json={"text": "Hi", "stream": stream, "sampling_params": {"regex": "(a"}})
+        assert error_of(response)["param"] == "sampling_params.regex"
 
     def test_error_finish_before_and_after_the_first_token(self, client: httpx.Client, engine: ScriptedEngine) -> None:
         engine.ending = Finish(FinishKind.ERROR, message="the worker died", status=503, code="worker_died")
@@ -212,12 +225,12 @@ class TestDisconnect:
             "/v1/completions": {"prompt": "Hi", "max_tokens": 400},
             "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400},
         }
-        request = client.stream("POST", path, json=bodies[path] | {"stream": stream}, timeout=httpx.Timeout(5, read=0.3))
+        request = client.stream("POST", path, json=bodies[path] | {"stream": stream}, timeout=httpx.Timeout(5, read=1.0))
         with pytest.raises(httpx.ReadTimeout), request as response:
             assert stream
             next(response.iter_lines())
             raise httpx.ReadTimeout("the reader leaves")
-        wait_until(lambda: engine.aborted == [engine.seen[0].request_id], seconds=1.0)
+        wait_until(lambda: [seen.request_id for seen in engine.seen] == engine.aborted != [], seconds=3.0)  # of eight to its end
         assert engine.finished == []
         wait_until(lambda: 'status="499"} 1.0' in client.get("/metrics").text)
 
@@ -229,10 +242,11 @@ class TestNeighbours:
         assert client.post("/detokenize", json={"tokens": reply["tokens"]}).json() == {"text": "añ"}
         assert client.post("/detokenize", json={"tokens": [[65], [66]], "skip_special_tokens": False}).json() == {"text": ["A", "B"]}
 
-    def test_encode_is_refused_by_name(self, client: httpx.Client) -> None:
-        response = client.post("/encode", json={"text": "Hi"})
+    @pytest.mark.parametrize("route", ["/encode", "/v1/embeddings", "/v1/rerank", "/v1/score"])
+    def test_embeddings_are_refused_by_name(self, client: httpx.Client, route: str) -> None:
+        response = client.post(route, json={"text": "Hi"})
         assert response.status_code == 400
-        assert "embedding model" in error_of(response)["message"]
+        assert error_of(response)["message"].startswith(f"{route} needs an embedding model")
 
     def test_flush(self, client: httpx.Client, engine: ScriptedEngine) -> None:
         assert client.post("/flush_cache").status_code == 200
@@ -246,4 +260,11 @@ class TestNeighbours:
 
     def test_unknown_route_and_method(self, client: httpx.Client) -> None:
         assert error_of(client.get("/nowhere"))["code"] == "route_not_found"
+        assert error_of(client.get("/nowhere"))["message"] == "no route /nowhere; /docs lists them"
+        for path, meant in (
+            ("/chat/completions", "/v1/chat/completions"),
+            ("/v1/v1/chat/completions", "/v1/chat/completions"),
+            ("/generat", "/generate"),
+        ):
+            assert error_of(client.post(path, json={}))["message"] == f"no route {path}; did you mean {meant}?"
         assert client.get("/generate").status_code == 405

@@ -16,7 +16,9 @@ from ramet.grammar.llguidance_compiler import LlguidanceCompiler
 from ramet.grammar.lowering import lower
 from ramet.grammar.matcher import Matcher, Vocabulary
 from ramet.server.openai.chat_dialect import ChatDialect
+from ramet.server.openai.grammar_complaints import blamed
 from ramet.server.openai.reply_grammar import ReplyConstraint, reply_constraint
+from ramet.server.openai.schema import ChatRequest
 from ramet.server.openai.tool_use import CallableTool, ToolUse
 from ramet.server.parsers.formats import think_tags, tool_format
 from ramet.server.parsers.reply_parser import ReplyParser, parse_reply
@@ -185,6 +187,7 @@ def test_markers_that_are_special_tokens(compiler: LlguidanceCompiler, name: str
 ANSWERS = [
     ({"json_schema": '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'}, '{"a":1}', '{"a":"x"}'),
     ({"regex": r"^(yes|n/o)\d$"}, "n/o7", "yes"),
+    ({"regex": "a\\\nb[/\n]"}, "a\nb/", "a\\nb/"),
     ({"ebnf": 'start: "a" start | B // start\nB: /[st]art/'}, "aatart", "aax"),
 ]
 
@@ -208,6 +211,28 @@ def test_thoughts_come_before_a_constrained_answer(
     assert not check(None, f"hm{good}")
     assert check(False, good)
     assert not check(False, f"<think>hm</think>\n{good}")
+
+
+WRONG_REGEXES = ["(a", "ab/(c", "x$y", "[z-a]", r"a\q", "a|*", "/\n\t(//", "a{3,1}", "a(?=b)", "[a"]
+
+
+@pytest.mark.parametrize("regex", WRONG_REGEXES)
+def test_a_wrong_regex_is_blamed_alike_with_thoughts_before_it(compiler: LlguidanceCompiler, regex: str) -> None:
+    with pytest.raises(GrammarError, match=r"^regex: .+ \(at char \d+\)$") as alone:
+        compiler.compile("regex", regex)
+    body = ChatRequest(model="default", messages=[{"role": "user", "content": "a"}], regex=regex)
+    with pytest.raises(GrammarError) as caught:
+        constraint = reply_constraint(ChatDialect(thoughts=think_tags("qwen3")), ToolUse(), True, {"regex": regex})
+        try:
+            compiler.compile("ebnf", constraint.sampling["ebnf"])
+        except GrammarError as error:
+            raise blamed(body, constraint, error) from error
+    assert (caught.value.message, caught.value.param) == (alone.value.message, "regex")
+
+
+def test_a_broken_regex_inside_an_ebnf_says_why(compiler: LlguidanceCompiler) -> None:
+    with pytest.raises(GrammarError, match=r"ebnf: in /\(b/: unclosed group \(at line 2, column \d+, char 0\)"):
+        compiler.compile("ebnf", 'start: "a" b\nb: /(b/')
 
 
 def test_thoughts_before_calls(compiler: LlguidanceCompiler) -> None:

@@ -189,7 +189,7 @@ def answer_rules(answer: Mapping[str, str]) -> Rules:
         if kind == "json_schema":
             return [f"r_answer: %json {_styled(_schema_of(source), COMPACT)}"]
         if kind == "regex":
-            return [f"r_answer: /{_as_lark_regex(translate(source).text)}/"]
+            return [f"r_answer: /{translate(source).text}/"]
         if kind == "ebnf" and "::=" not in source:
             return LARK_TOKEN.sub(lambda found: "r_answer" if found[0] == "start" else found[0], source).splitlines()
         what = "an ebnf in GBNF (write it in Lark)" if kind == "ebnf" else "a structural_tag"
@@ -248,9 +248,3 @@ def _schema_of(source: str) -> Any:
     if not isinstance(schema, dict):
         raise GrammarError("json_schema must be a JSON object", where="#", param="json_schema")
     return schema
-
-
-def _as_lark_regex(regex: str) -> str:
-    """Slashes and line ends inside of a /regex/."""
-    escaped = re.sub(r"\\.|/", lambda found: r"\/" if found[0] == "/" else found[0], regex, flags=re.DOTALL)
-    return escaped.replace("\n", r"\n").replace("\r", r"\r")
