@@ -16,6 +16,7 @@ Importing this module brings nothing with it: every name loads what it needs at 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ramet import errors
@@ -109,9 +110,17 @@ __all__ = [
 ]
 
 
+_ELSEWHERE = {
+    **dict.fromkeys(("Anthropic", "LiteLLM", "VertexAI"), "sgl.OpenAI(model, base_url=…) reaches any OpenAI-compatible endpoint"),
+    "video": "models read text only",
+}
+"""What SGLang has, and what to do here."""
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'ramet' has no attribute {name!r}")
+        advice = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        raise AttributeError(f"module 'ramet' has no attribute {name!r}{advice}", name=name, obj=sys.modules[__name__])
     found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
     return found
 

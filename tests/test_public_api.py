@@ -28,6 +28,13 @@ SGLANG_STATE = (
 )
 
 
+def test_a_name_that_is_not_there_is_told_the_one_that_was_meant() -> None:
+    with pytest.raises(AttributeError, match=r"has no attribute 'Anthropic'; sgl\.OpenAI"):
+        _ = sgl.Anthropic
+    done = subprocess.run([sys.executable, "-c", "import ramet; ramet.gem"], capture_output=True, text=True, check=False)
+    assert done.stderr.rstrip().endswith("has no attribute 'gem'. Did you mean: 'gen'?")
+
+
 def test_the_public_names() -> None:
     assert set(sgl.__all__) >= SGLANG_NAMES
     assert sgl.__all__ == sorted(sgl.__all__)

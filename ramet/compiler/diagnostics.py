@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from ramet.errors import UserError
+
+MOST_NAMES = 40
+"""That one line lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +46,11 @@ class Unfit(Exception):
     def __init__(self, node: ast.AST, message: str, advice: str) -> None:
         super().__init__(message)
         self.node, self.message, self.advice = node, message, advice
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Of a name that is not known: the one that it looks like, else all there are."""
+    names = sorted(known)
+    if near := get_close_matches(name, names, n=1):
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(names[:MOST_NAMES])}" + (", …" if len(names) > MOST_NAMES else "")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ramet.compiler.context import Context, Member
-from ramet.compiler.diagnostics import Unfit
+from ramet.compiler.diagnostics import Unfit, meant
 from ramet.compiler.scope import MISSING, ProgramObject
 from ramet.ir.ops import Append, Fork, Gen, GetVar, Inspect, Join, Open, ProgramCall, Put, Select, SetVar, Take
 from ramet.ir.types import Type, Value
@@ -169,10 +169,10 @@ class ConversationLowering:
         for keyword in node.keywords:
             if keyword.arg is None:
                 raise Unfit(keyword.value, "** does not compile in a verb", "write the arguments out")
-            if keyword.arg not in known or keyword.arg in given:
-                raise Unfit(
-                    keyword.value, f"the argument {keyword.arg!r} is not known here, or given twice", f"known: {', '.join(sorted(known))}"
-                )
+            if keyword.arg not in known:
+                raise Unfit(keyword, f"the argument {keyword.arg!r} is not known here", meant(keyword.arg, known))
+            if keyword.arg in given:
+                raise Unfit(keyword, f"the argument {keyword.arg!r} is given twice", "leave one out")
             given[keyword.arg] = keyword.value
         return given
 
@@ -328,7 +328,10 @@ class ConversationLowering:
         evaluate = self._context.expressions.value
         if name in ROLE_VERBS:
             self.append(place, self.turn(name, node), node)
-        elif name in ("text", "messages") and not node.args:
+            return self._context.const(None, node)
+        for keyword in node.keywords:
+            raise Unfit(keyword, f"{name}() of a conversation takes no argument by name here", "give it by position")
+        if name in ("text", "messages") and not node.args:
             return self.inspect(self.read(place, node), name, node)
         elif name == "get_meta_info" and len(node.args) == 1:
             return self.inspect(self.read(place, node), "meta", node, evaluate(node.args[0]))
@@ -351,8 +354,8 @@ class ConversationLowering:
         place = self.place(node.func.value)
         if place is None:
             return None
-        sizes = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "size")]
-        return place, sizes[0] if sizes else None
+        positions = ("size", "position_ids_offset") if node.func.attr == "fork" else ()
+        return place, self._arguments(node, positions, frozenset(positions)).get("size")
 
     def open_group(self, group: str, place: Place, size: ast.expr | None, node: ast.AST) -> None:
         count = self._context.const(1, node) if size is None else self._context.expressions.value(size)
@@ -365,8 +368,8 @@ class ConversationLowering:
         self._context.parents[group] = place.variable if place.index is None else ""
 
     def join(self, group: str, node: ast.Call) -> Value:
-        modes = [*node.args, *(keyword.value for keyword in node.keywords)]
-        mode = modes[0].value if modes and isinstance(modes[0], ast.Constant) else "gather_variable"
+        given = self._arguments(node, ("mode",), frozenset({"mode"})).get("mode", ast.Constant("gather_variable"))
+        mode = given.value if isinstance(given, ast.Constant) else None
         parent = self._context.parents.get(group)
         if not parent or mode not in ("gather_variable", "concate_and_append"):
             raise Unfit(

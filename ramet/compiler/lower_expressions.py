@@ -8,11 +8,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from ramet.compiler.context import Context
-from ramet.compiler.diagnostics import Unfit
+from ramet.compiler.diagnostics import Unfit, meant
 from ramet.compiler.lower_conversations import GEN_KEYWORDS, ROLE_VERBS, Place
 from ramet.compiler.scope import MISSING, ProgramObject, is_plain, uses_language
 from ramet.ir.builtins import BUILTINS
@@ -295,9 +295,16 @@ class ExpressionLowering:
                 return self._builder.read(f"{node.value.id}$value")
         if context.scope.lookup(node) is not MISSING:
             return self._captured(node)
+        self._refuse_missing(node)
         if node.attr.startswith("_"):
             raise Unfit(node, f"the attribute {node.attr!r} does not compile", "use a host function that takes the value")
         return self._ask_host(f"~@{node.attr}", [self.value(node.value)], (), node)
+
+    def _refuse_missing(self, node: ast.Attribute) -> None:
+        module = self._context.scope.lookup(node.value)
+        if isinstance(module, ModuleType):
+            names = getattr(module, "__all__", None) or [name for name in dir(module) if not name.startswith("_")]
+            raise Unfit(node, f"the module {module.__name__!r} has no {node.attr!r}", meant(node.attr, names))
 
     # calls
 
@@ -350,6 +357,7 @@ class ExpressionLowering:
         if found is not MISSING and callable(found):
             return self._host_call(node)
         if isinstance(node.func, ast.Attribute) and found is MISSING:
+            self._refuse_missing(node.func)
             if f".{node.func.attr}" in BUILTINS:
                 return self._method_call(node.func, node)
             return self._host_method(node.func, node)

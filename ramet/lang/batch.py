@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ramet.errors import InvalidRequest
 from ramet.lang.progress import Progress, progress_bar
@@ -21,7 +21,7 @@ RunOne = Callable[[Any], Coroutine[Any, Any, ProgramState]]
 class BatchOptions:
     """`num_threads` is SGLang's name for how many runs are alive at once ("auto": max(96, 16 × cores)); there are no threads."""
 
-    num_threads: int | Literal["auto"] = "auto"
+    num_threads: int | str = "auto"
     progress_bar: bool = False
     generator_style: bool = False
     return_exceptions: bool = False
@@ -30,8 +30,8 @@ class BatchOptions:
     def concurrency(self) -> int:
         if self.num_threads == "auto":
             return max(96, 16 * (os.cpu_count() or 1))
-        if self.num_threads < 1:
-            raise InvalidRequest(f"num_threads must be 1 or more, got {self.num_threads}", param="num_threads")
+        if isinstance(self.num_threads, str) or self.num_threads < 1:
+            raise InvalidRequest(f"num_threads must be 1 or more, or 'auto', got {self.num_threads!r}", param="num_threads")
         return self.num_threads
 
 

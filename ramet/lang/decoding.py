@@ -10,7 +10,7 @@ from typing import Any
 
 from ramet.errors import InvalidRequest
 from ramet.lang.expressions import plain_text
-from ramet.program.answer_shape import dtype_shape, one_call_schema
+from ramet.program.answer_shape import dtype_shape, source_text, tool_call_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,9 @@ def shape_of(*, dtype: Any, json_schema: Any, tools: Sequence[Any] | None, regex
         return _schema_shape(json_schema)
     if tools is not None:
         return Shape({"json_schema": json.dumps(tool_call_schema(tools))}, json.loads)
-    return Shape({"regex": check_regex(regex)}) if regex is not None else Shape({"ebnf": ebnf} if ebnf is not None else {})
+    if regex is not None:
+        return Shape({"regex": check_regex(source_text("regex", regex))})
+    return Shape({"ebnf": source_text("ebnf", ebnf)} if ebnf is not None else {})
 
 
 def check_regex(pattern: str) -> str:
@@ -43,14 +45,6 @@ def check_regex(pattern: str) -> str:
     except re.error as error:
         raise InvalidRequest(f"regex {pattern!r} is not valid: {error}", param="regex") from error
     return pattern
-
-
-def tool_call_schema(tools: Sequence[Any]) -> dict[str, Any]:
-    """A JSON schema of one call: {"name": …, "arguments": …}. Tools are OpenAI-style dicts."""
-    calls = [one_call_schema(tool) for tool in tools]
-    if not calls:
-        raise InvalidRequest("tools is empty; give at least one tool", param="tools")
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
 def _dtype_shape(dtype: Any) -> Shape:

@@ -10,8 +10,8 @@ __all__ = ["EngineBackend", "engine_backend"]
 
 
 def engine_backend(engine: Any) -> EngineBackend:
-    """Over an `Engine` or a bare `GenerationEngine`."""
-    return EngineBackend(getattr(engine, "async_engine", engine))
+    """Over an `Engine`, which lives as long as its backend, or a bare `GenerationEngine`."""
+    return EngineBackend(getattr(engine, "async_engine", engine), owner=engine)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ramet.errors import InvalidRequest
 from ramet.lang.expressions import Gen
+from ramet.program.answer_shape import num_copies
 from ramet.program.backend import Conversation, GenerateCall, GenerateChunk
 from ramet.program.reasoning import split_reasoning
 
@@ -31,7 +32,7 @@ async def generate(run: Run, conversation: Conversation, op: Gen, show: Callable
     from ramet.lang.run import all_of
 
     sampling = {**run.sampling, **op.sampling}
-    copies = int(sampling.pop("n", None) or 1)
+    copies = num_copies(sampling.pop("n", None))
     quiet = op.reasoning is not None or copies > 1
     call = GenerateCall(conversation, sampling, {**run.logprobs, **op.logprobs}, run.run_id, stream=run.live and not quiet)
     if copies == 1:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from ramet.errors import InvalidRequest
+from ramet.lang.argument_names import knows_its_arguments
 from ramet.lang.expressions import Expr, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, as_expr
 from ramet.lang.group import ForkGroup
 from ramet.lang.runner import wait_for
@@ -132,11 +133,12 @@ class State:
         yield self
         self.__iadd__(Expr((ScopeEnd(name),)))
 
+    @knows_its_arguments
     def fork(self, size: int = 1, position_ids_offset: list[int] | None = None) -> ForkGroup:
         """`size` continuations of this conversation, which run concurrently. Never waits. (`position_ids_offset` is SGLang's and, as
         there, has no effect.)"""
-        if size < 1:
-            raise InvalidRequest(f"fork() needs a size of 1 or more, got {size}", param="size")
+        if not hasattr(size, "__index__") or size < 1:
+            raise InvalidRequest(f"fork() needs a whole number of 1 or more, got {size!r:.40}", param="size")
         children = tuple(self._track.run.open_track(started=False) for _ in range(size))
         for child in children:
             child.planned_role = self._track.planned_role

@@ -102,11 +102,11 @@ class Track:
         match step:
             case RoleBegin(role=role):
                 if self.planned_role is not None:
-                    raise InvalidRequest(f"a {role} turn cannot begin inside an open {self.planned_role} turn; end that first")
+                    raise InvalidRequest(f"the {role}'s turn cannot begin inside the {self.planned_role}'s, which is open; end that first")
                 self.planned_role = role
             case RoleEnd(role=role):
                 if self.planned_role != role:
-                    raise InvalidRequest(f"a {role} turn ends here, but the open turn is {self.planned_role or 'none'}")
+                    raise InvalidRequest(f"the {role}'s turn ends here, but the open turn is {self.planned_role or 'none'}")
                 self.planned_role = None
 
     def _pump(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ramet.errors import InvalidRequest
 from ramet.lang.ambient import speak
+from ramet.lang.argument_names import knows_its_arguments
 from ramet.lang.decoding import shape_of
 from ramet.lang.expressions import Expr, Gen, Image, RoleBegin, RoleEnd, Select, as_expr
 from ramet.program.backend import Role
@@ -15,6 +16,7 @@ from ramet.program.reasoning import check_model_type
 from ramet.program.selection import ChoicesMethod, token_length_normalized
 
 
+@knows_its_arguments
 def gen(
     name: str | None = None,
     max_tokens: int | None = None,
@@ -58,6 +60,7 @@ def gen(
     variable is the Python value; with `n > 1` it is a list, and the first text goes into the conversation.
     """
     given = locals()
+    _check_name(name)
     if choices is not None:
         _refuse_with_choices(given)
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized, seed=seed)
@@ -85,6 +88,11 @@ SAMPLING_NAMES = {
 LOGPROB_NAMES = ("return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs", "token_ids_logprob")
 
 
+def _check_name(name: object) -> None:
+    if name is not None and not isinstance(name, str):
+        raise InvalidRequest(f"a variable's name is text, not {name!r:.60}", param="name")
+
+
 def _refuse_with_choices(given: Mapping[str, Any]) -> None:
     """Arguments that a choice cannot honour are named, not dropped."""
     allowed = {"name", "choices", "choices_method", "temperature", "seed"}
@@ -103,6 +111,7 @@ def gen_string(name: str | None = None, max_tokens: int | None = None, **argumen
     return gen(name, max_tokens, **{**arguments, "dtype": str})
 
 
+@knows_its_arguments
 def select(
     name: str | None = None,
     choices: Sequence[str] | None = None,
@@ -113,6 +122,7 @@ def select(
 ) -> Expr:
     """Append the choice that the model finds most fitting (temperature 0), or one drawn by fit. All are scored in one pass; the
     scores are in `s.get_meta_info(name)`: `probabilities` is the model's own distribution over the choices."""
+    _check_name(name)
     if not choices or isinstance(choices, str) or set(map(type, choices)) != {str} or "" in choices:
         raise InvalidRequest(f"select() needs a list of non-empty texts as choices, got {choices!r:.80}", param="choices")
     if len(set(choices)) < len(choices):
@@ -122,16 +132,19 @@ def select(
     return Expr((Select(name, tuple(choices), temperature, choices_method, seed),))
 
 
+@knows_its_arguments
 def system(expr: object = None) -> Any:
     """A system turn."""
     return _role("system", expr)
 
 
+@knows_its_arguments
 def user(expr: object = None) -> Any:
     """A user turn."""
     return _role("user", expr)
 
 
+@knows_its_arguments
 def assistant(expr: object = None) -> Any:
     """An assistant turn; without content, the model writes it."""
     return _role("assistant", gen() if expr is None else expr)
@@ -167,11 +180,13 @@ def assistant_end() -> Expr:
     return Expr((RoleEnd("assistant"),))
 
 
+@knows_its_arguments
 def image(expr: object) -> Expr:
     """An image (path or bytes). Text backends refuse it by name."""
     return Expr((Image(str(expr) if not isinstance(expr, bytes) else f"{len(expr)} bytes"),))
 
 
+@knows_its_arguments
 def separate_reasoning(expr: object = None, model_type: str | None = None) -> Expr:
     """Split the thoughts off the generations in `expr`: variable `name` keeps the answer, `name_reasoning_content` the thoughts; only
     the answer stays in the conversation. `model_type` names the markers: qwen3, deepseek-r1, kimi."""

@@ -18,6 +18,7 @@ BOOL_REGEX = r"(True|False)"
 STR_REGEX = r'"([^"\\\x00-\x1f]|\\["\\/bfnrt])*"'
 LOGPROB_NAMES = frozenset({"return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs", "token_ids_logprob"})
 SERVER_NAMES: Mapping[str, str] = MappingProxyType({"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"})
+MAX_COPIES = 128
 CONSTRAINTS = ("dtype", "json_schema", "tools", "regex", "ebnf")
 
 
@@ -60,7 +61,14 @@ def _constrained(name: str, value: Any) -> tuple[dict[str, Any], Callable[[str],
         if not isinstance(value, Mapping):
             raise InvalidRequest(f"json_schema is a dict or a JSON string, not {value!r:.80}", param="json_schema")
         return {"json_schema": json.dumps(value)}, json.loads
-    return {name: value}, _plain
+    return {name: source_text(name, value)}, _plain
+
+
+def source_text(name: str, value: Any) -> str:
+    """The source of a constraint that is written as text."""
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} is text, not {value!r:.80}", param=name)
+    return value
 
 
 def dtype_shape(name: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:
@@ -101,6 +109,15 @@ def _parse_text(text: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{text!r} is not a quoted string")
     return value
+
+
+def num_copies(n: Any) -> int:
+    """How many answers a gen asks for; None is one."""
+    if n is None:
+        return 1
+    if type(n) is not int or not 1 <= n <= MAX_COPIES:
+        raise InvalidRequest(f"n is a whole number from 1 to {MAX_COPIES}, not {n!r:.40}", param="n")
+    return n
 
 
 def tool_call_schema(tools: Any) -> dict[str, Any]:

@@ -74,8 +74,8 @@ def _text_parts(text: Any) -> list[Part]:
 def _turn(border: str, name: str, open_role: Role | str | None) -> str | None:
     if border == "begin":
         if open_role is not None:
-            raise InvalidRequest(f"a {name} turn cannot begin inside an open {open_role} turn; end that first")
+            raise InvalidRequest(f"the {name}'s turn cannot begin inside the {open_role}'s, which is open; end that first")
         return name
     if open_role != name:
-        raise InvalidRequest(f"a {name} turn ends here, but the open turn is {open_role or 'none'}")
+        raise InvalidRequest(f"the {name}'s turn ends here, but the open turn is {open_role or 'none'}")
     return None

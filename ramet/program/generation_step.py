@@ -9,13 +9,12 @@ from contextlib import aclosing
 from typing import Any, cast
 
 from ramet.errors import InvalidRequest
-from ramet.program.answer_shape import AnswerShape, answer_shape
+from ramet.program.answer_shape import AnswerShape, answer_shape, num_copies
 from ramet.program.backend import Backend, GenerateCall, GenerateChunk
 from ramet.program.conversation_state import ConversationState
 from ramet.program.reasoning import REASONING_SUFFIX, split_reasoning
 from ramet.program.selection import METHODS, decide
 
-MAX_COPIES = 128
 Usage = dict[str, int]
 Answer = tuple[ConversationState, Any, Usage]
 """The conversation with the text, the variable's value, and the counts of tokens that the backend gave."""
@@ -34,9 +33,7 @@ async def generate(
     """`show` gets each new piece of text; without it the text may come in one piece."""
     shape = answer_shape(arguments)
     sampling = {**state.sampling, **shape.sampling}
-    copies = int(sampling.pop("n", None) or 1)
-    if not 1 <= copies <= MAX_COPIES:
-        raise InvalidRequest(f"n is 1 to {MAX_COPIES}, not {copies}", param="n")
+    copies = num_copies(sampling.pop("n", None))
     quiet = copies > 1 or shape.reasoning is not None
     logprobs, stream = {**state.logprobs, **shape.logprobs}, show is not None and not quiet
     calls = [GenerateCall(state.conversation, _seeded(sampling, i), logprobs, run_id, hints, stream) for i in range(copies)]

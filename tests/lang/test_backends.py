@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import ramet as sgl
 from ramet.errors import ConfigError, DeadlineExceeded, GrammarError, InternalError, InvalidRequest, QueueFull, Unsupported
 from ramet.lang.backends.http_client import error_for, error_of
 from ramet.lang.engine_door import EngineBackend
-from ramet.lang.process import as_backend
+from ramet.lang.process import _process, as_backend
 from ramet.program.backend import ChatFormat
 from ramet.runtime.engine.async_engine import AsyncEngine
 from tests.fakes import fake_engine, scripted_engine
@@ -136,8 +138,18 @@ def test_unreachable_and_wrong_launches() -> None:
         sgl.RuntimeEndpoint("http://127.0.0.1:30000/v1/")
     with pytest.raises(ConfigError, match="tp_size would launch one"):
         sgl.Runtime(endpoint="http://127.0.0.1:9", tp_size=2)
+    with pytest.raises(ConfigError, match=r"write Runtime\(endpoint='http://localhost:30000'\)"):
+        sgl.Runtime("http://localhost:30000")
+    with pytest.raises(ConfigError, match=r"write Runtime\(model_path='meta-llama/Llama-3.2-1B'\)"):
+        sgl.Runtime("meta-llama/Llama-3.2-1B")
     with pytest.raises(InternalError, match="exited with code"):
         sgl.Runtime(no_such_flag=1, log_level="critical")
+
+
+@pytest.mark.parametrize("count", [0, "many"])
+def test_an_impossible_number_of_live_runs_is_refused(count: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"num_threads must be 1 or more, or 'auto', got {count!r}"):
+        program.run_batch([{}], num_threads=count, backend=sgl.ScriptedBackend())
 
 
 def test_openai_endpoint(url: str) -> None:
@@ -207,3 +219,19 @@ def test_the_engine_class_is_a_backend() -> None:
         assert isinstance(as_backend(engine), EngineBackend)
     finally:
         engine.shutdown()
+
+
+def test_an_engine_that_only_its_backend_holds_lives_on() -> None:
+    """As scripts have it: `sgl.set_default_backend(sgl.Engine())`."""
+    before, _process.default_backend = _process.default_backend, None
+    try:
+        sgl.set_default_backend(sgl.Engine(start=lambda config: fake_engine()))
+        gc.collect()
+        assert len(program.run(temperature=0)["y"]) == 3
+        [thread] = [thread for thread in threading.enumerate() if thread.name == "ramet-engine"]
+    finally:
+        _process.default_backend = before
+    gc.collect()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert len(program.run(backend=sgl.Engine(start=lambda config: fake_engine()), temperature=0)["y"]) == 3

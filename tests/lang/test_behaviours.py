@@ -318,13 +318,17 @@ def test_json_schemas_give_objects() -> None:
         ({"regex": "("}, "is not valid"),
         ({"dtype": list}, "int, float, bool or str"),
         ({"json_schema": 5}, "pydantic model class"),
-        ({"tools": []}, "tools is empty"),
+        ({"tools": []}, "at least one tool"),
+        ({"tools": 3}, "at least one tool"),
+        ({"regex": 3}, "regex is text, not 3"),
+        ({"ebnf": ["a"]}, "ebnf is text"),
+        ({"name": 3}, "name is text, not 3"),
         ({"tools": [5]}, "a tool is"),
     ],
 )
 def test_impossible_constraints_fail_on_the_users_line(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidRequest, match=complaint):
-        sgl.gen("x", **arguments)
+        sgl.gen(**{"name": "x", **arguments})
 
 
 @pytest.mark.parametrize("choices", [None, [], "ab", ["a", 5], ["a", "a"], ["a", ""]])

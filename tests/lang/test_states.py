@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ramet as sgl
+from ramet.compiler.diagnostics import CompileError
 from ramet.errors import InvalidRequest, QueueFull, Unsupported
 from ramet.program.backend import GenerateCall
 from ramet.program.scripted import ScriptedBackend
@@ -15,6 +19,11 @@ from ramet.program.scripted import ScriptedBackend
 
 def prompt(call: GenerateCall) -> str:
     return "".join(part.value for part in call.conversation.parts if part.kind == "text")
+
+
+@sgl.function
+def several(s: Any, count: Any) -> None:
+    s += "a" + sgl.gen("x", n=count)
 
 
 def run(body: Any, backend: ScriptedBackend, **options: Any) -> Any:
@@ -77,7 +86,7 @@ def test_role_methods_contexts_and_scopes() -> None:
 @pytest.mark.parametrize(
     ("expr", "complaint"),
     [
-        (lambda: sgl.user(sgl.assistant("x")), "cannot begin inside an open user turn"),
+        (lambda: sgl.user(sgl.assistant("x")), "cannot begin inside the user's"),
         (lambda: sgl.user_end(), "the open turn is none"),
         (lambda: 5, "only text and sgl expressions"),
     ],
@@ -88,6 +97,19 @@ def test_wrong_appends_fail_on_the_spot(expr: Any, complaint: str) -> None:
 
     with pytest.raises(InvalidRequest, match=complaint):
         run(body, ScriptedBackend())
+
+
+@pytest.mark.parametrize("mode", ["compiled", "interpreted"])
+@pytest.mark.parametrize("n", [0, -1, "2", 2.0, True, 1000])
+def test_an_impossible_number_of_answers_is_refused(n: Any, mode: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(f"n is a whole number from 1 to 128, not {n!r}")):
+        several.run(n, backend=ScriptedBackend(), mode=mode)
+
+
+@pytest.mark.parametrize("size", [0, "2", 1.5])
+def test_an_impossible_number_of_forks_is_refused(size: Any) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(f"whole number of 1 or more, got {size!r}")):
+        run(lambda s: s.fork(size), ScriptedBackend())
 
 
 def test_formatting_a_generation_is_refused() -> None:
@@ -257,6 +279,25 @@ def test_streaming_an_unknown_or_failing_variable_raises() -> None:
     with pytest.raises(ZeroDivisionError, match="in the body"):
         list(broken.run(backend=ScriptedBackend(), stream=True).text_iter())
     assert isinstance(broken.run(backend=ScriptedBackend(), stream=True).error(), ZeroDivisionError)
+
+
+MISNAMED = [
+    ("s += sgl.gen('x', max_token=3)", "gen() has no argument 'max_token'; did you mean 'max_tokens'?"),
+    ("s += sgl.gen_int('x', max_new_tokens=3)", "gen() has no argument 'max_new_tokens'; did you mean 'max_tokens'?"),
+    ("s += sgl.select('x', choice=['a', 'b'])", "select() has no argument 'choice'; did you mean 'choices'?"),
+    ("s += sgl.user('x', content=3)", "user() has no argument 'content'; known: expr"),
+    ("forks = s.fork(n=2)", "fork() has no argument 'n'; known: position_ids_offset, size"),
+]
+
+
+@pytest.mark.parametrize(("line", "complaint"), MISNAMED)
+def test_a_misspelt_argument_is_told_the_one_that_was_meant(line: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(f"import ramet as sgl\n@sgl.function\ndef program(s):\n    {line}\n")
+    program = runpy.run_path(str(tmp_path / "program.py"))["program"]
+    with pytest.raises(TypeError, match=re.escape(complaint)):
+        program.run(backend=ScriptedBackend())  # as it is in both modes: what does not compile is interpreted
+    with pytest.raises(CompileError, match=re.escape(complaint.partition("; ")[2])):
+        program.run(backend=ScriptedBackend(), mode="compiled")
 
 
 def test_usual_mistakes_are_answered_with_what_to_write() -> None:

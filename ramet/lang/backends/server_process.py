@@ -17,6 +17,7 @@ from ramet.errors import ConfigError, InternalError
 from ramet.lang.backends.runtime_endpoint import RuntimeEndpoint
 from ramet.lang.process import runner
 from ramet.lang.runner import wait_for
+from ramet.log import LEVELS
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 10.0
@@ -40,6 +41,9 @@ class Runtime:
             raise ConfigError(
                 f"Runtime(endpoint=…) connects to a running server; {', '.join(server_args)} would launch one", param="endpoint"
             )
+        if log_level not in LEVELS:
+            meant = f"endpoint={log_level!r}" if "://" in log_level else f"model_path={log_level!r}"
+            raise ConfigError(f"Runtime({log_level!r}): its first argument is the log level; write Runtime({meant})", param="log_level")
         if endpoint is None:
             port = server_args.setdefault("port", _free_port())
             self._process = _launch({**server_args, "log_level": log_level, **({"api_key": api_key} if api_key else {})})
@@ -132,15 +136,20 @@ class Runtime:
 
 
 def _launch(flags: dict[str, Any]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ramet.launch_server"]
+    return subprocess.Popen([sys.executable, "-m", "ramet.launch_server", *command_line(flags)])
+
+
+def command_line(flags: Mapping[str, Any]) -> list[str]:
+    """Keywords as launch flags; None leaves one out."""
+    words: list[str] = []
     for name, value in flags.items():
-        option = "--" + name.replace("_", "-")
-        if value is True:
-            command.append(option)
-        elif value is not None and value is not False:
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
             values = value if isinstance(value, list | tuple) else [value]
-            command += [option, *map(str, values)]
-    return subprocess.Popen(command)
+            words += [f"--{option}", *map(str, values)]
+    return words
 
 
 def _free_port() -> int:
