@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+LEVELS = ("debug", "info", "warning", "error", "critical")
 _FORMAT = "[%(asctime)s] %(levelname)s %(message)s"
 
 
@@ -13,7 +14,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def configure(level: str) -> None:
-    """Send Ramet's log to stderr at `level` (debug, info, warning, error, critical). Called once, by a process's entry point."""
+    """Send Ramet's log to stderr at `level`, one of `LEVELS`. Called once, by a process's entry point."""
     root = logging.getLogger("ramet")
     root.setLevel(level.upper())
     root.propagate = False

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from ramet.cli.foreign_flags import advice_for
 from ramet.errors import ConfigError
-from ramet.runtime.config import compose
+from ramet.runtime.config import compose, says_auto
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,9 @@ class Flag:
 
     @property
     def default(self) -> str:
-        default = self.field.default
-        return "auto" if default is None else str(default)
+        if self.field.default is None:
+            return "auto" if says_auto(self.field) else "not set"
+        return str(self.field.default)
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -52,7 +53,7 @@ class FlagParser(argparse.ArgumentParser):
         return namespace
 
     def _hint(self, word: str) -> str:
-        known = [name for action in self._actions for name in action.option_strings]
+        known = [name for action in self._actions if action.help != argparse.SUPPRESS for name in action.option_strings]
         if (advice := advice_for(word)) is not None:
             return f"; {advice}"
         if not word.startswith("-"):
@@ -120,6 +121,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def flags_markdown(config_class: type[Any]) -> str:
     """The page docs/flags.md."""
     lines = ["# Launch flags", "", "Generated from `ramet/runtime/config.py` by `ramet serve --help-markdown`; do not edit.", ""]
+    lines += [
+        "`--no-FLAG` turns a switch off, also one that a `--config` file turns on; `auto` may be written where it is the default.",
+        "",
+    ]
     section: type[Any] | None = None
     for flag in flags_of(config_class):
         if flag.section is not section:
@@ -140,17 +145,32 @@ def _add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
     if base is bool:
         action = argparse.BooleanOptionalAction if flag.field.default else "store_true"
         group.add_argument(*flag.names, dest=flag.field.name, action=action, default=argparse.SUPPRESS, help=text)
+        if not flag.field.default:  # not shown: it says the default, over a --config file that says otherwise
+            off = [f"--no-{name[2:]}" for name in flag.names]
+            group.add_argument(*off, dest=flag.field.name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     elif get_origin(base) is tuple:
-        group.add_argument(*flag.names, dest=flag.field.name, nargs="+", action=_Tuple, type=get_args(base)[0], help=text)
+        group.add_argument(*flag.names, dest=flag.field.name, nargs="+", action=_Tuple, type=_reader(flag, get_args(base)[0]), help=text)
     else:
         choices = flag.field.metadata["choices"]
         metavar = "{" + ",".join(choices) + "}" if choices else base.__name__.upper()
-        group.add_argument(*flag.names, dest=flag.field.name, type=base, metavar=metavar, help=text)
+        group.add_argument(*flag.names, dest=flag.field.name, type=_reader(flag, base), metavar=metavar, help=text)
+
+
+def _reader(flag: Flag, base: Any) -> Any:
+    """`base`, which leaves the word auto as it is where it is the default."""
+    if not says_auto(flag.field) or base is str:
+        return base
+
+    def read(word: str) -> Any:
+        return word if word == "auto" else base(word)
+
+    read.__name__ = base.__name__  # what argparse calls it
+    return read
 
 
 class _Tuple(argparse.Action):
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, tuple(values))
+        setattr(namespace, self.dest, "auto" if values == ["auto"] else tuple(values))
 
 
 def _base_type(hint: Any) -> Any:

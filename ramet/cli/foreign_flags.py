@@ -1,4 +1,4 @@
-"""What flags of vLLM, and those of SGLang that Ramet does not need, are called here, so that nobody has to search."""
+"""What flags of vLLM and llama.cpp, and those of SGLang that Ramet does not need, are called here, so that nobody has to search."""
 
 from __future__ import annotations
 
@@ -32,11 +32,37 @@ ADVICE = {
     "--disable-log-requests": LEAVE_OUT + "requests are logged only with --log-requests",
     "--disable-log-stats": "use --log-level warning",
     "--uvicorn-log-level": "use --log-level",
+    "--max-logprobs": LEAVE_OUT + "requests may ask for 20",
+    "--chat-template-content-format": LEAVE_OUT + "content is read in both forms",
+    "--tokenizer-mode": LEAVE_OUT + "there is one",
+    "--rope-scaling": "use --json-model-override-args",
+    "--compilation-config": LEAVE_OUT + "there is nothing to compile",
+    "--download-dir": "set HF_HOME",
+    "--hf-token": "set HF_TOKEN",
+    "--limit-mm-per-prompt": "models read text only",
     "--enable-lora": NO_LORA,
     "--lora-modules": NO_LORA,
+    # llama.cpp
+    "--ctx-size": "use --context-length",
+    "-c": "use --context-length",
+    "-m": "use --model-path",
+    "--parallel": "use --max-running-requests",
+    "-np": "use --max-running-requests",
+    "--n-gpu-layers": "use --device; a model runs whole on one",
+    "-ngl": "use --device; a model runs whole on one",
+    "--threads": "set OMP_NUM_THREADS; by default all cores are used",
+    "-t": "set OMP_NUM_THREADS; by default all cores are used",
+    "--cache-type-k": "use --kv-cache-dtype",
     # SGLang
     "--lora-paths": NO_LORA,
     "--log-level-http": "use --log-level",
+    "--enable-dp-attention": LEAVE_OUT + "attention is divided by heads (--tp-size)",
+    "--ep-size": LEAVE_OUT + "models are divided by --tp-size",
+    "--disable-cuda-graph-padding": LEAVE_OUT + "a graph is padded to only where that pays",
+    "--warmups": LEAVE_OUT + "kernels are warmed up at start",
+    "--model-impl": LEAVE_OUT + "there is one for each architecture",
+    "--enable-p2p-check": LEAVE_OUT + "NCCL finds its ways",
+    "--show-time-cost": "use --log-requests",
     "--base-gpu-id": "choose devices with CUDA_VISIBLE_DEVICES",
     "--schedule-conservativeness": LEAVE_OUT + "requests are admitted by what they need, and retracted when memory runs short",
     "--enable-mixed-chunk": LEAVE_OUT + "prompts and decoding always share steps",

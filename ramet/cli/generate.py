@@ -41,15 +41,23 @@ def parse(arguments: Sequence[str]) -> tuple[str, bool, dict[str, Any], EngineCo
     own.add_argument("--regex", help="the output matches this regular expression")
     own.add_argument("--json-schema", help="the output is JSON of this schema")
     own.add_argument("--seed", type=int)
-    own.add_argument("--sampling", type=json.loads, default={}, help="further sampling parameters as a JSON object")
+    own.add_argument("--sampling", default="{}", help="further sampling parameters as a JSON object")
     given = vars(parser.parse_known(arguments))
     prompt, raw = given.pop("prompt"), given.pop("raw")
-    extra = given.pop("sampling")
-    if not isinstance(extra, dict):
-        raise ConfigError("--sampling must be a JSON object")
+    extra = _json_object(given.pop("sampling"))
     names = ("max_new_tokens", "temperature", "top_p", "regex", "json_schema", "seed")
     sampling = {name: given.pop(name) for name in names if name in given} | extra
     return sys.stdin.read() if prompt == "-" else prompt, raw, sampling, config_of(EngineConfig, {"log_level": "warning"}, given)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--sampling is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError("--sampling must be a JSON object")
+    return found
 
 
 async def _generate(config: EngineConfig, prompt: str, raw: bool, sampling: dict[str, Any]) -> int:

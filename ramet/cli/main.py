@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -42,6 +43,7 @@ def run_command(module: str, arguments: Sequence[str], *, name: str) -> int:
     """Run one subcommand; what the user can mend is one line on stderr, not a traceback."""
     try:
         status: int = importlib.import_module(module).run(list(arguments))
+        sys.stdout.flush()
     except RametError as error:
         print(f"ramet {name}: error: {error.message}", file=sys.stderr)
         return 2
@@ -52,6 +54,9 @@ def run_command(module: str, arguments: Sequence[str], *, name: str) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who reads the output has seen enough, as in `ramet cache | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return status
 
 

@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
+from os import PathLike, fspath
 from typing import Any
 
 from ramet.errors import ConfigError
+from ramet.log import LEVELS
+
+_TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+_NEEDED = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def option(
@@ -262,7 +267,7 @@ class ApiConfig:
 class LogConfig:
     """What is written where."""
 
-    log_level: str = option("info", "log level", choices=("debug", "info", "warning", "error", "critical"))
+    log_level: str = option("info", "log level", choices=LEVELS)
     log_requests: bool = option(False, "log every request's parameters and outcome")
     enable_metrics: bool = option(True, "serve Prometheus metrics at /metrics")
     decode_log_interval: int = option(40, "decode steps between two log lines", low=1)
@@ -353,15 +358,16 @@ def compose(config_class: type[Any], options: Mapping[str, Any]) -> Any:
         if name not in known:
             near = get_close_matches(name, [*known, *spelling], n=3)
             raise ConfigError(f"unknown option '{given}'" + (f"; near ones: {', '.join(near)}" if near else ""), param=given)
-        check_option(known[name], value)
-        values[name] = value
+        values[name] = read_option(known[name], value)
     return _build(config_class, values)
 
 
-def check_option(f: Field[Any], value: Any) -> None:
-    """Raise `ConfigError` when `value` is none of the choices, out of bounds, or not implemented yet."""
+def read_option(f: Field[Any], value: Any) -> Any:
+    """`value` as the field holds it. Raise `ConfigError` when it is of another type, none of the choices, out of bounds, or not
+    implemented yet."""
+    value = _typed(f, value)
     if value is None or value == f.default:
-        return
+        return value
     choices, low, high = f.metadata["choices"], f.metadata["low"], f.metadata["high"]
     if choices and value not in choices:
         raise ConfigError(f"{f.name}={value!r} is not one of {', '.join(choices)}", param=f.name)
@@ -369,6 +375,28 @@ def check_option(f: Field[Any], value: Any) -> None:
         raise ConfigError(f"{f.name}={value} is outside {low} … {high if high is not None else '∞'}", param=f.name)
     if f.metadata["instead"] and value not in f.metadata["works"]:
         raise ConfigError(f"{f.name}={value!r} is not available: {f.metadata['instead']}", param=f.name)
+    return value
+
+
+def says_auto(f: Field[Any]) -> bool:
+    """Is the default what the word "auto" names? Where any text may stand, that word is a text like others."""
+    return f.default is None and (f.metadata["choices"] is not None or not str(f.type).startswith("str"))
+
+
+def _typed(f: Field[Any], value: Any) -> Any:
+    if value == "auto" and says_auto(f):
+        return None
+    kind = str(f.type).removesuffix(" | None")
+    if value is None and f.default is None:
+        return None
+    if isinstance(value, PathLike) and kind == "str":
+        return fspath(value)
+    if isinstance(value, list | tuple) and kind.startswith("tuple") and all(type(item) is int for item in value):
+        return tuple(value)
+    if type(value) not in _TYPES.get(kind, ()):
+        needed = _NEEDED.get(kind, "a list of whole numbers")
+        raise ConfigError(f"{f.name}={value!r:.80} is not {needed}, which this option needs", param=f.name)
+    return value
 
 
 def _build(config_class: type[Any], values: Mapping[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from ramet.cli.flags import flag_parser, flags_markdown, flags_of, parse_config
 from ramet.cli.foreign_flags import ADVICE
 from ramet.cli.main import main
 from ramet.errors import ConfigError
+from ramet.lang.backends.server_process import command_line
 from ramet.runtime.config import EngineConfig, ServerConfig
 
 CONTRACT = """
@@ -76,12 +77,20 @@ def test_defaults_are_the_dataclasses() -> None:
         (["--max-model-len", "4096"], "unknown argument '--max-model-len'; use --context-length"),
         (["--gpu_memory_utilization=0.9"], "use --mem-fraction-static"),
         (["--enable-mixed-chunk"], "leave it out"),
+        (["-ngl", "99"], "unknown argument '-ngl'; use --device"),
+        (["--disable-radix-cach"], "near ones: --disable-radix-cache"),
     ],
 )
 def test_what_is_wrong_is_said(words: list[str], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(*words)
     assert says in caught.value.message
+
+
+def test_near_flags_are_those_that_the_help_shows() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("--disable-radix-cach")
+    assert "--no-disable-radix-cache" not in caught.value.message
 
 
 def test_advice_names_flags_that_exist_about_flags_that_do_not() -> None:
@@ -105,11 +114,50 @@ def test_config_file_and_override(tmp_path: Path) -> None:
         parse("--config", str(tmp_path / "nowhere.yaml"))
 
 
+def test_the_keywords_of_a_launched_runtime_are_flags(tmp_path: Path) -> None:
+    words = command_line({"disable_radix_cache": False, "enable_metrics": False, "log_requests": True, "page_size": 4, "dtype": None})
+    (tmp_path / "server.yaml").write_text("disable-radix-cache: true\n")
+    config = parse("--config", str(tmp_path / "server.yaml"), *words).engine
+    assert (config.memory.disable_radix_cache, config.log.enable_metrics, config.log.log_requests) == (False, False, True)
+    assert (config.memory.page_size, config.model.dtype) == (4, "auto")
+
+
 def test_values_of_a_file_are_checked_too(tmp_path: Path) -> None:
     path = tmp_path / "server.yaml"
     path.write_text("trust-remote-code: true\n")
     with pytest.raises(ConfigError, match="never runs"):
         parse("--config", str(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("port: http", "port='http' is not a whole number"),
+        ("port:", "port=None is not a whole number"),
+        ("port: true", "port=True is not a whole number"),
+        ("api-key: 12345", "api_key=12345 is not text"),
+        ("mem-fraction-static: half", "mem_fraction_static='half' is not a number"),
+        ("disable-radix-cache: sometimes", "disable_radix_cache='sometimes' is not true or false"),
+        ("cuda-graph-bs: [1, two]", "is not a list of whole numbers"),
+    ],
+)
+def test_values_of_another_type_are_refused_by_name(line: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "server.yaml").write_text(line + "\n")
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        parse("--config", str(tmp_path / "server.yaml"))
+
+
+def test_auto_may_be_said_where_it_is_the_default(tmp_path: Path) -> None:
+    words = [word for flag in flags_of(ServerConfig) if flag.default == "auto" for word in (flag.names[0], "auto")]
+    assert {"--quantization", "--dtype", "--max-total-tokens", "--mem-fraction-static", "--cuda-graph-bs"} <= set(words)
+    assert parse(*words) == ServerConfig()
+    (tmp_path / "server.yaml").write_text("\n".join(f"{name[2:]}: auto" for name in words[::2]))
+    assert parse("--config", str(tmp_path / "server.yaml")) == ServerConfig()
+    assert parse("--served-model-name", "auto", "--api-key", "auto").http.api_key == "auto"  # a text like others
+
+
+def test_a_path_may_be_a_path(tmp_path: Path) -> None:
+    assert EngineConfig.from_options({"model_path": tmp_path}).model.model_path == str(tmp_path)
 
 
 def test_help_and_page_show_every_flag() -> None:
@@ -139,6 +187,15 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith("ramet 0.")
     assert "did you mean serve" in err
     assert "ramet serve: error: dp_size=2" in err
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_crash() -> None:
+    command = [sys.executable, "-m", "ramet", "serve", "--help-markdown"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_the_package_is_the_command() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+import ramet as sgl
 from ramet.cli import serve
 from ramet.cli.main import main
-from ramet.errors import ConfigError, WorkerDied
+from ramet.errors import ConfigError, ServerStopping, WorkerDied
 from ramet.runtime.config import EngineConfig, HttpConfig, ServerConfig
 from ramet.server.announcing_server import build_server
 from tests.server.live_server import wait_until
@@ -80,6 +81,27 @@ async def test_what_a_stop_cuts_off_ends_with_an_error(caplog: pytest.LogCapture
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "server_stopping")
     assert not [record for record in caplog.records if record.exc_info]
     assert len(engine.aborted) == 2
+
+
+@sgl.function
+def long_program(s: Any) -> None:
+    s += "Go" + sgl.gen("x", max_tokens=400)
+
+
+@pytest.mark.parametrize("mode", ["compiled", "interpreted"])
+async def test_a_program_that_a_stop_cuts_off_says_so(mode: str) -> None:
+    engine = ScriptedEngine(answer="x" * 400, step_seconds=0.05)
+    with serve.bind(HttpConfig(port=0)) as listener:
+        server = build_server(engine, ServerConfig.from_options({"timeout_graceful_shutdown": 0}))
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        await asyncio.to_thread(wait_until, lambda: server.started)
+        backend = sgl.RuntimeEndpoint(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        program = asyncio.create_task(long_program.arun(backend=backend, mode=mode))
+        await asyncio.to_thread(wait_until, lambda: len(engine.seen) == 1)
+        server.stop()
+        with pytest.raises(ServerStopping, match="told to stop"):
+            await program
+        await asyncio.wait_for(running, 10)
 
 
 def test_readiness_lines_pass_every_log_level() -> None:

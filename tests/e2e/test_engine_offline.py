@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ramet.errors import ConfigError, GrammarError, InvalidRequest, Unsupported
+from ramet.errors import ConfigError, GrammarError, InvalidRequest, Unsupported, WorkerDied
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.engine import Engine
@@ -118,6 +118,36 @@ def test_errors_are_typed_and_name_the_field(engine):
     with pytest.raises(ConfigError, match="trust_remote_code"):
         Engine(start=on_a_thread, trust_remote_code=True)
     assert len(engine.generate("a", GREEDY)["output_ids"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((5,), "text: expected a string or a list of strings"),
+        ((["a", 5],), "text: expected a string or a list of strings"),
+        (("a", "greedy"), "sampling_params: expected an object"),
+        ((["a"], [3]), "sampling_params: expected an object"),
+        ((None, GREEDY, 5), "input_ids: expected a list of integers"),
+        ((None, GREEDY, "ab"), "input_ids: expected a list of integers"),
+        ((None, GREEDY), "exactly one of text and input_ids"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_by_name(engine, arguments, complaint):
+    with pytest.raises(InvalidRequest, match=complaint):
+        engine.generate(*arguments)
+
+
+def test_an_engine_that_was_shut_down_says_so(recwarn):
+    engine = Engine(start=on_a_thread)
+    stream = engine.generate("a", GREEDY, stream=True)
+    next(stream)
+    engine.shutdown()
+    stream.close()
+    for use in (lambda: engine.generate("a", GREEDY), engine.flush_cache, lambda: list(engine.generate("a", GREEDY, stream=True))):
+        with pytest.raises(WorkerDied, match="the engine was shut down"):
+            use()
+    gc.collect()
+    assert not [str(warning.message) for warning in recwarn if "never awaited" in str(warning.message)]
 
 
 def test_inside_a_running_event_loop(engine):

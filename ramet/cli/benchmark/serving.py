@@ -58,7 +58,7 @@ def parser() -> FlagParser:
     made = FlagParser(prog="ramet bench serving", description="Load a running server and measure it.")
     where = made.add_argument_group("server")
     where.add_argument("--backend", default="ramet", help="ramet, sglang, vllm, openai, or one of these with -chat or -oai-chat")
-    where.add_argument("--base-url", help="instead of host and port")
+    where.add_argument("--base-url", "--endpoint", help="instead of host and port")
     where.add_argument("--host", default="127.0.0.1", help="server address")
     where.add_argument("--port", type=int, default=30000, help="server port")
     where.add_argument("--api-key", help="sent as bearer token")

@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ramet.errors import InvalidRequest, RequestNotFound, Unsupported
+from ramet.errors import InvalidRequest, RequestNotFound, Unsupported, WorkerDied
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine import cache_report
 from ramet.runtime.engine.async_engine import AsyncEngine
@@ -159,6 +159,9 @@ class Engine:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` on the engine's own loop. Ctrl-C here cancels it there."""
+        if not self._finalizer.alive:
+            work.close()
+            raise WorkerDied("the engine was shut down")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -173,7 +176,8 @@ class Engine:
                     return
                 yield reply
         finally:
-            self._wait(_close(replies))
+            if self._finalizer.alive:
+                self._wait(_close(replies))
 
 
 @dataclass(frozen=True, slots=True)

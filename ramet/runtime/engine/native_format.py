@@ -48,7 +48,10 @@ def expand(call: NativeCall) -> Expansion:
     rids = _rids(call.rid, size)
     generations: list[Generation] = []
     for index, prompt in enumerate(prompts):
-        sampling = parse_sampling_params(_at("sampling_params", call.sampling_params, index, size) or {})
+        asked = _at("sampling_params", call.sampling_params, index, size) or {}
+        if not isinstance(asked, Mapping):
+            raise InvalidRequest("sampling_params: expected an object or a list of objects", param="sampling_params")
+        sampling = parse_sampling_params(asked)
         one = Generation(
             request_id=rids[index],
             text=prompt if isinstance(prompt, str) else None,
@@ -185,11 +188,19 @@ def _prompts(call: NativeCall) -> tuple[Sequence[str | Sequence[int]], bool]:
     if (call.text is None) == (call.input_ids is None):
         raise InvalidRequest("give exactly one of text and input_ids", param="text")
     given: Any = call.text if call.text is not None else call.input_ids
+    if call.text is not None and not (isinstance(given, str) or (_is_list(given) and all(isinstance(text, str) for text in given))):
+        raise InvalidRequest("text: expected a string or a list of strings", param="text")
+    if call.text is None and not _is_list(given):
+        raise InvalidRequest("input_ids: expected a list of integers or a list of lists of integers", param="input_ids")
     is_batch = not isinstance(given, str) and (call.text is not None or bool(given and isinstance(given[0], Sequence)))
     prompts = list(given) if is_batch else [given]
     if not prompts:
         raise InvalidRequest("the batch is empty; give at least one prompt", param="text")
     return prompts, is_batch
+
+
+def _is_list(given: object) -> bool:
+    return hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, str | bytes | Mapping)
 
 
 def _rids(given: str | Sequence[str] | None, size: int) -> list[str]:

@@ -27,10 +27,12 @@ END_SECONDS = 0.01
 
 class EngineBackend:
     """Runs programs on a `GenerationEngine` of this process: no HTTP, no copies of text. `stream` and `complete` replace the engine's
-    own, for whoever wants to see what passes."""
+    own, for whoever wants to see what passes. `owner`: who ends the engine when nobody holds it any more; held as long as this is."""
 
-    def __init__(self, engine: GenerationEngine, *, stream: Stream | None = None, complete: Complete | None = None) -> None:
-        self._engine = engine
+    def __init__(
+        self, engine: GenerationEngine, *, stream: Stream | None = None, complete: Complete | None = None, owner: object = None
+    ) -> None:
+        self._engine, self._owner = engine, owner
         self._stream, self._complete = stream or engine.generate, complete or engine.complete
         self._chat: ChatFormat | None = None
 
