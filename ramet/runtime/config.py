@@ -205,30 +205,47 @@ class ParallelConfig:
     )
 
 
+NUM_GUESSES = 4
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculativeConfig:
     """Guess several tokens, verify them in one step."""
 
     speculative_algorithm: str | None = option(
         None,
-        "how tokens are guessed; NGRAM: from what prompt and output said before; STANDALONE: by a draft model",
-        works=("none", "NGRAM", "STANDALONE"),
-        instead="speculative decoding knows NGRAM and STANDALONE (a draft model of the same tokenizer); leave it unset for none",
+        "how tokens are guessed; NGRAM: from what prompt and output said before; STANDALONE: by a draft model; EAGLE3: by a head",
+        works=("none", "NGRAM", "STANDALONE", "EAGLE3"),
+        instead="speculative decoding knows NGRAM, STANDALONE (a draft model of the same tokenizer) and EAGLE3 (a head that was trained "
+        "for the model); leave it unset for none",
     )
     speculative_draft_model_path: str | None = option(
-        None, "the model that guesses, with speculative-algorithm STANDALONE", aliases=("speculative-draft-model",)
+        None, "the model or the head that guesses, with speculative-algorithm STANDALONE or EAGLE3", aliases=("speculative-draft-model",)
     )
     speculative_draft_model_quantization: str | None = option(None, "as quantization, for the model that guesses")
-    speculative_num_steps: int | None = option(None, "guesses of the draft model per verification; default: 4", low=1, high=64)
+    speculative_num_steps: int | None = option(None, "guesses of the draft model or head per verification; default: 4", low=1, high=64)
     speculative_eagle_topk: int | None = option(
-        None, "branches per draft step", low=1, works=(1,), instead="a draft model guesses one chain of tokens; leave it out, or 1"
+        None, "branches per draft step", low=1, works=(1,), instead="guesses are one chain of tokens; leave it out, or 1"
     )
     speculative_num_draft_tokens: int | None = option(
         None,
-        "NGRAM: most guesses verified per step and request; default: 4. STANDALONE: one more than speculative-num-steps",
+        "NGRAM: most guesses verified per step and request; default: 4. STANDALONE, EAGLE3: one more than speculative-num-steps",
         low=1,
         high=64,
     )
+
+    @property
+    def by_draft(self) -> bool:
+        """Whether a model or a head guesses, which draws as the model does."""
+        return self.speculative_algorithm in ("STANDALONE", "EAGLE3")
+
+    @property
+    def num_guesses(self) -> int:
+        """Per request and step; 0: nothing is guessed."""
+        tokens = self.speculative_num_draft_tokens
+        if self.by_draft:
+            return self.speculative_num_steps or (tokens - 1 if tokens else NUM_GUESSES)
+        return (tokens or NUM_GUESSES) if self.speculative_algorithm == "NGRAM" else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ def check(config: EngineConfig) -> None:
         message = "max_inter_token_seconds is kept by splitting prompts, which chunked_prefill_size=-1 forbids; leave one of them out"
         raise ConfigError(message, param="max_inter_token_seconds")
     _check_overrides(model.json_model_override_args)
-    _check_speculation(config.speculative, parallel.tp_size)
+    _check_speculation(config.speculative, parallel.tp_size, has_tiers=memory.enable_hierarchical_cache)
 
 
 def resolve(config: EngineConfig, model: ModelInfo, capacity: Capacity, *, on_gpu: bool) -> EngineConfig:
@@ -97,20 +97,27 @@ def _check_tiers(config: EngineConfig) -> None:
         raise ConfigError(message, param="enable_hierarchical_cache")
 
 
-def _check_speculation(options: SpeculativeConfig, num_ranks: int) -> None:
-    by_draft, path = options.speculative_algorithm == "STANDALONE", options.speculative_draft_model_path
+def _check_speculation(options: SpeculativeConfig, num_ranks: int, *, has_tiers: bool) -> None:
+    algorithm, by_draft, path = options.speculative_algorithm, options.by_draft, options.speculative_draft_model_path
     if by_draft and path is None:
-        message = "speculative_algorithm=STANDALONE needs --speculative-draft-model-path, a small model of the same tokenizer"
+        what = "a small model of the same tokenizer" if algorithm == "STANDALONE" else "a head that was trained for the model"
+        message = f"speculative_algorithm={algorithm} needs --speculative-draft-model-path, {what}"
         raise ConfigError(message, param="speculative_algorithm")
     if path is not None and not by_draft:
-        message = "speculative_draft_model_path is used with --speculative-algorithm STANDALONE; add that, or leave the path out"
+        message = "speculative_draft_model_path is used with --speculative-algorithm STANDALONE or EAGLE3; add one, or leave the path out"
         raise ConfigError(message, param="speculative_draft_model_path")
+    if algorithm == "EAGLE3" and options.speculative_draft_model_quantization is not None:
+        message = "speculative_draft_model_quantization: an EAGLE-3 head is computed with as numbers; leave it out"
+        raise ConfigError(message, param="speculative_draft_model_quantization")
+    if algorithm == "EAGLE3" and has_tiers:
+        message = "speculative_algorithm=EAGLE3: what comes back from host memory has nothing of the head's; leave that cache out"
+        raise ConfigError(message, param="speculative_algorithm")
     steps, tokens = options.speculative_num_steps, options.speculative_num_draft_tokens
     if by_draft and tokens is not None and (tokens < 2 or (steps is not None and tokens != steps + 1)):
         message = f"speculative_num_draft_tokens={tokens} must be one more than the guesses of a step (speculative_num_steps); leave it out"
         raise ConfigError(message, param="speculative_num_draft_tokens")
     if by_draft and num_ranks > 1:
-        raise ConfigError(f"a draft model runs beside one rank, not {num_ranks}; use NGRAM, or one rank", param="speculative_algorithm")
+        raise ConfigError(f"a draft runs beside one rank, not {num_ranks}; use NGRAM, or one rank", param="speculative_algorithm")
 
 
 def _check_overrides(text: str) -> None:

@@ -21,13 +21,12 @@ from itertools import takewhile
 import numpy as np
 
 from ramet.errors import ConfigError
-from ramet.grammar.matcher import SerialMasks
 from ramet.log import get_logger
 from ramet.runtime.cache.lease import Lease
 from ramet.runtime.cache.prefix_cache import PrefixCache
-from ramet.runtime.executor.executor import Executor, PendingResult
-from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart, TokenMasks
-from ramet.runtime.scheduler.constraints import fill_masks
+from ramet.runtime.engine.guess_rounds import Guessing, GuessRounds, row_start
+from ramet.runtime.executor.executor import Executor
+from ramet.runtime.plan import PENDING_TOKEN, PlanRow
 from ramet.runtime.scheduler.request_state import RequestState
 
 _LOG = get_logger(__name__)
@@ -61,28 +60,10 @@ class Draft:
 
 
 @dataclass(slots=True)
-class Guessing:
-    """A request in this round: `most` guesses are wanted of it, `num_asked` are on their way or here, `walked` of them in its matcher."""
+class Drafting(Guessing):
+    """A request with its draft."""
 
-    state: RequestState
-    draft: Draft
-    most: int
-    num_asked: int = 0
-    guessed: list[int] = field(default_factory=list)
-    walked: int = 0
-    has_ended: bool = False
-
-    def take(self, token: int) -> None:
-        self.guessed.append(token)
-        matcher = self.state.matcher
-        if matcher is None:
-            return
-        is_legal = token not in self.state.request.stop_token_ids and matcher.accept((token,)) == 1
-        self.walked += is_legal
-        self.has_ended = not is_legal or matcher.stopped
-
-
-Rows = list[tuple[PlanRow, Guessing]]
+    draft: Draft = field(kw_only=True)
 
 
 class DraftModel:
@@ -99,15 +80,15 @@ class DraftModel:
         self.cache = PrefixCache(executor.capacity.num_pages, self._page_size, "lru")
         self._free_slots = list(range(executor.capacity.max_running - 1, -1, -1))
         self._drafts: dict[str, Draft] = {}
-        self._num_steps = 0
+        self._rounds = GuessRounds(executor, vocab_size, own, self._next_row)
         self._has_failed = False
 
     def guess(self, wanted: Sequence[tuple[RequestState, int]]) -> list[list[int]]:
-        rounds: dict[str, Guessing] = {}
+        rounds: dict[str, Drafting] = {}
         try:
             if not self._has_failed:
                 rounds = self._begin(wanted)
-                self._run([self._known_row(one) for one in rounds.values()])
+                self._run(list(rounds.values()))
         except Exception as error:
             self._has_failed, rounds = True, {}
             _LOG.error("The draft model failed and is given up; generation goes on without guesses", exc_info=error)
@@ -131,9 +112,9 @@ class DraftModel:
 
     # ── who takes part ──
 
-    def _begin(self, wanted: Sequence[tuple[RequestState, int]]) -> dict[str, Guessing]:
+    def _begin(self, wanted: Sequence[tuple[RequestState, int]]) -> dict[str, Drafting]:
         """Requests with something to compute and room for it, as many as one step's tokens allow."""
-        rounds: dict[str, Guessing] = {}
+        rounds: dict[str, Drafting] = {}
         room = self._chunk
         for state, most in wanted:
             draft = self._drafts.get(state.request_id) or self._admit(state)
@@ -146,7 +127,7 @@ class DraftModel:
             if most < 1 or not self._has_pages(draft, state.num_known + most - 1):
                 continue
             room -= min(state.num_known - draft.sure, room)
-            rounds[state.request_id] = Guessing(state, draft, most)
+            rounds[state.request_id] = Drafting(state, most, draft=draft)
         return rounds
 
     def _admit(self, state: RequestState) -> Draft | None:
@@ -171,76 +152,30 @@ class DraftModel:
 
     # ── a round: one step over what is new to the draft, then one for each further guess ──
 
-    def _run(self, rows: Rows) -> None:
+    def _run(self, rounds: Sequence[Drafting]) -> None:
+        rows = [(self._known_row(one), one) for one in rounds]
         fresh = [one.draft for row, one in rows if row.reset is not None]
-        taking_part = [one for _, one in rows]
-        steps: list[tuple[Rows, PendingResult]] = []
-        try:
-            while rows:
-                steps.append((rows, self._step(rows)))
-                if any(one.state.matcher is not None for _, one in rows):
-                    _take(steps)  # the next masks depend on them
-                going_on = [one for row, one in rows if row.samples and one.num_asked < one.most and not one.has_ended]
-                rows = [self._next_row(one) for one in going_on]
-            _take(steps)
-        finally:
-            for one in taking_part:
-                if one.walked and one.state.matcher is not None:
-                    one.state.matcher.rollback(one.walked)
-        for one in taking_part:
+        self._rounds.run(rows)
+        for one in rounds:
             one.draft.fed = one.guessed[: max(one.num_asked - 1, 0)]
         for draft in fresh:
             self._share(draft)
 
-    def _step(self, rows: Rows) -> PendingResult:
-        constrained = [one for row, one in rows if row.mask_row is not None]
-        plan = BatchPlan(self._num_steps, tuple(self._masked(rows)), len(constrained))
-        self._num_steps += 1
-        self._executor.launch(plan)
-        return self._executor.sample(plan, self._masks(constrained) if constrained else None)
-
-    def _masked(self, rows: Rows) -> list[PlanRow]:
-        """Rows with their places among the masks."""
-        found, count = [], 0
-        for row, _ in rows:
-            found.append(row if row.mask_row is None else row._replace(mask_row=count))
-            count += row.mask_row is not None
-        return found
-
-    def _masks(self, constrained: Sequence[Guessing]) -> TokenMasks:
-        """As wide as the draft's logits: padding of either model is forbidden."""
-        bits = fill_masks([one.state.matcher for one in constrained], self._vocab_size, SerialMasks()).bits
-        words = -(-self._executor.model.vocab_size // 32)
-        return TokenMasks(np.pad(bits[:, :words], ((0, 0), (0, max(words - bits.shape[1], 0)))))
-
-    def _known_row(self, one: Guessing) -> tuple[PlanRow, Guessing]:
+    def _known_row(self, one: Drafting) -> PlanRow:
         """What is known and not computed, or as much of it as one step takes: only behind the whole of it there is something to guess."""
         draft, state = one.draft, one.state
         start, end = draft.sure, min(state.num_known, draft.sure + self._chunk)
         samples = end == state.num_known
         one.num_asked, draft.sure = int(samples), end
-        return self._row(one, tuple(draft.tokens[start:end]), start, samples=samples), one
+        return self._row(one, tuple(draft.tokens[start:end]), start, samples=samples)
 
-    def _next_row(self, one: Guessing) -> tuple[PlanRow, Guessing]:
-        one.num_asked += 1
-        return self._row(one, (PENDING_TOKEN,), one.state.num_known + one.num_asked - 2, samples=True), one
+    def _next_row(self, one: Drafting) -> PlanRow:
+        return self._row(one, (PENDING_TOKEN,), one.state.num_known + one.num_asked - 2, samples=True)
 
-    def _row(self, one: Guessing, token_ids: tuple[int, ...], start: int, *, samples: bool) -> PlanRow:
+    def _row(self, one: Drafting, token_ids: tuple[int, ...], start: int, *, samples: bool) -> PlanRow:
         draft, request = one.draft, one.state.request
         first_page, draft.num_pages_sent = draft.num_pages_sent, len(draft.lease.pages)
-        reset = None
-        if draft.is_fresh:
-            outputs = tuple(one.state.output_ids)
-            reset = RowStart(request.sampling, request.seed, None, request.prompt_ids, outputs, request.stop_token_ids)
-            draft.is_fresh = False
+        reset = row_start(one.state) if draft.is_fresh else None
+        draft.is_fresh = False
         new_pages, mask_row = tuple(draft.lease.pages[first_page:]), 0 if samples and one.state.matcher is not None else None
         return PlanRow(request.request_id, draft.slot, token_ids, start, first_page, new_pages, samples, reset, None, mask_row)
-
-
-def _take(steps: list[tuple[Rows, PendingResult]]) -> None:
-    """Read the results of the steps in flight."""
-    for rows, pending in steps:
-        for (row, one), result in zip(rows, pending.result().rows, strict=True):
-            if row.samples:
-                one.take(result.token_ids[0])
-    steps.clear()

@@ -16,9 +16,10 @@ from ramet.runtime.cache.lease import Cache
 from ramet.runtime.cache.no_cache import NoCache
 from ramet.runtime.cache.prefix_cache import PrefixCache
 from ramet.runtime.cache.second_tier import SecondTier
-from ramet.runtime.config import EngineConfig, MemoryConfig, SpeculativeConfig
+from ramet.runtime.config import EngineConfig, MemoryConfig
 from ramet.runtime.engine.channel import Channel
 from ramet.runtime.engine.draft_model import DraftModel
+from ramet.runtime.engine.eagle_guesser import EagleGuesser
 from ramet.runtime.engine.follower import Follower
 from ramet.runtime.engine.followers import Followers, ParallelExecutor, end_with_them
 from ramet.runtime.engine.generation_engine import Tokenizer
@@ -29,10 +30,10 @@ from ramet.runtime.executor.executor import Executor
 from ramet.runtime.host_memory import HostMemory
 from ramet.runtime.plan import ModelInfo
 from ramet.runtime.resolve import resolve
+from ramet.runtime.scheduler.guessing import Guesser
 from ramet.runtime.scheduler.scheduler import Scheduler
 from ramet.user_cache import user_cache
 
-NUM_GUESSES = 4
 DRAFT_TOKENS = 1 << 16
 """Of the draft model's KV pool."""
 DRAFT_CHUNK = 512
@@ -126,13 +127,19 @@ def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompil
         cache,
         compiler,
         seed=config.model.random_seed,
-        num_guesses=_num_guesses(config.speculative),
+        num_guesses=config.speculative.num_guesses,
         memory=config.memory,
         mask_filler=create_mask_filler(config.backend.grammar_backend, config.backend.grammar_mask_threads),
-        guesser=None
-        if draft is None
-        else DraftModel(draft, model.vocab_size, chunk=max(config.schedule.chunked_prefill_size or 0, DRAFT_CHUNK)),
+        guesser=_guesser(config, executor, draft),
     )
+
+
+def _guesser(config: EngineConfig, executor: Executor, draft: Executor | None) -> Guesser | None:
+    """None: there is none, or one that looks back on what was said."""
+    vocab_size, head = executor.model.vocab_size, getattr(executor, "head", None)
+    if draft is not None:
+        return DraftModel(draft, vocab_size, chunk=max(config.schedule.chunked_prefill_size or 0, DRAFT_CHUNK))
+    return None if head is None else EagleGuesser(head, vocab_size)
 
 
 def _second_tier(options: MemoryConfig, executor: Executor) -> SecondTier | None:
@@ -147,11 +154,3 @@ def _second_tier(options: MemoryConfig, executor: Executor) -> SecondTier | None
     policy = options.hicache_write_policy
     saves_early = policy == "write_through" or (policy == "auto" and disk is not None)
     return SecondTier(memory, executor.capacity.page_size, time.monotonic, disk, saves_early=saves_early)
-
-
-def _num_guesses(config: SpeculativeConfig) -> int:
-    """Per request and step."""
-    tokens = config.speculative_num_draft_tokens
-    if config.speculative_algorithm == "STANDALONE":
-        return config.speculative_num_steps or (tokens - 1 if tokens else NUM_GUESSES)
-    return (tokens or NUM_GUESSES) if config.speculative_algorithm == "NGRAM" else 0

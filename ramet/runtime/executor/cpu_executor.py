@@ -110,6 +110,9 @@ def create_cpu_executor(config: EngineConfig) -> CpuExecutor | None:
     spec = model_spec(files, overrides=options.json_model_override_args, context_length=options.context_length)
     check_load_format(options, files)
     check_quantization(options, spec)
+    if config.speculative.speculative_algorithm == "EAGLE3":
+        _check_head(options.quantization)
+        return None
     if BITS[options.quantization] is not None:
         return _create(config, files, spec)
     integers = spec.checkpoint is not None and spec.checkpoint.layout != "fp8"
@@ -125,6 +128,14 @@ def create_cpu_executor(config: EngineConfig) -> CpuExecutor | None:
             raise
         _LOG.info("The weights are dequantised to float32: %s", error.message)
         return None
+
+
+def _check_head(quantization: str | None) -> None:
+    """An EAGLE-3 head reads the streams between the layers, which the C++ step keeps to itself: that must not be asked for by name."""
+    if BITS[quantization] is not None:
+        message = f"speculative_algorithm=EAGLE3 does not go with quantization={quantization} on a CPU; take none, or NGRAM or STANDALONE"
+        raise ConfigError(message, param="speculative_algorithm")
+    _LOG.info("The weights are dequantised to float32, which an EAGLE-3 head guesses from")
 
 
 def check_for_cpu(config: EngineConfig) -> None:
@@ -148,7 +159,7 @@ def _create(config: EngineConfig, files: ModelFiles, spec: ModelSpec) -> CpuExec
     capacity = _plan_pool(config, info, kv_type)
     pool = allocate_cpu_pool(info.num_layers, (capacity.num_tokens, info.num_kv_heads, info.head_dim), capacity.page_size, kv_type)
     choice: TokenChoice[Array] = CpuChoice(loaded.step.context)
-    races, tiers = config.speculative.speculative_algorithm == "STANDALONE", config.memory.enable_hierarchical_cache
+    races, tiers = config.speculative.by_draft, config.memory.enable_hierarchical_cache
     if not (races or tiers):
         return CpuExecutor(CpuRunner(loaded.step, pool, info, capacity, choice), info, capacity)
     from ramet.runtime.executor import torch_beside_cpu  # torch, which the rest does without

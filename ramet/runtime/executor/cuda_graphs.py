@@ -94,6 +94,8 @@ class StepGraphs:
         largest = GraphKey(max(self._sizes[-1], MOST_MIXED[-1]), max(self._sizes[-1], MIXED_ROWS[-1]), shared=True, mixed=True)
         self._inputs = torch.zeros(sum(self._lengths(largest)) + 8 * largest.tokens, dtype=torch.int32, device=self._device)
         self._logits = torch.empty(largest.rows, vocab_size, dtype=torch.float32, device=self._device)
+        if step.taps is not None:
+            step.taps.reserve(largest.tokens)
         self._recordings: dict[GraphKey, Recording] = {}
         self._padding: Counter[GraphKey] = Counter()
         self._memory = torch.cuda.graph_pool_handle()
@@ -190,6 +192,8 @@ class StepGraphs:
             query_lens=(),
             kv_lens_host=(),
         )
+        if self._step.taps is not None:
+            self._step.taps.fixed(key.tokens)
         logits = self._step.forward(batch, self._logits[: key.rows])
         return GraphResult(logits, greedy_tokens(logits), slots.long())
 

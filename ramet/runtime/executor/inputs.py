@@ -29,12 +29,13 @@ class StepInputs:
 class SlotTables:
     """What the device remembers per slot: its pages, and the token that it sampled last."""
 
-    def __init__(self, capacity: Capacity, context_len: int, device: torch.device) -> None:
+    def __init__(self, capacity: Capacity, context_len: int, device: torch.device, *, shares: bool = True) -> None:
+        """`shares`: prefixes that rows have in common are looked for, on a GPU."""
         self.page_size = capacity.page_size
         width = table_width(capacity, context_len)
         self.pages = torch.zeros(capacity.max_running, width, dtype=torch.int32, device=device)
         self.last_token = torch.zeros(capacity.max_running, dtype=torch.int64, device=device)
-        self.groups = PrefixGroups(capacity.max_running, width, capacity.page_size) if device.type == "cuda" else None
+        self.groups = PrefixGroups(capacity.max_running, width, capacity.page_size) if device.type == "cuda" and shares else None
 
     def add_pages(self, rows: Sequence[PlanRow]) -> None:
         """Write the plan's new pages behind those that the slots have."""

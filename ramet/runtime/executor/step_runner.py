@@ -19,6 +19,7 @@ from ramet.runtime.executor.step_readback import RowLogprobs, StepClock, StepRea
 from ramet.runtime.executor.token_choice import TokenChoice
 from ramet.runtime.executor.torch_choice import torch_arithmetic
 from ramet.runtime.layers.rank_group import RankGroup
+from ramet.runtime.models.feature_taps import FeatureTaps
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, PlanRow, TokenMasks
 from ramet.runtime.request import LogprobParams
 
@@ -53,6 +54,16 @@ class SampledRows:
         return cls(*(part.index_select(0, rows) for part in (result.logits, result.tokens, result.slots)))
 
 
+class Head(Protocol):
+    """What guesses from the streams between the model's layers."""
+
+    @property
+    def taps(self) -> FeatureTaps: ...
+
+    def extend(self, rows: Sequence[PlanRow], features: torch.Tensor) -> None:
+        """The model has computed `rows`; `features` [T, …] are what was tapped on the way."""
+
+
 class FastPath(Protocol):
     """A faster way through steps of few tokens."""
 
@@ -82,11 +93,12 @@ class StepRunner:
         mover: PageMover | None = None,
         choice: TokenChoice[torch.Tensor] | None = None,
         one_by_one: bool = False,
+        head: Head | None = None,
     ) -> None:
         """`ranks`: the others that run the same plans; rank 0 chooses the tokens and tells them. `mover`: to and from host memory.
         `choice`: how tokens are chosen; torch's where there is no faster way. `one_by_one`: rows are sampled each by itself, since some of
-        torch's sums on a GPU are added up in another order where there are more rows."""
-        self._mover, self._one_by_one = mover, one_by_one
+        torch's sums on a GPU are added up in another order where there are more rows. `head`: is shown every pass of the model."""
+        self._mover, self._one_by_one, self._head = mover, one_by_one, head
         self._forward, self._device, self._ranks = forward, device, ranks
         self._chooses = ranks is None or ranks.rank == 0
         self._tables = SlotTables(capacity, model.context_len, device)
@@ -162,6 +174,8 @@ class StepRunner:
         self._tables.add_pages(plan.rows)
         result = self._fast_path.run(plan.rows, self._tables.groups.find(plan.rows) if self._tables.groups is not None else ())
         sampling = [i for i, row in enumerate(plan.rows) if row.samples]
+        if result is not None and self._head is not None:
+            self._head.extend(plan.rows, self._head.taps.fixed(plan.num_tokens))
         if result is None or len(sampling) == len(plan.rows):
             return result
         return SampledRows.of(result, device_tensor(sampling, np.int64, self._device))
@@ -176,8 +190,14 @@ class StepRunner:
     def _run(self, rows: Sequence[PromptPiece]) -> torch.Tensor:
         pieces = [part for piece in rows for part in split_output(piece, len(self._sampler[piece.row.slot].start.prompt_ids))]
         wanted = [range(piece.first_wanted, piece.first_wanted + len(piece.targets)) for piece in pieces]
-        inputs = self._tables.build([piece.row for piece in pieces], wanted)
-        logits = self._forward(inputs.batch)
+        here = [piece.row for piece in pieces]
+        inputs = self._tables.build(here, wanted)
+        if self._head is None:
+            logits = self._forward(inputs.batch)
+        else:
+            features = self._head.taps.fresh(len(inputs.batch.token_ids))
+            logits = self._forward(inputs.batch)
+            self._head.extend(here, features)
         done = 0
         for piece in pieces:
             if piece.targets and self._chooses:
@@ -185,8 +205,8 @@ class StepRunner:
                 at_once = 1 if self._one_by_one else len(piece.targets)
                 for first in range(0, len(piece.targets), at_once):
                     targets = device_tensor(piece.targets[first : first + at_once], np.int64, self._device)
-                    here = logits[done + first : done + first + at_once]
-                    values = compute_logprobs(here.clone() if self._one_by_one else here, targets, params)
+                    part = logits[done + first : done + first + at_once]
+                    values = compute_logprobs(part.clone() if self._one_by_one else part, targets, params)
                     self._prompt.append(RowLogprobs((piece.row_index,), params, values))
             done += len(piece.targets)
         return logits[done:]

@@ -7,10 +7,11 @@ an event behind the copy of the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 
@@ -18,6 +19,7 @@ from ramet.errors import ConfigError, InternalError, OutOfMemory
 from ramet.log import get_logger
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.executor.computation import Computation, load_computation
+from ramet.runtime.executor.eagle_runner import EagleRunner
 from ramet.runtime.executor.executor import PendingResult, Rank
 from ramet.runtime.executor.gpu_warm_up import warm_up
 from ramet.runtime.executor.inputs import SlotTables
@@ -37,8 +39,50 @@ from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, StepResult, Token
 _LOG = get_logger(__name__)
 
 
+class Runner(Protocol):
+    """The two halves of a step, for one thread only."""
+
+    def forward(self, plan: BatchPlan) -> None: ...
+
+    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> StepReadback: ...
+
+
+class QueuedSteps:
+    """Steps of one runner in the device's thread; several may share it."""
+
+    def __init__(self, runner: Runner, thread: ThreadPoolExecutor, context: AbstractContextManager[object]) -> None:
+        self._runner: Runner | None = runner
+        self._thread, self._context = thread, context
+        self._forward: Future[None] | None = None
+
+    def launch(self, plan: BatchPlan) -> None:
+        self._forward = self._thread.submit(self._run_forward, plan)
+
+    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> PendingResult:
+        forward, self._forward = self._forward, None
+        if forward is None:
+            raise InternalError("sample() without launch(): every step needs both, in this order")
+        return PendingStep(self._thread.submit(self._run_sample, plan, masks, forward))
+
+    def forget(self) -> None:
+        """Let go of what the runner holds."""
+        self._runner = None
+
+    def _run_forward(self, plan: BatchPlan) -> None:
+        assert self._runner is not None
+        with torch.inference_mode(), self._context:
+            self._runner.forward(plan)
+
+    def _run_sample(self, plan: BatchPlan, masks: TokenMasks | None, forward: Future[None]) -> StepReadback:
+        forward.result()  # has run: this thread took it first. Raises what it raised
+        assert self._runner is not None
+        with torch.inference_mode(), self._context:
+            return self._runner.sample(plan, masks)
+
+
 class TorchExecutor:
-    """Implements `executor.Executor`. `num_threads`: torch's threads on CPU; None leaves torch's choice, one per physical core."""
+    """Implements `executor.Executor`. `num_threads`: torch's threads on CPU; None leaves torch's choice, one per physical core. `head`:
+    guesses what comes next, in steps of its own; None where there is no such thing."""
 
     def __init__(
         self,
@@ -53,15 +97,18 @@ class TorchExecutor:
         mover: PageMover | None = None,
         choice: TokenChoice[torch.Tensor] | None = None,
         one_by_one: bool = False,
+        head: EagleRunner | None = None,
     ) -> None:
         self._model, self._capacity = model, capacity
-        self._runner: StepRunner | None = StepRunner(forward, model, capacity, device, fast_path, ranks, mover, choice, one_by_one)
+        runner = StepRunner(forward, model, capacity, device, fast_path, ranks, mover, choice, one_by_one, head)
         self.host_memory: HostMemory | None = mover
-        self._device_context = _device_context(device)
         self.on_gpu = device.type == "cuda"
-        self._forward: Future[None] | None = None
+        self.prepared_sizes = runner.prepared_sizes
+        """Numbers of decoding rows that have, or get, a recording of their own."""
         initializer = None if num_threads is None else (lambda: torch.set_num_threads(num_threads))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ramet-device", initializer=initializer)
+        self._thread, context = ThreadPoolExecutor(1, thread_name_prefix="ramet-device", initializer=initializer), _device_context(device)
+        self._steps = QueuedSteps(runner, self._thread, context)
+        self.head = None if head is None else QueuedSteps(head, self._thread, context)
 
     @property
     def model(self) -> ModelInfo:
@@ -71,34 +118,17 @@ class TorchExecutor:
     def capacity(self) -> Capacity:
         return self._capacity
 
-    @property
-    def prepared_sizes(self) -> Sequence[int]:
-        """Numbers of decoding rows that have, or get, a recording of their own."""
-        return () if self._runner is None else self._runner.prepared_sizes
-
     def launch(self, plan: BatchPlan) -> None:
-        self._forward = self._thread.submit(self._run_forward, plan)
+        self._steps.launch(plan)
 
     def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> PendingResult:
-        forward, self._forward = self._forward, None
-        if forward is None:
-            raise InternalError("sample() without launch(): every step needs both, in this order")
-        return PendingStep(self._thread.submit(self._run_sample, plan, masks, forward))
+        return self._steps.sample(plan, masks)
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
-        self._runner = None
-
-    def _run_forward(self, plan: BatchPlan) -> None:
-        assert self._runner is not None
-        with torch.inference_mode(), self._device_context:
-            self._runner.forward(plan)
-
-    def _run_sample(self, plan: BatchPlan, masks: TokenMasks | None, forward: Future[None]) -> StepReadback:
-        forward.result()  # has run: this thread took it first. Raises what it raised
-        assert self._runner is not None
-        with torch.inference_mode(), self._device_context:
-            return self._runner.sample(plan, masks)
+        for steps in (self._steps, self.head):
+            if steps is not None:
+                steps.forget()
 
 
 class PendingStep:
@@ -142,6 +172,7 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
         ranks=ranks,
         mover=mover,
         choice=_choice(config, device),
+        head=None if computation.bind_head is None else computation.bind_head(capacity, _choice(config, device)),
         one_by_one=device.type == "cuda" and config.backend.enable_deterministic_inference,
     )
     if device.type == "cuda":
@@ -153,7 +184,7 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
 
 def _choice(config: EngineConfig, device: torch.device) -> TokenChoice[torch.Tensor] | None:
     """With a draft model both draw by races, in which they agree most often."""
-    return RaceChoice(TorchChoice(device)) if config.speculative.speculative_algorithm == "STANDALONE" else None
+    return RaceChoice(TorchChoice(device)) if config.speculative.by_draft else None
 
 
 def _join(rank: Rank, device: torch.device) -> RankGroup:
@@ -173,7 +204,7 @@ def _plan_pool(config: EngineConfig, computation: Computation, device: torch.dev
         info,
         memory,
         on_gpu=device.type == "cuda",
-        token_bytes=kv_bytes_per_token(local, kv_dtype),
+        token_bytes=kv_bytes_per_token(local, kv_dtype) + computation.head_token_bytes,
         activation_bytes_per_token=computation.activation_bytes,
     )
     _LOG.info("Model %s: %s on %s", info.name, info.architecture, device)

@@ -30,6 +30,7 @@ from ramet.runtime.layers.gated_mlp import GatedMLP
 from ramet.runtime.layers.linear import Linear
 from ramet.runtime.layers.rms_norm import RMSNorm
 from ramet.runtime.layers.rotary import Rotary
+from ramet.runtime.models.feature_taps import FeatureTaps
 from ramet.runtime.models.matrix_products import check_alike, is_skinny, product, skinny_product
 from ramet.runtime.models.transformer import Attention, DecoderLayer, Transformer
 
@@ -69,6 +70,10 @@ class FusedStep:
             else:
                 hidden, delta = self._layer(layer, hidden, delta, angles)
         return self._last(hidden, delta, angles, batch.logit_indices, out)
+
+    @property
+    def taps(self) -> FeatureTaps | None:
+        return self._model.taps
 
     def noise(self, num_tokens: int) -> torch.Tensor:
         """Inputs for `multiply`, [tokens, the widest product's]."""
@@ -115,6 +120,7 @@ class FusedStep:
         """Updates `hidden` in place, and returns with it what the MLP adds, for the next norm to add. `wanted`: only these tokens go on
         behind the attention."""
         x = _norm(layer.attention_norm, hidden, delta)
+        self._tap(layer, hidden)
         attended = self._attend(layer.attention, self._product(layer.attention.qkv, x), angles)
         if wanted is not None:
             hidden, attended = hidden.index_select(0, wanted), attended.index_select(0, wanted)
@@ -169,12 +175,17 @@ class FusedStep:
 
     def _skinny_layer(self, layer: DecoderLayer, hidden: torch.Tensor, angles: list[Angles]) -> None:
         attention, mlp = layer.attention, cast(GatedMLP, layer.mlp)
+        self._tap(layer, hidden)
         x = _norm(layer.attention_norm, hidden, None)
         attended = self._attend(attention, skinny_product(attention.qkv, x), angles)
         skinny_product(attention.output, attended, add_to=hidden)
         x = _norm(layer.mlp_norm, hidden, None)
         inner = gated_activation(skinny_product(mlp.gate_up, x), self._activation)
         skinny_product(mlp.down, inner, add_to=hidden)
+
+    def _tap(self, layer: DecoderLayer, hidden: torch.Tensor) -> None:
+        if self._model.taps is not None:
+            self._model.taps.take(layer.attention.index, hidden)
 
     def _attend(self, attention: Attention, qkv: torch.Tensor, angles: list[Angles]) -> torch.Tensor:
         heads = qkv.view(qkv.shape[0], -1, attention.head_dim)

@@ -24,6 +24,7 @@ from ramet.runtime.layers.rotary import Rotary, Rotation, rotate
 from ramet.runtime.layers.weight_slot import Slot
 from ramet.runtime.model_shard import ModelShard, divide, shifted, times
 from ramet.runtime.model_spec import ModelSpec, RopeSpec
+from ramet.runtime.models.feature_taps import FeatureTaps
 
 
 class Transformer(nn.Module):
@@ -58,6 +59,7 @@ class Transformer(nn.Module):
             for i in range(spec.num_layers)
         )
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, offset=spec.norm_offset, dtype=dtype, device=device)
+        self.taps: FeatureTaps | None = None  # for whom the streams between the layers are of interest
         head = LinearShape(spec.hidden_size, (LinearPart("lm_head", spec.vocab_size, (shard.vocab,)),), range(spec.hidden_size))
         self.head = None if spec.tied_embeddings else Linear(head, dtype=dtype, device=device)
 
@@ -65,7 +67,9 @@ class Transformer(nn.Module):
         """Logits [S, vocab] float32 of the tokens at `batch.logit_indices`. `attention` has been prepared for this batch."""
         hidden = self.embed(batch.token_ids)
         rotations = [rotary(batch.positions) for rotary in self.rotaries]
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if self.taps is not None:
+                self.taps.take(index, hidden)
             hidden = layer(hidden, rotations, attention)
         return self.logits(hidden.index_select(0, batch.logit_indices))
 
@@ -166,15 +170,18 @@ class Attention(nn.Module):
         device: torch.device,
         ranks: RankGroup | None = None,
         storage: Storage | None = None,
+        in_features: int | None = None,
     ) -> None:
+        """`in_features`: how wide its input is, where that is not the hidden size."""
         super().__init__()
         spec = shard.local
+        width = in_features or spec.hidden_size
         self.index, self.window, self.softcap = index, spec.layers[index].window, spec.attention_softcap
         self.scale, self.head_dim = spec.attention_scale, spec.head_dim
         self.num_heads, self.num_qk_heads = spec.num_heads, spec.num_heads + spec.num_kv_heads
         rope = spec.layers[index].rope
         self.rotation = None if rope is None else ropes.index(rope)
-        qkv = LinearShape(spec.hidden_size, _qkv(shard), range(spec.hidden_size), spec.qkv_bias)
+        qkv = LinearShape(width, _qkv(shard), range(width), spec.qkv_bias)
         self.qkv = Linear(qkv, dtype=dtype, device=device, storage=storage)
         inputs = shard.spec.num_heads * spec.head_dim
         heads = times(shard.heads, spec.head_dim)

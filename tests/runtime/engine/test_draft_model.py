@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ramet.errors import ConfigError
 from ramet.runtime.cache.page_audit import audit
 from ramet.runtime.engine.draft_model import DraftModel
-from ramet.runtime.executor.executor import PendingResult
+from ramet.runtime.executor.executor import Executor, PendingResult
 from ramet.runtime.executor.fake import FakeExecutor, FakeModel
 from ramet.runtime.plan import BatchPlan, Capacity, TokenMasks
 from ramet.runtime.request import FinishKind, LogprobParams, SamplingParams
@@ -43,10 +43,11 @@ def drafted(
     page_size: int = 1,
     slots: int = 8,
     chunk: int = 64,
+    executor: Executor | None = None,
     **options: Any,
 ) -> tuple[Drive, DraftModel]:
     """`pages`, `page_size`, `slots` and `chunk` are the draft's; without `draft` it is the model itself."""
-    made = DraftModel(FakeExecutor(Capacity(pages, page_size, slots), draft or model), model.vocab_size, chunk=chunk)
+    made = DraftModel(executor or FakeExecutor(Capacity(pages, page_size, slots), draft or model), model.vocab_size, chunk=chunk)
     options.setdefault("page_size", page_size)
     return Drive(model=model, compiler=AutomatonCompiler(), num_guesses=guesses, guesser=made, **options), made
 
@@ -150,8 +151,8 @@ def test_logprobs_come_with_their_tokens() -> None:
 def test_requests_that_begin_alike_share_the_drafts_pages() -> None:
     computed = []
     for prompts in ((range(1, 60), [*range(1, 58), 3]), (range(1, 60), range(2, 61))):
-        runs, model = drafted()
-        counting = model._executor = Counting(FakeExecutor(Capacity(512, 1, 8), MODEL))
+        counting = Counting(FakeExecutor(Capacity(512, 1, 8), MODEL))
+        runs, _ = drafted(executor=counting)
         for number, prompt in enumerate(prompts):
             runs.add(request(str(number), prompt, 6))
             while str(number) not in runs.ends:
@@ -191,16 +192,16 @@ class Counting:
 
 
 def test_a_draft_that_fails_is_given_up() -> None:
-    runs, model = drafted()
-    model._executor = Counting(FakeExecutor(Capacity(512, 1, 8), MODEL), fails_at=5)
+    counting = Counting(FakeExecutor(Capacity(512, 1, 8), MODEL), fails_at=5)
+    runs, model = drafted(executor=counting)
     runs.add(request("a", range(1, 10), 30, grammar=CYCLE), request("b", range(1, 20), 30))
     runs.settle_grammars()
     runs.run()
     runs.assert_outputs()
-    assert model._executor.num_steps == 5
+    assert counting.num_steps == 5
     idle(model)
     runs.scheduler.close()
-    assert model._executor.is_closed
+    assert counting.is_closed
 
 
 @pytest.mark.parametrize("tight", [{"slots": 1}, {"pages": 30}, {"pages": 12, "page_size": 4}, {"chunk": 3}], ids=str)

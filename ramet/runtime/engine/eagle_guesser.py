@@ -1,0 +1,59 @@
+"""Guesses by an EAGLE-3 head, which runs beside the model in the executor (`executor/eagle_runner.py`), in the model's own slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ramet.log import get_logger
+from ramet.runtime.engine.guess_rounds import Guessing, GuessRounds, Steps, row_start
+from ramet.runtime.plan import PENDING_TOKEN, PlanRow
+from ramet.runtime.scheduler.request_state import RequestState
+
+_LOG = get_logger(__name__)
+
+
+class EagleGuesser:
+    """Implements `scheduler.guessing.Guesser`. A head that fails is given up."""
+
+    def __init__(self, steps: Steps, vocab_size: int) -> None:
+        self._rounds: GuessRounds[Guessing] = GuessRounds(steps, vocab_size, vocab_size, _next_row)
+        self._known: set[str] = set()  # requests whose parameters the head has
+        self._has_failed = False
+
+    def guess(self, wanted: Sequence[tuple[RequestState, int]]) -> list[list[int]]:
+        rounds = [Guessing(state, most) for state, most in wanted]
+        try:
+            if not self._has_failed:
+                self._rounds.run([(self._first_row(one), one) for one in rounds])
+        except Exception as error:
+            self._has_failed = True
+            _LOG.error("The EAGLE head failed and is given up; generation goes on without guesses", exc_info=error)
+            return [[] for _ in rounds]
+        return [one.guessed for one in rounds]
+
+    def forget(self, request_id: str) -> None:
+        self._known.discard(request_id)
+
+    def flush(self) -> None:
+        """Its keys lie in the model's pages."""
+
+    def close(self) -> None:
+        """It ends with the executor."""
+
+    def _first_row(self, one: Guessing) -> PlanRow:
+        """Behind the last known token, which the model has not computed."""
+        state = one.state
+        reset = None if state.request_id in self._known else row_start(state)
+        self._known.add(state.request_id)
+        one.num_asked = 1
+        return _row(one, state.known_tokens(state.num_known - 1, state.num_known)[0])._replace(reset=reset)
+
+
+def _next_row(one: Guessing) -> PlanRow:
+    return _row(one, PENDING_TOKEN)
+
+
+def _row(one: Guessing, token: int) -> PlanRow:
+    state = one.state
+    start, mask_row = state.num_known + one.num_asked - 2, None if state.matcher is None else 0
+    return PlanRow(state.request_id, state.slot, (token,), start, state.num_pages_sent, (), True, None, None, mask_row)

@@ -1,0 +1,142 @@
+"""The steps of an EAGLE-3 head. Called by the thread that runs the model's steps, in between them.
+
+    the model computed tokens s … e-1     `extend`: keys and values of the pairs (feature of s-1, token s) … (feature of e-2, token e-1)
+    a guess behind the last known token   `forward`: the pair (feature before it, token), `sample`: the guess behind it
+    a guess behind a guess                the same with what the head itself made of the pair before
+
+A pair stands where the token before its own stands: the page table is the model's, but that the head's guesses run ahead of it into a few
+pages of its own. A slot's last features are kept, by position: which of them is the last right one is known when the guesses of the step
+have been judged. What it reuses of the prefix cache was computed with the token that followed there; where another follows now, one pair
+is not this request's, which costs a guess at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ramet.runtime.attention.attention_backend import AttentionBackend, KVPool
+from ramet.runtime.executor.inputs import SlotTables, device_tensor
+from ramet.runtime.executor.sampler import Sampler
+from ramet.runtime.executor.step_readback import StepClock, StepReadback
+from ramet.runtime.executor.token_choice import TokenChoice
+from ramet.runtime.executor.torch_choice import torch_arithmetic
+from ramet.runtime.models.eagle_head import EagleHead
+from ramet.runtime.models.feature_taps import FeatureTaps
+from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, Capacity, ModelInfo, PlanRow, TokenMasks
+
+
+def pages_of_its_own(num_guesses: int, page_size: int) -> int:
+    """Pages per slot for guesses behind the last page that the model's slot has."""
+    return -(-num_guesses // page_size)
+
+
+class EagleRunner:
+    """Implements `torch_executor.Runner`. A row of its plans has one token: the last known one of a request, or PENDING_TOKEN for what
+    was guessed last; `first_page` counts the pages that the request has."""
+
+    def __init__(
+        self,
+        head: EagleHead,
+        taps: FeatureTaps,
+        attention: AttentionBackend,
+        pool: KVPool,
+        model: ModelInfo,
+        capacity: Capacity,
+        choice: TokenChoice[torch.Tensor] | None,
+        num_guesses: int,
+    ) -> None:
+        """`model`, `capacity`: those of the model. `pool` has `pages_of_its_own` more for each slot, behind the others."""
+        self.taps = taps
+        self._head, self._attention, self._pool = head, attention, pool
+        weight = head.fuse.weight
+        self._device = weight.device
+        self._tables = SlotTables(capacity, model.context_len, self._device, shares=False)
+        self._first_own_page, self._num_own_pages = capacity.num_pages, pages_of_its_own(num_guesses, capacity.page_size)
+        self._num_recent = num_guesses + 1  # positions of one step whose features may turn out to be the last right one
+        self._recent = weight.new_zeros(capacity.max_running * self._num_recent, weight.shape[0])
+        self._carried = weight.new_zeros(capacity.max_running, weight.shape[0])  # the head's own, behind its last guess
+        self._sampler = Sampler(model.vocab_size, torch_arithmetic(model.vocab_size, self._device, choice))
+        self._clock = StepClock(self._device)
+        self._logits: torch.Tensor | None = None
+
+    def extend(self, rows: Sequence[PlanRow], features: torch.Tensor) -> None:
+        """The model has computed `rows`; `features` [T, …] are what it tapped on the way."""
+        self._tables.add_pages(rows)
+        fused = self._head.fuse(features)
+        pairs, sources, kept = self._pairs(rows, len(fused))
+        if pairs:
+            batch = self._tables.build(pairs).batch
+            known = torch.cat((fused, self._recent[device_tensor(kept, np.int64, self._device)])) if kept else fused
+            before = known.index_select(0, device_tensor(sources, np.int64, self._device))
+            keys, values = self._head.keys_values(before, batch.token_ids, batch.positions)
+            self._pool.keys[0].index_copy_(0, batch.kv_slots, keys)
+            self._pool.values[0].index_copy_(0, batch.kv_slots, values)
+        self._keep(rows, fused)
+
+    def forward(self, plan: BatchPlan) -> None:
+        """Compute the pairs of the rows' tokens."""
+        self._clock = StepClock(self._device)
+        self._clock.start()
+        rows, is_known = plan.rows, plan.rows[0].token_ids[0] != PENDING_TOKEN
+        self._sampler.begin(rows)
+        own = [self._with_own_pages(row) for row in rows] if is_known else rows
+        batch = self._tables.build([row._replace(start=row.start - 1) for row in own]).batch
+        slots = device_tensor([row.slot for row in rows], np.int64, self._device)
+        places = [self._place(row.slot, row.start - 1) for row in rows]
+        before = self._recent[device_tensor(places, np.int64, self._device)] if is_known else self._carried.index_select(0, slots)
+        self._attention.prepare(batch, self._pool)
+        hidden = self._head(before, batch, self._attention)
+        self._carried.index_copy_(0, slots, hidden)
+        self._logits = self._head.logits(hidden)
+        self._clock.stop()
+
+    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> StepReadback:
+        """Choose as the model would."""
+        assert self._logits is not None, "forward() comes before sample()"
+        self._clock.start()
+        tokens = self._sampler.sample(plan.rows, self._logits, masks)
+        self._tables.last_token.index_copy_(0, device_tensor([row.slot for row in plan.rows], np.int64, self._device), tokens)
+        self._clock.stop()
+        self._logits = None
+        return StepReadback(plan, tokens, (), (), self._clock)
+
+    def _pairs(self, rows: Sequence[PlanRow], num_tokens: int) -> tuple[list[PlanRow], list[int], list[int]]:
+        """The rows' tokens that have a known feature before them, at the places of their pairs; which feature that is, of the step's and
+        behind them of those kept from before; and which are these."""
+        pairs, sources, kept, first, before = [], list[int](), list[int](), 0, None
+        for row in rows:
+            follows = before is not None and before.slot == row.slot and before.end == row.start
+            is_alone = not follows and (row.start == 0 or row.reset is not None)
+            if follows:
+                sources.append(first - 1)
+            elif not is_alone:
+                sources.append(num_tokens + len(kept))
+                kept.append(self._place(row.slot, row.start - 1))
+            sources += range(first, first + len(row.token_ids) - 1)
+            if len(row.token_ids) > is_alone:
+                start = row.start - 1 + is_alone
+                pairs.append(row._replace(token_ids=row.token_ids[is_alone:], start=start, new_pages=(), samples=False, reset=None))
+            first, before = first + len(row.token_ids), row
+        return pairs, sources, kept
+
+    def _keep(self, rows: Sequence[PlanRow], fused: torch.Tensor) -> None:
+        """Each slot's last features; where a step has several rows of a slot, those of the last ones."""
+        found: dict[int, int] = {}
+        behind = 0
+        for row in rows:
+            behind += len(row.token_ids)
+            for back in range(min(len(row.token_ids), self._num_recent), 0, -1):
+                found[self._place(row.slot, row.end - back)] = behind - back
+        places, sources = (device_tensor(list(part), np.int64, self._device) for part in (found.keys(), found.values()))
+        self._recent.index_copy_(0, places, fused.index_select(0, sources))
+
+    def _place(self, slot: int, position: int) -> int:
+        """Of a feature among the kept ones."""
+        return slot * self._num_recent + position % self._num_recent
+
+    def _with_own_pages(self, row: PlanRow) -> PlanRow:
+        first, room = self._first_own_page + row.slot * self._num_own_pages, self._tables.pages.shape[1] - row.first_page
+        return row._replace(new_pages=tuple(range(first, first + min(self._num_own_pages, room))))
