@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ramet.runtime.engine.engine import Engine
+from tests.runtime.models.tiny_heads import CONFIG, head_tensors, save_head
 
 pytestmark = pytest.mark.model
 MODEL = "SmolLM2-135M-Instruct"
@@ -66,3 +70,18 @@ def test_a_coarser_draft(plain: list[dict[str, Any]]) -> None:
     same(found[:3] + found[10:], plain[:3] + plain[10:])
     same(found, answers(**speculation)[0])
     assert 0.4 < right / guessed < 1.0
+
+
+@pytest.mark.slow
+def test_an_eagle_head_that_knows_nothing(tmp_path: Path) -> None:
+    """Random weights: hardly a guess is right, and output is what it is without; grammars and logprobs too."""
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
+    config = CONFIG | heads | {"hidden_size": 576, "intermediate_size": 256, "draft_vocab_size": 4096}
+    target = SimpleNamespace(config=SimpleNamespace(hidden_size=576, vocab_size=49152))
+    head = save_head(tmp_path / "head", head_tensors(target, config), config)
+    exact = {"quantization": "none"}
+    found, guessed, right = answers(speculative_algorithm="EAGLE3", speculative_draft_model_path=str(head), **exact)
+    plain = answers(**exact)[0]
+    same(found[:3] + found[10:], plain[:3] + plain[10:])
+    assert re.fullmatch(PERSON, found[9]["text"])
+    assert guessed > 100 and right < guessed / 4

@@ -19,7 +19,7 @@ from ramet.runtime.engine.fan_out import complete_all
 from ramet.runtime.request import Generation, SamplingParams
 from ramet.runtime.scheduler.request_state import RequestState
 from tests.runtime.models.tiny_heads import CONFIG, PlainHead, head_tensors, save_head
-from tests.runtime.models.tiny_models import one_thread, tiny_model
+from tests.runtime.models.tiny_models import VOCAB, one_thread, tiny_model
 
 GREEDY = SamplingParams(max_new_tokens=20, temperature=0.0, ignore_eos=True)
 PROMPTS = [tuple((7 * i + 3 * j + j * j) % 90 + 3 for j in range(1 + 9 * i)) for i in range(5)]
@@ -88,3 +88,96 @@ def test_guesses_are_the_plain_heads(
     assert len(ran.guesses) > 50
     for known, guessed in ran.guesses:
         assert guessed == plain.chain(known, len(guessed))
+
+
+OF_VLLM = {
+    "architectures": ["Eagle3Speculator"],
+    "draft_vocab_size": VOCAB,
+    "eagle_aux_hidden_state_layer_ids": [1, 3, 5],
+    "norm_before_residual": True,
+    "transformer_layer_config": {key: value for key, value in CONFIG.items() if key not in ("draft_vocab_size", "architectures")},
+}
+NARROW = {**CONFIG, "hidden_size": 32, "head_dim": 8, "target_hidden_size": 48}
+VARIANTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "vllm's": (OF_VLLM, (1, 3, 5)),
+    "other layers": ({**CONFIG, "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 5]}}, (1, 3, 6)),
+    "narrower than the model": (NARROW, (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@one_thread()
+def test_other_forms_of_checkpoints(
+    model: PreTrainedModel, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    """Names as vLLM's heads have them, every token guessed, an embedding of the head's own, streams of other layers."""
+    config, taps = VARIANTS[variant]
+    flat = {**config, **config.get("transformer_layer_config", {})}
+    tensors = head_tensors(model, flat)
+    if variant != "other layers":
+        tensors["embed_tokens.weight"] = torch.randn(VOCAB, flat["hidden_size"], generator=torch.Generator().manual_seed(5))
+    plain = PlainHead(model, tensors, flat, taps)
+    renamed = {name.replace("midlayer.", "model.layers.0."): tensor for name, tensor in tensors.items()} if config is OF_VLLM else tensors
+    if config is OF_VLLM:
+        assert not renamed.pop("d2t").any() and renamed.pop("t2d").all()
+    ran = run(monkeypatch, path, save_head(tmp_path / "head", renamed, config), disable_radix_cache=True)
+    for known, guessed in ran.guesses:
+        assert guessed == plain.chain(known, len(guessed))
+
+
+@one_thread()
+def test_output_does_not_depend_on_the_head(model: PreTrainedModel, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that share pages, that are retracted since there are few, that reach the end of the context, that sample, and that are not
+    guessed; with heads that have nothing in common."""
+    found = []
+    samplings = [
+        SamplingParams(max_new_tokens=127, temperature=0.0, ignore_eos=True),
+        SamplingParams(max_new_tokens=60, temperature=1.0, seed=1, ignore_eos=True),
+        SamplingParams(max_new_tokens=60, temperature=0.0, frequency_penalty=0.5, ignore_eos=True),
+        SamplingParams(max_new_tokens=60, temperature=0.7, top_p=0.9, seed=2, min_new_tokens=5),
+        SamplingParams(max_new_tokens=91, temperature=0.0, logit_bias={5: 3.0}, ignore_eos=True),
+    ]
+    plain = run(monkeypatch, path, None, samplings).tokens
+    few: dict[str, Any] = {"max_total_tokens": 256}
+    for seed, options in enumerate(({}, few, {**few, "page_size": 8})):
+        head = save_head(tmp_path / str(seed), head_tensors(model, CONFIG, seed))
+        found.append(run(monkeypatch, path, head, samplings, **options).tokens)
+    assert found == [found[0]] * len(found)
+    assert [found[0][i] for i in (0, 2, 4)] == [plain[i] for i in (0, 2, 4)]  # at a temperature, others of the same distribution
+    assert max(len(PROMPTS[i]) + len(found[0][i]) for i in range(5)) == model.config.max_position_embeddings
+
+
+@one_thread()
+def test_a_trained_head_is_often_right(model: PreTrainedModel, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained on the plain head's mathematics to say what the model says: were ours others, by a place or a feature, it would not know."""
+    said = run(monkeypatch, path, None).tokens
+    tensors = head_tensors(model, CONFIG)
+    tokens = sorted({token for output in said for token in output})[: CONFIG["draft_vocab_size"]]
+    tokens += [token for token in range(VOCAB) if token not in tokens][: CONFIG["draft_vocab_size"] - len(tokens)]
+    tensors["d2t"] = torch.tensor(sorted(tokens)) - torch.arange(len(tokens))
+    train(PlainHead(model, tensors), [prompt + output for prompt, output in zip(PROMPTS, said, strict=True)], tensors)
+    ran = run(monkeypatch, path, save_head(tmp_path / "head", {name: tensor.detach() for name, tensor in tensors.items()}))
+    assert ran.tokens == said
+    whole = [prompt + output for prompt, output in zip(PROMPTS, said, strict=True)]
+    first = [guessed[0] == next(text for text in whole if text[: len(known)] == tuple(known))[len(known)] for known, guessed in ran.guesses]
+    assert sum(first) > 0.8 * len(first)
+    assert len(ran.guesses) < 0.6 * sum(map(len, said))  # steps that brought several tokens
+
+
+def train(plain: PlainHead, texts: Sequence[Sequence[int]], tensors: dict[str, torch.Tensor]) -> None:
+    """Teach `tensors`, which are the head's, the token behind the next one."""
+    weights = [tensor.requires_grad_() for name, tensor in tensors.items() if name.endswith("weight")]
+    plain.tensors.update(tensors)
+    numbers = {token: number for number, token in enumerate(plain.tokens.tolist())}
+    optimiser = torch.optim.Adam(weights, lr=3e-3)
+    with torch.no_grad():
+        states = [plain.features(text[:-2]) for text in texts]
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = torch.zeros(())
+        for text, features in zip(texts, states, strict=True):
+            wanted = torch.tensor([numbers.get(token, -100) for token in text[2:]])
+            logits = plain.logits(plain.layer(plain.fuse(features), text[1:-1]))
+            loss = loss + torch.nn.functional.cross_entropy(logits, wanted, ignore_index=-100)
+        loss.backward()
+        optimiser.step()

@@ -30,7 +30,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def head_tensors(model: PreTrainedModel, config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
+def head_tensors(model: Any, config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
     """Of every tensor, random numbers; the tokens that can be guessed are a random choice of the model's."""
     size, inner, count = config["hidden_size"], config["intermediate_size"], config["draft_vocab_size"]
     head_dim = config.get("head_dim") or size // config["num_attention_heads"]
@@ -74,7 +74,7 @@ class PlainHead:
     def chain(self, ids: Sequence[int], count: int) -> list[int]:
         """The likeliest guesses behind `ids`, one after the other."""
         with torch.inference_mode():
-            streams = self.fused(ids[:-1])
+            streams = self.fuse(self.features(ids[:-1]))
             tokens = list(ids[1:])
             for _ in range(count):
                 hidden = self.layer(streams, tokens)[-1]
@@ -82,10 +82,13 @@ class PlainHead:
                 streams = torch.cat((streams, hidden[None]))
         return tokens[len(tokens) - count :]
 
-    def fused(self, ids: Sequence[int]) -> torch.Tensor:
-        """[T, hidden] of what the model makes of the tokens."""
+    def features(self, ids: Sequence[int]) -> torch.Tensor:
+        """[T, 3 hidden]: the model's streams."""
         states = self.model(torch.tensor([list(ids)]), output_hidden_states=True).hidden_states
-        return self._linear("fc", torch.cat([states[tap][0] for tap in self.taps], -1))
+        return torch.cat([states[tap][0] for tap in self.taps], -1)
+
+    def fuse(self, features: torch.Tensor) -> torch.Tensor:
+        return self._linear("fc", features)
 
     def layer(self, streams: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
         """[T, hidden] of pairs of a stream and the token behind it → the same."""
