@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ramet.log import get_logger
-from ramet.runtime.engine.guess_rounds import Guessing, GuessRounds, Steps, row_start
+from ramet.runtime.engine.guess_rounds import Guessing, GuessRounds, row_start
+from ramet.runtime.executor.executor import Steps
 from ramet.runtime.plan import PENDING_TOKEN, PlanRow
 from ramet.runtime.scheduler.request_state import RequestState
 

@@ -7,23 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from ramet.grammar.matcher import SerialMasks
-from ramet.runtime.executor.executor import PendingResult
+from ramet.runtime.executor.executor import PendingResult, Steps
 from ramet.runtime.plan import BatchPlan, PlanRow, RowStart, TokenMasks
 from ramet.runtime.scheduler.constraints import fill_masks
 from ramet.runtime.scheduler.request_state import RequestState
-
-
-class Steps(Protocol):
-    """The two halves of `executor.Executor`'s steps."""
-
-    def launch(self, plan: BatchPlan) -> None: ...
-
-    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> PendingResult: ...
 
 
 @dataclass(slots=True)

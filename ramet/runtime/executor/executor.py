@@ -25,8 +25,8 @@ class PendingResult(Protocol):
         """Wait for the step and return it. Raises what the step raised."""
 
 
-class Executor(Protocol):
-    """Runs batch plans on one model and one KV pool. Steps run strictly in the order of their `launch`.
+class Steps(Protocol):
+    """Steps run strictly in the order of their `launch`.
 
     A step has two halves so that grammar masks can be filled while the model runs:
 
@@ -38,15 +38,19 @@ class Executor(Protocol):
     starts with PENDING_TOKEN reads the token which its slot sampled last, on the device, without a round trip.
     """
 
+    def launch(self, plan: BatchPlan) -> None: ...
+
+    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> PendingResult: ...
+
+
+class Executor(Steps, Protocol):
+    """Runs batch plans on one model and one KV pool."""
+
     @property
     def model(self) -> ModelInfo: ...
 
     @property
     def capacity(self) -> Capacity: ...
-
-    def launch(self, plan: BatchPlan) -> None: ...
-
-    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> PendingResult: ...
 
     def close(self) -> None:
         """Free device memory and threads. Idempotent."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from ramet.runtime.executor.executor import Executor
+from ramet.runtime.executor.executor import Executor, Steps
 from ramet.runtime.executor.prefix_groups import least_shared
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart
 from ramet.runtime.request import SamplingParams
@@ -20,9 +20,9 @@ _SHARED_SIZES = (16, 64, 256, 512)
 _MIXED = ((16, 4), (64, 3), (64, 8), (64, 16))  # rows, tokens of each
 
 
-def warm_up(executor: Executor, sizes: Sequence[int], rehearsal: AbstractContextManager[object]) -> None:
+def warm_up(executor: Executor, sizes: Sequence[int], rehearsal: AbstractContextManager[object], head: Steps | None = None) -> None:
     """Run them and wait, decode steps of all `sizes` among them; before that, in `rehearsal`, those that do not go on with a sampled token.
-    Does nothing where the pool is too small to try."""
+    `head`: what guesses beside the model. Does nothing where the pool is too small to try."""
     page_size = executor.capacity.page_size
     if min(executor.capacity.num_tokens // 4, executor.model.context_len) < _LONG + page_size + 8 or executor.capacity.max_running < 2:
         return
@@ -38,12 +38,17 @@ def warm_up(executor: Executor, sizes: Sequence[int], rehearsal: AbstractContext
         (_next(_row(0, (1,) * _SHORT, 0, shared), 0), _row(1, (1,) * _LONG, 0, spare)),
     )
     every = (*steps, *_decode_steps(executor, sizes or _SIZES, shared, spare))
+    guess = (_row(0, (1,), 1, ()),)  # stands where the token before it does
     with rehearsal:
         _run(executor, (rows for rows in every if all(row.token_ids != (PENDING_TOKEN,) for row in rows)))
+        if head is not None:
+            _run(head, [guess])
     _run(executor, every)
+    if head is not None:
+        _run(head, [guess, (_next(guess[0], 0),)])
 
 
-def _run(executor: Executor, steps: Iterable[tuple[PlanRow, ...]]) -> None:
+def _run(executor: Steps, steps: Iterable[tuple[PlanRow, ...]]) -> None:
     for number, rows in enumerate(steps):
         plan = BatchPlan(number, rows)
         executor.launch(plan)

@@ -178,7 +178,7 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
     if device.type == "cuda":
         from ramet.runtime.kernels.gpu.rehearsal import Rehearsal  # only a GPU has Triton
 
-        warm_up(executor, executor.prepared_sizes, Rehearsal(device))
+        warm_up(executor, executor.prepared_sizes, Rehearsal(device), executor.head)
     return executor
 
 
