@@ -234,6 +234,8 @@ class SpeculativeConfig:
         high=64,
     )
 
+    speculative_always: bool = option(False, "guess in every step, also where it was measured to lose")
+
     @property
     def by_draft(self) -> bool:
         """Whether a model or a head guesses, which draws as the model does."""

@@ -70,7 +70,7 @@ def test_defaults_are_the_dataclasses() -> None:
         (["--trust-remote-code"], "never runs"),
         (["--quantization", "fp6"], "quantization='fp6' is not one of"),
         (["--kv-cache-dtype", "int8"], "fp8_e4m3"),
-        (["--speculative-algorithm", "EAGLE"], "knows NGRAM and STANDALONE"),
+        (["--speculative-algorithm", "EAGLE"], "knows NGRAM, STANDALONE"),
         (["--tool-call-parser", "qwenn"], "pythonic"),
         (["--mem", "0.5"], "unknown argument"),
         (["stray"], "unknown argument 'stray'; a model is named by --model-path stray"),

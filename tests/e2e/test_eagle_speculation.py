@@ -17,9 +17,11 @@ from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.eagle_guesser import EagleGuesser
 from ramet.runtime.engine.fan_out import complete_all
 from ramet.runtime.request import Generation, SamplingParams
+from ramet.runtime.scheduler.guess_policy import GuessPolicy
 from ramet.runtime.scheduler.request_state import RequestState
 from tests.runtime.models.tiny_heads import CONFIG, PlainHead, head_tensors, save_head
 from tests.runtime.models.tiny_models import VOCAB, one_thread, tiny_model
+from tests.runtime.scheduler.test_guess_policy import Fitful
 
 GREEDY = SamplingParams(max_new_tokens=20, temperature=0.0, ignore_eos=True)
 PROMPTS = [tuple((7 * i + 3 * j + j * j) % 90 + 3 for j in range(1 + 9 * i)) for i in range(5)]
@@ -59,7 +61,12 @@ def run(
         return found
 
     monkeypatch.setattr(EagleGuesser, "guess", watched)
-    speculation = {"speculative_algorithm": "EAGLE3", "speculative_draft_model_path": str(head), "speculative_num_steps": 3}
+    speculation = {
+        "speculative_algorithm": "EAGLE3",
+        "speculative_draft_model_path": str(head),
+        "speculative_num_steps": 3,
+        "speculative_always": True,
+    }
     settings = {"model_path": str(path), "device": "cpu", "max_total_tokens": 1024, "grammar_backend": "none", **options}
     config = EngineConfig.from_options(settings | (speculation if head is not None else {}))
     engine = AsyncEngine.start_now(config, worker="thread", text_factory="benchmarks.gpu.peer_factory:no_text")
@@ -128,7 +135,7 @@ def test_other_forms_of_checkpoints(
 @one_thread()
 def test_output_does_not_depend_on_the_head(model: PreTrainedModel, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that share pages, that are retracted since there are few, that reach the end of the context, that sample, and that are not
-    guessed; with heads that have nothing in common."""
+    guessed, or now and then only; with heads that have nothing in common."""
     found = []
     samplings = [
         SamplingParams(max_new_tokens=127, temperature=0.0, ignore_eos=True),
@@ -139,7 +146,9 @@ def test_output_does_not_depend_on_the_head(model: PreTrainedModel, path: Path, 
     ]
     plain = run(monkeypatch, path, None, samplings).tokens
     few: dict[str, Any] = {"max_total_tokens": 256}
-    for seed, options in enumerate(({}, few, {**few, "page_size": 8})):
+    for seed, options in enumerate(({"speculative_always": True}, few, {**few, "page_size": 8})):
+        if seed:
+            monkeypatch.setattr(GuessPolicy, "guesses", Fitful(seed).guesses)
         head = save_head(tmp_path / str(seed), head_tensors(model, CONFIG, seed))
         found.append(run(monkeypatch, path, head, samplings, **options).tokens)
     assert found == [found[0]] * len(found)

@@ -30,6 +30,7 @@ from ramet.runtime.executor.executor import Executor
 from ramet.runtime.host_memory import HostMemory
 from ramet.runtime.plan import ModelInfo
 from ramet.runtime.resolve import resolve
+from ramet.runtime.scheduler.guess_policy import GuessPolicy
 from ramet.runtime.scheduler.guessing import Guesser
 from ramet.runtime.scheduler.scheduler import Scheduler
 from ramet.user_cache import user_cache
@@ -131,6 +132,7 @@ def _scheduler(config: EngineConfig, executor: Executor, compiler: GrammarCompil
         memory=config.memory,
         mask_filler=create_mask_filler(config.backend.grammar_backend, config.backend.grammar_mask_threads),
         guesser=_guesser(config, executor, draft),
+        guess_policy=GuessPolicy(always=config.speculative.speculative_always),
     )
 
 

@@ -62,9 +62,10 @@ class EagleRunner:
         self._clock = StepClock(self._device)
         self._logits: torch.Tensor | None = None
 
-    def extend(self, rows: Sequence[PlanRow], features: torch.Tensor) -> None:
-        """The model has computed `rows`; `features` [T, …] are what it tapped on the way."""
+    def extend(self, rows: Sequence[PlanRow], features: torch.Tensor, last_token: torch.Tensor) -> None:
+        """See `step_runner.Head`."""
         self._tables.add_pages(rows)
+        self._tables.last_token.copy_(last_token)  # a row may begin with what the model sampled; a chain of guesses never does
         fused = self._head.fuse(features)
         pairs, sources, kept = self._pairs(rows, len(fused))
         if pairs:

@@ -60,8 +60,8 @@ class Head(Protocol):
     @property
     def taps(self) -> FeatureTaps: ...
 
-    def extend(self, rows: Sequence[PlanRow], features: torch.Tensor) -> None:
-        """The model has computed `rows`; `features` [T, …] are what was tapped on the way."""
+    def extend(self, rows: Sequence[PlanRow], features: torch.Tensor, last_token: torch.Tensor) -> None:
+        """The model has computed `rows`; `features` [T, …] are what was tapped on the way, and `last_token` what each slot sampled last."""
 
 
 class FastPath(Protocol):
@@ -175,7 +175,7 @@ class StepRunner:
         result = self._fast_path.run(plan.rows, self._tables.groups.find(plan.rows) if self._tables.groups is not None else ())
         sampling = [i for i, row in enumerate(plan.rows) if row.samples]
         if result is not None and self._head is not None:
-            self._head.extend(plan.rows, self._head.taps.fixed(plan.num_tokens))
+            self._head.extend(plan.rows, self._head.taps.fixed(plan.num_tokens), self._tables.last_token)
         if result is None or len(sampling) == len(plan.rows):
             return result
         return SampledRows.of(result, device_tensor(sampling, np.int64, self._device))
@@ -197,7 +197,7 @@ class StepRunner:
         else:
             features = self._head.taps.fresh(len(inputs.batch.token_ids))
             logits = self._forward(inputs.batch)
-            self._head.extend(here, features)
+            self._head.extend(here, features, self._tables.last_token)
         done = 0
         for piece in pieces:
             if piece.targets and self._chooses:

@@ -32,6 +32,7 @@ from ramet.runtime.scheduler.cache_history import CacheHistory
 from ramet.runtime.scheduler.constraints import GrammarCache, fill_masks
 from ramet.runtime.scheduler.contained_matcher import ContainedMatcher
 from ramet.runtime.scheduler.forced_runs import ForcedRuns, allow_only
+from ramet.runtime.scheduler.guess_policy import GuessPolicy
 from ramet.runtime.scheduler.guessing import Guesser, fill_masks_of_guesses, is_right, may_guess
 from ramet.runtime.scheduler.jump_forward import JumpRate, append_forced
 from ramet.runtime.scheduler.kv_lifetimes import KvLifetimes
@@ -57,10 +58,11 @@ class Scheduler:
         num_guesses: int = 0,
         memory: MemoryConfig | None = None,
         guesser: Guesser | None = None,
+        guess_policy: GuessPolicy | None = None,
         mask_filler: MaskFiller | None = None,
     ) -> None:
-        """`num_guesses`: tokens guessed per request and step; by `guesser`, by default from what the request said before. `mask_filler`:
-        None, one row after the other."""
+        """`num_guesses`: tokens guessed per request and step; by `guesser`, by default from what the request said before; `guess_policy`:
+        when, by default always. `mask_filler`: None, one row after the other."""
         self.capacity = capacity
         self.cache = cache
         self._tier = cache.tier
@@ -75,7 +77,7 @@ class Scheduler:
         self._lifetimes = KvLifetimes(cache, clock, memory.kv_pin_seconds, memory.kv_pin_share, capacity.num_tokens)
         self._history = CacheHistory(capacity.page_size, capacity.num_tokens, clock)
         self.planner = StepPlanner(
-            capacity, options, cache, self.counters, clock, seed, self._lifetimes, self._history, num_guesses, guesser
+            capacity, options, cache, self.counters, clock, seed, self._lifetimes, self._history, num_guesses, guesser, guess_policy
         )
         self._states: dict[str, RequestState] = {}  # all that have not ended
         self._waiting_grammar: dict[str, RequestState] = {}
@@ -148,12 +150,14 @@ class Scheduler:
             self._check_idle()
             return self._moves_alone()
         self._is_checked = False
+        began = self._clock()
         builder = self.planner.fill()
         while not builder.rows and not self._flights and len(self.planner.running) > 1:
             self.planner.retract_one()  # all are prefilling and hold each other's pages
             builder = self.planner.fill()
         if not builder.rows:
             return self._moves_alone()
+        builder.began_at = began
         self.counters.prefill_tokens += builder.num_prefill_tokens
         self.planner.ratio.on_step()
         return self._fly(builder)
@@ -193,6 +197,7 @@ class Scheduler:
         """Take the results of the oldest step in flight."""
         planned, builder = self._flights.popleft()
         assert planned is plan, "steps are committed in the order in which they were planned"
+        num_before, committed_before = self.counters.generation_tokens, self._committed_at
         self._observe_cost(builder)
         if self._tier is not None:
             self._tier.committed(plan.moves, done=result.ran)
@@ -202,6 +207,10 @@ class Scheduler:
             if output is not None:
                 outputs.append(output)
         self._jumps.on_step()
+        if self._guesses and not builder.num_prefill_tokens:
+            tokens = self.counters.generation_tokens - num_before
+            seconds = self._committed_at - max(builder.began_at, committed_before)
+            self.planner.guess_policy.observe(builder.num_requests, guesses=builder.guesses, tokens=tokens, seconds=seconds)
         return outputs
 
     def _observe_cost(self, builder: StepBuilder) -> None:
@@ -218,7 +227,8 @@ class Scheduler:
     def wants_results_first(self) -> bool:
         """The overlapped loop commits the step in flight before it plans the next one: this one then computes what grammars force after
         that one's tokens, and knows which guesses were right."""
-        return self._guesses or self._jumps.is_high
+        guesses = self.planner.wants_guesses or any(builder.guesses for _, builder in self._flights)
+        return guesses or self._jumps.is_high
 
     # ── the outside view ──
 

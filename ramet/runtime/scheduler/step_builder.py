@@ -18,7 +18,9 @@ class StepBuilder:
         self.rows: list[PlanRow] = []
         self.states: list[tuple[RequestState, int]] = []  # parallel to rows: the request and its epoch
         self.num_masks = 0
-        self.planned_at = 0.0
+        self.began_at = self.planned_at = 0.0
+        self.num_requests = 0  # that ran when it was planned
+        self.guesses = False  # whether guessing was on then
         self.num_decodes = 0
         self.num_prefill_tokens = 0
         self.num_new_requests = 0

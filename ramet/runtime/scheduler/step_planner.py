@@ -15,6 +15,7 @@ from ramet.runtime.plan import Capacity
 from ramet.runtime.scheduler.admission import NewTokenRatio, PrefillBudget
 from ramet.runtime.scheduler.cache_history import CacheHistory
 from ramet.runtime.scheduler.fair_shares import FairShares
+from ramet.runtime.scheduler.guess_policy import GuessPolicy
 from ramet.runtime.scheduler.guessing import Guesser, verifiable
 from ramet.runtime.scheduler.kv_lifetimes import KvLifetimes
 from ramet.runtime.scheduler.policy import POLICIES, PolicyContext
@@ -64,6 +65,7 @@ class StepPlanner:
         history: CacheHistory,
         num_guesses: int = 0,
         guesser: Guesser | None = None,
+        guess_policy: GuessPolicy | None = None,
     ) -> None:
         self._by_priority = options.schedule_policy == "priority"
         self.waiting = WaitingQueue(
@@ -84,6 +86,7 @@ class StepPlanner:
         self._clock = clock
         self._num_guesses = num_guesses
         self.guesser = PromptLookups() if num_guesses and guesser is None else guesser
+        self.guess_policy = guess_policy or GuessPolicy(always=True)
         self._lifetimes = lifetimes
         self._history = history
         self._shares = FairShares()
@@ -124,6 +127,11 @@ class StepPlanner:
         if self._cache.tier is not None:
             self._cache.tier.forget(state.request_id)
 
+    @property
+    def wants_guesses(self) -> bool:
+        """Whether the next step would be planned with guesses."""
+        return self.guesser is not None and self.guess_policy.guesses(len(self.running))
+
     def fill(self) -> StepBuilder:
         """Rows for as many requests as slots, pages and the token budget allow; may be none."""
         builder = StepBuilder(self._counters.steps)
@@ -157,7 +165,8 @@ class StepPlanner:
         while (pages := self._cache.allocate(sum([missing for _, _, missing in rows]))) is None:
             self.retract_one()
             rows = self._decoding(budget.left)
-        num_forced, guessed = 0, self._guess(rows) if self.guesser is not None else {}
+        builder.num_requests, builder.guesses = len(self.running), self.wants_guesses
+        num_forced, guessed = 0, self._guess(rows) if builder.guesses else {}
         for state, num_tokens, missing in rows:
             if missing:
                 self._take_pages(state, missing, pages)

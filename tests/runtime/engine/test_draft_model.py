@@ -20,6 +20,7 @@ from ramet.runtime.plan import BatchPlan, Capacity, TokenMasks
 from ramet.runtime.request import FinishKind, LogprobParams, SamplingParams
 from tests.runtime.scheduler.automata import AutomatonCompiler, automaton
 from tests.runtime.scheduler.drive import Drive, request
+from tests.runtime.scheduler.test_guess_policy import Fitful
 
 MODEL = FakeModel(vocab_size=64)
 ENDING = FakeModel(vocab_size=64, eos_probability=0.05)
@@ -241,9 +242,10 @@ def test_abort_and_flush() -> None:
 def test_any_schedule(data: st.DataObject, seed: int, page_size: int, overlap: bool) -> None:
     """Few pages for both models, so that requests are retracted and drafts evicted; some are aborted."""
     rng = random.Random(seed)
-    sizes = {"pages": rng.choice([10, 40]) * 4 // page_size, "num_pages": rng.choice([24, 60]) * 4 // page_size}
+    sizes: dict[str, Any] = {"pages": rng.choice([10, 40]) * 4 // page_size, "num_pages": rng.choice([24, 60]) * 4 // page_size}
     draft = rng.choice([None, Fickle(vocab_size=64)])
-    runs, model = drafted(draft=draft, model=ENDING, slots=rng.choice([2, 8]), page_size=page_size, overlap=overlap, **sizes)
+    sizes |= {"slots": rng.choice([2, 8]), "guess_policy": rng.choice([None, Fitful(seed)])}
+    runs, model = drafted(draft=draft, model=ENDING, page_size=page_size, overlap=overlap, **sizes)
     aborted = set()
     for number in range(data.draw(st.integers(1, 7))):
         sampling = SamplingParams(max_new_tokens=rng.randint(1, 30), temperature=rng.choice([0.0, 1.0]))

@@ -18,6 +18,7 @@ from ramet.runtime.config import MemoryConfig, ScheduleConfig
 from ramet.runtime.executor.fake import FakeExecutor, FakeHostMemory, FakeModel, expected_output
 from ramet.runtime.plan import BatchPlan, Capacity, PlanRow, RowResult, StepResult
 from ramet.runtime.request import Finish, Request, RequestOutput, SamplingParams, TokenLogprob
+from ramet.runtime.scheduler.guess_policy import GuessPolicy
 from ramet.runtime.scheduler.guessing import Guesser
 from ramet.runtime.scheduler.scheduler import Scheduler
 
@@ -71,6 +72,7 @@ class Drive:
         late: bool | None = None,
         num_guesses: int = 0,
         guesser: Guesser | None = None,
+        guess_policy: GuessPolicy | None = None,
         memory: MemoryConfig | None = None,
         tier: Tier | None = None,
         mask_filler: MaskFiller | None = None,
@@ -93,6 +95,7 @@ class Drive:
             lambda: self.now,
             num_guesses=num_guesses,
             guesser=guesser,
+            guess_policy=guess_policy,
             memory=memory,
             mask_filler=mask_filler,
         )
