@@ -16,20 +16,15 @@ from ramet.runtime.attention.flashinfer_prefill import FlashInferPrefill, Prefil
 from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import EngineConfig, ModelConfig
 from ramet.runtime.executor.checkpoint_fit import check_attention_backend
-from ramet.runtime.executor.eagle_runner import EagleRunner, pages_of_its_own
-from ramet.runtime.executor.eagle_weights import load_head
+from ramet.runtime.executor.eagle_computation import HeadComputation, load_head_computation
 from ramet.runtime.executor.inputs import SlotTables
-from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
 from ramet.runtime.executor.step_runner import FastPath, Forward
-from ramet.runtime.executor.token_choice import TokenChoice
 from ramet.runtime.executor.weights import LoadedModel, load_model
 from ramet.runtime.layers.rank_group import RankGroup
 from ramet.runtime.model_files import ModelFiles
 from ramet.runtime.model_spec import ModelSpec
-from ramet.runtime.models.feature_taps import FeatureTaps
 from ramet.runtime.models.hf_config import model_spec
-from ramet.runtime.models.model_info import model_info
-from ramet.runtime.plan import Capacity, ModelInfo
+from ramet.runtime.plan import ModelInfo
 
 _LOG = get_logger(__name__)
 
@@ -46,15 +41,12 @@ DTYPES = {
 CPU_ONLY = ("q4_1", "q8_0")
 
 
-BindHead = Callable[[Capacity, TokenChoice[torch.Tensor] | None], EagleRunner]
-
-
 @dataclass(frozen=True, slots=True)
 class Computation:
     """`info` describes the whole model, `local` the part that this rank keeps keys and values of.
     `bind` makes the forward pass over a pool, `bind_fast` the faster way through decode steps, where there is one.
-    `activation_bytes`: of one prompt token at the widest point of a layer. `bind_head`: makes what guesses beside the model, where
-    something does; `head_token_bytes`: what it keeps of each token."""
+    `activation_bytes`: of one prompt token at the widest point of a layer. `head`: what guesses beside the
+    model, where something does."""
 
     info: ModelInfo
     local: ModelInfo
@@ -62,8 +54,7 @@ class Computation:
     activation_bytes: int
     bind: Callable[[KVPool], Forward]
     bind_fast: Callable[[KVPool], Callable[[SlotTables], FastPath] | None] = lambda pool: None
-    bind_head: BindHead | None = None
-    head_token_bytes: int = 0
+    head: HeadComputation | None = None
 
 
 def load_computation(config: EngineConfig, device: torch.device, files: ModelFiles, ranks: RankGroup | None = None) -> Computation:
@@ -83,7 +74,10 @@ def load_computation(config: EngineConfig, device: torch.device, files: ModelFil
         _log_shard(loaded, ranks)
     kv_dtype = dtype if options.kv_cache_dtype == "auto" else DTYPES[options.kv_cache_dtype]
     computation = _computation(config, loaded, kv_dtype, dtype, device)
-    return computation if config.speculative.speculative_algorithm != "EAGLE3" else _with_head(computation, config, loaded, dtype, device)
+    if config.speculative.speculative_algorithm != "EAGLE3":
+        return computation
+    head = load_head_computation(config, loaded, dtype=dtype, device=device)
+    return replace(computation, head=head, activation_bytes=computation.activation_bytes + head.activation_bytes)
 
 
 def _computation(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtype, dtype: torch.dtype, device: torch.device) -> Computation:
@@ -97,43 +91,6 @@ def _computation(config: EngineConfig, loaded: LoadedModel, kv_dtype: torch.dtyp
     return Computation(
         loaded.info, local, kv_dtype, activation_bytes(loaded.model.shard.local, dtype), lambda pool: eager_forward(loaded, attention, pool)
     )
-
-
-def _with_head(
-    computation: Computation, config: EngineConfig, loaded: LoadedModel, dtype: torch.dtype, device: torch.device
-) -> Computation:
-    head = load_head(config, loaded, dtype=dtype, device=device)
-    spec, num_guesses = head.spec, config.speculative.num_guesses
-    loaded.model.taps = FeatureTaps(spec.taps, spec.target_size, dtype=dtype, device=device)
-    shape = model_info(spec.decoder, name="head", num_parameters=0, weight_bytes=0, dtype=str(dtype).removeprefix("torch."))
-    size = sum(parameter.nbytes for parameter in head.parameters())
-    _LOG.info("EAGLE-3 head: %.2f GiB, guesses %d tokens a step, one of %d", size / 2**30, num_guesses, spec.num_tokens)
-
-    def bind_head(capacity: Capacity, choice: TokenChoice[torch.Tensor] | None) -> EagleRunner:
-        page_size = capacity.page_size
-        num_pages = capacity.num_pages + capacity.max_running * pages_of_its_own(num_guesses, page_size)
-        pool = allocate_pool(shape, num_pages=num_pages, page_size=page_size, dtype=dtype, device=device)
-        for part in (*pool.keys, *pool.values):
-            part.zero_()  # a place that nobody computed is nothing, instead of anything
-        assert loaded.model.taps is not None, "it was put there above"
-        attention = _head_attention(spec.decoder, device)
-        return EagleRunner(head, loaded.model.taps, attention, pool, loaded.info, capacity, choice, num_guesses)
-
-    widest = (spec.target_size * len(spec.taps) + 4 * spec.decoder.hidden_size) * dtype.itemsize
-    return replace(
-        computation,
-        bind_head=bind_head,
-        head_token_bytes=kv_bytes_per_token(shape, dtype),
-        activation_bytes=computation.activation_bytes + widest,
-    )
-
-
-def _head_attention(spec: ModelSpec, device: torch.device) -> AttentionBackend:
-    if device.type != "cuda":
-        return TorchAttention()
-    from ramet.runtime.attention.triton_backend import TritonAttention
-
-    return TritonAttention(num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=device)
 
 
 def _check_deterministic(config: EngineConfig, device: torch.device, ranks: RankGroup | None) -> None:

@@ -172,7 +172,7 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
         ranks=ranks,
         mover=mover,
         choice=_choice(config, device),
-        head=None if computation.bind_head is None else computation.bind_head(capacity, _choice(config, device)),
+        head=None if computation.head is None else computation.head.bind(capacity, _choice(config, device)),
         one_by_one=device.type == "cuda" and config.backend.enable_deterministic_inference,
     )
     if device.type == "cuda":
@@ -204,7 +204,7 @@ def _plan_pool(config: EngineConfig, computation: Computation, device: torch.dev
         info,
         memory,
         on_gpu=device.type == "cuda",
-        token_bytes=kv_bytes_per_token(local, kv_dtype) + computation.head_token_bytes,
+        token_bytes=kv_bytes_per_token(local, kv_dtype) + (0 if computation.head is None else computation.head.token_bytes),
         activation_bytes_per_token=computation.activation_bytes,
     )
     _LOG.info("Model %s: %s on %s", info.name, info.architecture, device)

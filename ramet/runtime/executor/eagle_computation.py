@@ -1,0 +1,63 @@
+"""A loaded EAGLE-3 head that only lacks its pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ramet.log import get_logger
+from ramet.runtime.attention.attention_backend import AttentionBackend
+from ramet.runtime.attention.torch_backend import TorchAttention
+from ramet.runtime.config import EngineConfig
+from ramet.runtime.executor.eagle_runner import EagleRunner, pages_of_its_own
+from ramet.runtime.executor.eagle_weights import load_head
+from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
+from ramet.runtime.executor.token_choice import TokenChoice
+from ramet.runtime.executor.weights import LoadedModel
+from ramet.runtime.model_spec import ModelSpec
+from ramet.runtime.models.feature_taps import FeatureTaps
+from ramet.runtime.models.model_info import model_info
+from ramet.runtime.plan import Capacity
+
+_LOG = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadComputation:
+    """`token_bytes`: what the head keeps of each token; `activation_bytes`: what it needs for a prompt token on the way. `bind` makes its
+    pool beside one of the model's capacity."""
+
+    token_bytes: int
+    activation_bytes: int
+    bind: Callable[[Capacity, TokenChoice[torch.Tensor] | None], EagleRunner]
+
+
+def load_head_computation(config: EngineConfig, loaded: LoadedModel, *, dtype: torch.dtype, device: torch.device) -> HeadComputation:
+    """Load the head, and tap the model for it. Raises what `load_head` raises."""
+    head = load_head(config, loaded, dtype=dtype, device=device)
+    spec, num_guesses = head.spec, config.speculative.num_guesses
+    taps = loaded.model.taps = FeatureTaps(spec.taps, spec.target_size, dtype=dtype, device=device)
+    shape = model_info(spec.decoder, name="head", num_parameters=0, weight_bytes=0, dtype=str(dtype).removeprefix("torch."))
+    size = sum(parameter.nbytes for parameter in head.parameters())
+    _LOG.info("EAGLE-3 head: %.2f GiB, guesses %d tokens a step out of %s", size / 2**30, num_guesses, f"{spec.num_tokens:,}")
+
+    def bind(capacity: Capacity, choice: TokenChoice[torch.Tensor] | None) -> EagleRunner:
+        page_size = capacity.page_size
+        num_pages = capacity.num_pages + capacity.max_running * pages_of_its_own(num_guesses, page_size)
+        pool = allocate_pool(shape, num_pages=num_pages, page_size=page_size, dtype=dtype, device=device)
+        for part in (*pool.keys, *pool.values):
+            part.zero_()  # a place that nobody computed is nothing, instead of anything
+        return EagleRunner(head, taps, _attention(spec.decoder, device), pool, loaded.info, capacity, choice, num_guesses)
+
+    widest = len(spec.taps) * spec.target_size + 4 * spec.decoder.hidden_size
+    return HeadComputation(kv_bytes_per_token(shape, dtype), widest * dtype.itemsize, bind)
+
+
+def _attention(spec: ModelSpec, device: torch.device) -> AttentionBackend:
+    if device.type != "cuda":
+        return TorchAttention()
+    from ramet.runtime.attention.triton_backend import TritonAttention  # only a GPU has Triton
+
+    return TritonAttention(num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=device)
