@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test search check serve bench size docs clean
+.PHONY: run test search kernels check serve bench size docs clean
 
 run: $(READY)          ## start the server on the embedded model, run two programs against it, stop
 	$(BIN)/python examples/demo.py
@@ -15,6 +15,10 @@ test: check            ## everything that CI checks: lint, types, contracts, siz
 
 search: $(READY)       ## property tests with examples that nobody has tried; what fails becomes an @example
 	$(BIN)/python -m pytest --hypothesis-profile search $$(grep -rl "from hypothesis" tests --include='test_*.py') $(ARGS)
+
+kernels: $(READY)      ## the GPU's Triton kernels on a CPU, in Triton's interpreter, which no numpy newer than this one runs
+	test -d $(VENV)/kernels || $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/kernels triton==3.6.0 numpy==2.2.6
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/kernels $(BIN)/python -m pytest tests/interpreted $(ARGS)
 
 check: $(READY)        ## lint, strict types, import contracts, size budget
 	$(BIN)/ruff check .
