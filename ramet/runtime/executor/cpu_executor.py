@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ramet.errors import ConfigError, InternalError, OutOfMemory, Unsupported
+from ramet.errors import ConfigError, OutOfMemory, Unsupported
 from ramet.log import get_logger
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.executor.checkpoint_fit import check_attention_backend, check_load_format, check_quantization
@@ -20,6 +20,7 @@ from ramet.runtime.executor.cpu_runner import Array, CpuRunner
 from ramet.runtime.executor.executor import PendingResult
 from ramet.runtime.executor.memory import log_plan, measure_ram, plan_memory
 from ramet.runtime.executor.quantized_weights import QuantizedModel, load_quantized, why_not
+from ramet.runtime.executor.queued_steps import QueuedSteps
 from ramet.runtime.executor.token_choice import TokenChoice
 from ramet.runtime.host_memory import HostMemory
 from ramet.runtime.kernels import cpu_library
@@ -50,10 +51,9 @@ class CpuExecutor:
         host_memory: HostMemory | None = None,
         prepare: Callable[[], None] | None = None,
     ) -> None:
-        self._runner: CpuRunner | None = runner
         self._model, self._capacity, self.host_memory = model, capacity, host_memory
-        self._forward: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ramet-step", initializer=prepare)
+        self._steps = QueuedSteps(runner, self._thread, PendingCpuStep)
 
     @property
     def model(self) -> ModelInfo:
@@ -64,26 +64,14 @@ class CpuExecutor:
         return self._capacity
 
     def launch(self, plan: BatchPlan) -> None:
-        self._forward = self._thread.submit(self._run_forward, plan)
+        self._steps.launch(plan)
 
     def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> PendingResult:
-        forward, self._forward = self._forward, None
-        if forward is None:
-            raise InternalError("sample() without launch(): every step needs both, in this order")
-        return PendingCpuStep(self._thread.submit(self._run_sample, plan, masks, forward))
+        return self._steps.sample(plan, masks)
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
-        self._runner = None
-
-    def _run_forward(self, plan: BatchPlan) -> None:
-        assert self._runner is not None
-        self._runner.forward(plan)
-
-    def _run_sample(self, plan: BatchPlan, masks: TokenMasks | None, forward: Future[None]) -> StepResult:
-        forward.result()  # has run: this thread took it first. Raises what it raised
-        assert self._runner is not None
-        return self._runner.sample(plan, masks)
+        self._steps.forget()
 
 
 class PendingCpuStep:

@@ -34,7 +34,7 @@ def pages_of_its_own(num_guesses: int, page_size: int) -> int:
 
 
 class EagleRunner:
-    """Implements `torch_executor.Runner`. A row of its plans has one token: the last known one of a request, or PENDING_TOKEN for what
+    """Implements `queued_steps.Runner`. A row of its plans has one token: the last known one of a request, or PENDING_TOKEN for what
     was guessed last; `first_page` counts the pages that the request has."""
 
     def __init__(

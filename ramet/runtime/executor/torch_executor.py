@@ -7,15 +7,14 @@ an event behind the copy of the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 
-from ramet.errors import ConfigError, InternalError, OutOfMemory
+from ramet.errors import ConfigError, OutOfMemory
 from ramet.log import get_logger
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.executor.computation import Computation, load_computation
@@ -26,6 +25,7 @@ from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
 from ramet.runtime.executor.memory import DeviceMemory, log_plan, measure_ram, plan_memory
 from ramet.runtime.executor.page_mover import PageMover, make_page_mover
+from ramet.runtime.executor.queued_steps import QueuedSteps
 from ramet.runtime.executor.race_choice import RaceChoice
 from ramet.runtime.executor.step_readback import StepReadback
 from ramet.runtime.executor.step_runner import FastPath, Forward, StepRunner
@@ -37,47 +37,6 @@ from ramet.runtime.model_files import locate_model
 from ramet.runtime.plan import BatchPlan, Capacity, ModelInfo, StepResult, TokenMasks
 
 _LOG = get_logger(__name__)
-
-
-class Runner(Protocol):
-    """The two halves of a step, for one thread only."""
-
-    def forward(self, plan: BatchPlan) -> None: ...
-
-    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> StepReadback: ...
-
-
-class QueuedSteps:
-    """Steps of one runner in the device's thread; several may share it."""
-
-    def __init__(self, runner: Runner, thread: ThreadPoolExecutor, context: AbstractContextManager[object]) -> None:
-        self._runner: Runner | None = runner
-        self._thread, self._context = thread, context
-        self._forward: Future[None] | None = None
-
-    def launch(self, plan: BatchPlan) -> None:
-        self._forward = self._thread.submit(self._run_forward, plan)
-
-    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> PendingResult:
-        forward, self._forward = self._forward, None
-        if forward is None:
-            raise InternalError("sample() without launch(): every step needs both, in this order")
-        return PendingStep(self._thread.submit(self._run_sample, plan, masks, forward))
-
-    def forget(self) -> None:
-        """Let go of what the runner holds."""
-        self._runner = None
-
-    def _run_forward(self, plan: BatchPlan) -> None:
-        assert self._runner is not None
-        with torch.inference_mode(), self._context:
-            self._runner.forward(plan)
-
-    def _run_sample(self, plan: BatchPlan, masks: TokenMasks | None, forward: Future[None]) -> StepReadback:
-        forward.result()  # has run: this thread took it first. Raises what it raised
-        assert self._runner is not None
-        with torch.inference_mode(), self._context:
-            return self._runner.sample(plan, masks)
 
 
 class TorchExecutor:
@@ -106,9 +65,10 @@ class TorchExecutor:
         self.prepared_sizes = runner.prepared_sizes
         """Numbers of decoding rows that have, or get, a recording of their own."""
         initializer = None if num_threads is None else (lambda: torch.set_num_threads(num_threads))
-        self._thread, context = ThreadPoolExecutor(1, thread_name_prefix="ramet-device", initializer=initializer), _device_context(device)
-        self._steps = QueuedSteps(runner, self._thread, context)
-        self.head = None if head is None else QueuedSteps(head, self._thread, context)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ramet-device", initializer=initializer)
+        around = _around_halves(device)
+        self._steps = QueuedSteps(runner, self._thread, PendingStep, around)
+        self.head = None if head is None else QueuedSteps(head, self._thread, PendingStep, around)
 
     @property
     def model(self) -> ModelInfo:
@@ -234,10 +194,16 @@ def resolve_device(name: str, rank: Rank | None = None) -> torch.device:
     return device
 
 
-def _device_context(device: torch.device) -> AbstractContextManager[object]:
-    """A stream of its own on a GPU. Whatever the default stream still does (loading) is waited for."""
+@contextmanager
+def _without_gradients(context: AbstractContextManager[object]) -> Iterator[None]:
+    with torch.inference_mode(), context:
+        yield
+
+
+def _around_halves(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """On a GPU they run on a stream of their own. Whatever the default stream still does (loading) is waited for."""
     if device.type != "cuda":
-        return nullcontext()
+        return torch.inference_mode
     torch.cuda.synchronize(device)
     context: AbstractContextManager[object] = torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-    return context
+    return lambda: _without_gradients(context)
