@@ -16,6 +16,7 @@ from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.eagle_guesser import EagleGuesser
 from ramet.runtime.engine.fan_out import complete_all
+from ramet.runtime.models.eagle_head import EagleHead
 from ramet.runtime.request import Generation, SamplingParams
 from ramet.runtime.scheduler.guess_policy import GuessPolicy
 from ramet.runtime.scheduler.request_state import RequestState
@@ -154,6 +155,20 @@ def test_output_does_not_depend_on_the_head(model: PreTrainedModel, path: Path, 
     assert found == [found[0]] * len(found)
     assert [found[0][i] for i in (0, 2, 4)] == [plain[i] for i in (0, 2, 4)]  # at a temperature, others of the same distribution
     assert max(len(PROMPTS[i]) + len(found[0][i]) for i in range(5)) == model.config.max_position_embeddings
+
+
+@pytest.mark.parametrize("broken", ["keys_values", "logits"], ids=["beside the model", "guessing"])
+@one_thread()
+def test_a_head_that_fails_is_given_up(
+    model: PreTrainedModel, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(EagleHead, broken, fail)
+    ran = run(monkeypatch, path, save_head(tmp_path / "head", head_tensors(model, CONFIG)))
+    assert ran.tokens == run(monkeypatch, path, None).tokens
+    assert ran.guesses and not any(guessed for _, guessed in ran.guesses)
 
 
 @one_thread()

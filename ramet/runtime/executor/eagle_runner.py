@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ramet.errors import InternalError
 from ramet.runtime.attention.attention_backend import AttentionBackend, KVPool
 from ramet.runtime.executor.inputs import SlotTables, device_tensor
 from ramet.runtime.executor.sampler import Sampler
@@ -61,9 +62,17 @@ class EagleRunner:
         self._sampler = Sampler(model.vocab_size, torch_arithmetic(model.vocab_size, self._device, choice))
         self._clock = StepClock(self._device)
         self._logits: torch.Tensor | None = None
+        self._failure: Exception | None = None
 
     def extend(self, rows: Sequence[PlanRow], features: torch.Tensor, last_token: torch.Tensor) -> None:
-        """See `step_runner.Head`."""
+        """See `step_runner.Head`. A failure is kept for `forward` to raise: the model's step has nothing to do with it."""
+        try:
+            if self._failure is None:
+                self._extend(rows, features, last_token)
+        except Exception as error:
+            self._failure = error
+
+    def _extend(self, rows: Sequence[PlanRow], features: torch.Tensor, last_token: torch.Tensor) -> None:
         self._tables.add_pages(rows)
         self._tables.last_token.copy_(last_token)  # a row may begin with what the model sampled; a chain of guesses never does
         fused = self._head.fuse(features)
@@ -79,6 +88,8 @@ class EagleRunner:
 
     def forward(self, plan: BatchPlan) -> None:
         """Compute the pairs of the rows' tokens."""
+        if self._failure is not None:
+            raise InternalError("the head failed beside a step of the model") from self._failure
         self._clock = StepClock(self._device)
         self._clock.start()
         rows, is_known = plan.rows, plan.rows[0].token_ids[0] != PENDING_TOKEN
