@@ -19,7 +19,8 @@ import torch
 
 from ramet.errors import InternalError
 from ramet.runtime.attention.attention_backend import AttentionBackend, KVPool
-from ramet.runtime.executor.inputs import SlotTables, device_tensor
+from ramet.runtime.executor.inputs import SlotTables, device_tensor, to_device, unpack
+from ramet.runtime.executor.pair_layout import lay_out_pairs
 from ramet.runtime.executor.sampler import Sampler
 from ramet.runtime.executor.step_readback import StepClock, StepReadback
 from ramet.runtime.executor.token_choice import TokenChoice
@@ -74,17 +75,16 @@ class EagleRunner:
 
     def _extend(self, rows: Sequence[PlanRow], features: torch.Tensor, last_token: torch.Tensor) -> None:
         self._tables.add_pages(rows)
-        self._tables.last_token.copy_(last_token)  # a row may begin with what the model sampled; a chain of guesses never does
         fused = self._head.fuse(features)
-        pairs, sources, kept = self._pairs(rows, len(fused))
-        if pairs:
-            batch = self._tables.build(pairs).batch
-            known = torch.cat((fused, self._recent[device_tensor(kept, np.int64, self._device)])) if kept else fused
-            before = known.index_select(0, device_tensor(sources, np.int64, self._device))
-            keys, values = self._head.keys_values(before, batch.token_ids, batch.positions)
-            self._pool.keys[0].index_copy_(0, batch.kv_slots, keys)
-            self._pool.values[0].index_copy_(0, batch.kv_slots, values)
-        self._keep(rows, fused)
+        parts = lay_out_pairs(rows, self._num_recent).parts
+        tokens, positions, slots, sources, kept, keeps, keeps_from = unpack(to_device(np.concatenate(parts), self._device), parts)
+        if len(tokens):
+            tokens = torch.where(tokens == PENDING_TOKEN, last_token[slots], tokens)
+            before = torch.cat((fused, self._recent.index_select(0, kept))).index_select(0, sources)
+            places = self._tables.places(slots, positions)
+            for part, values in zip((self._pool.keys, self._pool.values), self._head.keys_values(before, tokens, positions), strict=True):
+                part[0].index_copy_(0, places, values)
+        self._recent.index_copy_(0, keeps, fused.index_select(0, keeps_from))
 
     def forward(self, plan: BatchPlan) -> None:
         """Compute the pairs of the rows' tokens."""
@@ -114,36 +114,6 @@ class EagleRunner:
         self._clock.stop()
         self._logits = None
         return StepReadback(plan, tokens, (), (), self._clock)
-
-    def _pairs(self, rows: Sequence[PlanRow], num_tokens: int) -> tuple[list[PlanRow], list[int], list[int]]:
-        """The rows' tokens that have a known feature before them, at the places of their pairs; which feature that is, of the step's and
-        behind them of those kept from before; and which are these."""
-        pairs, sources, kept, first, before = [], list[int](), list[int](), 0, None
-        for row in rows:
-            follows = before is not None and before.slot == row.slot and before.end == row.start
-            is_alone = not follows and (row.start == 0 or row.reset is not None)
-            if follows:
-                sources.append(first - 1)
-            elif not is_alone:
-                sources.append(num_tokens + len(kept))
-                kept.append(self._place(row.slot, row.start - 1))
-            sources += range(first, first + len(row.token_ids) - 1)
-            if len(row.token_ids) > is_alone:
-                start = row.start - 1 + is_alone
-                pairs.append(row._replace(token_ids=row.token_ids[is_alone:], start=start, new_pages=(), samples=False, reset=None))
-            first, before = first + len(row.token_ids), row
-        return pairs, sources, kept
-
-    def _keep(self, rows: Sequence[PlanRow], fused: torch.Tensor) -> None:
-        """Each slot's last features; where a step has several rows of a slot, those of the last ones."""
-        found: dict[int, int] = {}
-        behind = 0
-        for row in rows:
-            behind += len(row.token_ids)
-            for back in range(min(len(row.token_ids), self._num_recent), 0, -1):
-                found[self._place(row.slot, row.end - back)] = behind - back
-        places, sources = (device_tensor(list(part), np.int64, self._device) for part in (found.keys(), found.values()))
-        self._recent.index_copy_(0, places, fused.index_select(0, sources))
 
     def _place(self, slot: int, position: int) -> int:
         """Of a feature among the kept ones."""

@@ -69,7 +69,7 @@ class SlotTables:
         batch = ForwardBatch(
             token_ids=tokens,
             positions=position,
-            kv_slots=self._places(token_slot, position),
+            kv_slots=self.places(token_slot, position),
             query_starts=query_starts.to(torch.int32),
             kv_lens=kv_lens.to(torch.int32),
             page_table=self.pages[:, :num_pages].index_select(0, row_slot),
@@ -80,7 +80,8 @@ class SlotTables:
         )
         return StepInputs(batch, plan.num_wanted)
 
-    def _places(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def places(self, slots: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """In the pool, of tokens [T]."""
         return self.pages[slots, positions // self.page_size].long() * self.page_size + positions % self.page_size
 
 
