@@ -47,7 +47,7 @@ def test_every_token_finds_the_feature_before_it(rows: list[PlanRow], num_kept: 
             assert source - len(names) < len(found.kept) and next(kept) == slot * num_kept + position % num_kept
         ours.append((token, position, slot, "step" if source < len(names) else "kept"))
     assert ours == wanted and not list(kept)
-    last = {slot: position for slot, position in names}
+    last = dict(names)
     keeps = {slot * num_kept + p % num_kept: (slot, p) for slot, p in names if p > last[slot] - num_kept}
     assert dict(zip(found.keeps.tolist(), [names[i] for i in found.keeps_from], strict=True)) == keeps
     assert len(set(found.keeps.tolist())) == len(found.keeps)
