@@ -21,6 +21,7 @@ START_TIME = 60.0
 NICENESS_AT_START = 10
 """Half a second of processor time comes to about five where the model takes all cores: somebody may be waiting for it."""
 POLL_SECONDS = 0.05
+CLOSED = "the grammar compiler is closed"
 SAYS_TIMES = Path("/proc/self/stat").exists()
 
 
@@ -31,11 +32,15 @@ class Nursery:
         self._memory_mib = memory_mib
         self._lock = Lock()
         self._mother: _Mother | None = _Mother(memory_mib) if ahead else None
+        self._is_closed = False
 
     def spawn(self) -> LoweringProcess:
-        """Raises `InternalError` when none comes."""
+        """Raises `InternalError` when none comes, and once this is closed."""
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
+            if self._is_closed:
+                ours.close()
+                raise InternalError(CLOSED)
             if self._mother is None or not self._mother.adopt(theirs):
                 self._mother = _Mother(self._memory_mib)
                 self._mother.adopt(theirs)
@@ -44,6 +49,7 @@ class Nursery:
     def close(self) -> None:
         """There will be no more; those that are about end when their connections do."""
         with self._lock:
+            self._is_closed = True
             if self._mother is not None:
                 self._mother.end()
             self._mother = None

@@ -23,7 +23,7 @@ from typing import Any
 from ramet.errors import GrammarError, InternalError, QueueFull
 from ramet.grammar.json_layout import COMPACT
 from ramet.grammar.lowering import MAX_SOURCE, Lowered
-from ramet.grammar.lowering_nursery import LoweringProcess, Nursery
+from ramet.grammar.lowering_nursery import CLOSED, LoweringProcess, Nursery
 
 FAST_SECONDS = 0.2
 """Of processor time."""
@@ -137,6 +137,8 @@ class LoweringProcesses:
         process, is_well = self._take(is_patient, free), False
         self._busy.add(process)
         try:
+            if self._is_closed:  # since then: `close` may not have seen this one
+                raise InternalError(CLOSED)
             answer = process.ask(question, self._watch(process, seconds, is_patient))
             is_well = True
         finally:
@@ -153,8 +155,6 @@ class LoweringProcesses:
             return free[is_patient].get_nowait()
         except (KeyError, Empty):
             pass
-        if self._is_closed:
-            raise InternalError("the grammar compiler is closed")
         process = self._nursery.spawn()
         if is_patient:
             process.set_back()
