@@ -54,8 +54,8 @@ _MESSAGES: tuple[type[Message], ...] = (
     RunForward,
     RunSampling,
 )
-_LINGER_MS = 1000  # how long a closing end tries to deliver what it has sent
-_LAST_WORDS_MS = 50
+_LINGER_MS = 10_000  # how long a closing end tries to deliver what it has sent
+_LAST_WORDS_MS, _LAST_WORDS_TRIES = 50, 40  # a machine that stands still for seconds costs one try
 
 
 class ChannelClosed(Exception):
@@ -141,6 +141,7 @@ class ZmqChannel:
         self._poller = zmq.Poller()
         self._poller.register(into, zmq.POLLIN)
         self._poller.register(lifeline, zmq.POLLIN)
+        self._ends = into.get_monitor_socket(zmq.EVENT_DISCONNECTED)
 
     @classmethod
     def front(cls, address: Address, lifeline: int) -> ZmqChannel:
@@ -185,11 +186,20 @@ class ZmqChannel:
         ready = self._poller.poll(None if timeout is None else int(timeout * 1000))
         messages = self._take()
         if ready and not messages:  # only the lifeline woke us: what was sent last may still be on its way
-            self._in.poll(_LAST_WORDS_MS)
+            self._await_last_words()
             messages = self._take()
             if not messages:
                 raise ChannelClosed
         return messages
+
+    def _await_last_words(self) -> None:
+        """Until some are there, or the connection's end is, which comes after all of them."""
+        poller = zmq.Poller()
+        for socket in (self._in, self._ends):
+            poller.register(socket, zmq.POLLIN)
+        for _ in range(_LAST_WORDS_TRIES):
+            if poller.poll(_LAST_WORDS_MS):
+                return
 
     def _take(self) -> list[Message]:
         messages: list[Message] = []
@@ -205,6 +215,8 @@ class ZmqChannel:
                 return
             self._closed = True
             self._out.close(linger=_LINGER_MS)
+        self._in.disable_monitor()
+        self._ends.close(linger=0)
         self._in.close(linger=0)
         self._context.term()
 
