@@ -111,7 +111,7 @@ async def test_concurrency_is_bounded_and_order_kept() -> None:
         nonlocal running, peak
         running += 1
         peak = max(peak, running)
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.02)
         running -= 1
         return Outcome(output_len=request.output_len)
 

@@ -18,8 +18,8 @@ from ramet.cli.main import main
 from ramet.errors import ConfigError, ServerStopping, WorkerDied
 from ramet.runtime.config import EngineConfig, HttpConfig, ServerConfig
 from ramet.server.announcing_server import build_server
-from tests.server.live_server import wait_until
 from tests.server.scripted_engine import ScriptedEngine
+from tests.waiting import PATIENCE, until, wait_until
 
 
 def test_a_taken_port_is_an_error_before_the_model_loads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,12 +47,12 @@ async def test_readiness_lines_and_orderly_stop(caplog: pytest.LogCaptureFixture
     with serve.bind(HttpConfig(port=0)) as listener:
         server = build_server(ScriptedEngine(), ServerConfig.from_options({"served_model_name": "mine"}))
         running = asyncio.create_task(server.serve(sockets=[listener]))
-        await asyncio.to_thread(wait_until, lambda: server.started)
+        await until(lambda: server.started)
         port = listener.getsockname()[1]
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=PATIENCE) as client:
             assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
         server.stop()
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, PATIENCE)
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith(f"Uvicorn running on http://127.0.0.1:{port}") for line in lines)
     assert "Ramet Runtime initialized with model 'mine'" in lines
@@ -60,23 +60,23 @@ async def test_readiness_lines_and_orderly_stop(caplog: pytest.LogCaptureFixture
 
 async def test_what_a_stop_cuts_off_ends_with_an_error(caplog: pytest.LogCaptureFixture) -> None:
     """A stream gets it as its last event, a request without an answer as a 503; no connection is torn, nothing is logged as a crash."""
-    engine = ScriptedEngine(answer="x" * 400, step_seconds=0.05)
+    engine = ScriptedEngine(answer="x" * 400, step_seconds=0.2)
     with serve.bind(HttpConfig(port=0)) as listener:
         server = build_server(engine, ServerConfig.from_options({"timeout_graceful_shutdown": 0}))
         running = asyncio.create_task(server.serve(sockets=[listener]))
-        await asyncio.to_thread(wait_until, lambda: server.started)
+        await until(lambda: server.started)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/generate"
         body = {"text": "Go", "sampling_params": {"max_new_tokens": 400}}
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with httpx.AsyncClient(timeout=PATIENCE) as client:
             whole = asyncio.create_task(client.post(url, json=body))
             async with client.stream("POST", url, json=body | {"stream": True}) as stream:
                 lines = stream.aiter_lines()
                 assert (await anext(lines)).startswith("data: {")
-                await asyncio.to_thread(wait_until, lambda: len(engine.seen) == 2)
+                await until(lambda: len(engine.seen) == 2)
                 server.stop()
                 events = [line async for line in lines if line]
             reply = await whole
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, PATIENCE)
     assert events[-1] == "data: [DONE]" and '"code":"server_stopping"' in events[-2]
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "server_stopping")
     assert not [record for record in caplog.records if record.exc_info]
@@ -90,18 +90,18 @@ def long_program(s: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["compiled", "interpreted"])
 async def test_a_program_that_a_stop_cuts_off_says_so(mode: str) -> None:
-    engine = ScriptedEngine(answer="x" * 400, step_seconds=0.05)
+    engine = ScriptedEngine(answer="x" * 400, step_seconds=0.2)
     with serve.bind(HttpConfig(port=0)) as listener:
         server = build_server(engine, ServerConfig.from_options({"timeout_graceful_shutdown": 0}))
         running = asyncio.create_task(server.serve(sockets=[listener]))
-        await asyncio.to_thread(wait_until, lambda: server.started)
+        await until(lambda: server.started)
         backend = sgl.RuntimeEndpoint(f"http://127.0.0.1:{listener.getsockname()[1]}")
         program = asyncio.create_task(long_program.arun(backend=backend, mode=mode))
-        await asyncio.to_thread(wait_until, lambda: len(engine.seen) == 1)
+        await until(lambda: len(engine.seen) == 1)
         server.stop()
         with pytest.raises(ServerStopping, match="told to stop"):
             await program
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, PATIENCE)
 
 
 def test_readiness_lines_pass_every_log_level() -> None:
@@ -142,7 +142,7 @@ async def serve_until_ready(started: Started, monkeypatch: pytest.MonkeyPatch, l
 
     def ready() -> bool:
         try:
-            return httpx.get(url).status_code == 200
+            return httpx.get(url, timeout=PATIENCE).status_code == 200
         except httpx.ConnectError:
             return False
 
@@ -157,28 +157,29 @@ async def test_a_signal_ends_in_order(number: signal.Signals, monkeypatch: pytes
         running = await serve_until_ready(started, monkeypatch, listener)
         assert started.engine.finished, "the warm-up ran"
         os.kill(os.getpid(), number)
-        assert await asyncio.wait_for(running, 10) == 0
+        assert await asyncio.wait_for(running, PATIENCE) == 0
     assert started.closed
 
 
 async def test_a_signal_while_loading_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "AsyncEngine", Started(delay=60.0))
-    with serve.bind(HttpConfig(port=0)) as listener:
-        running = asyncio.create_task(serve._serve(ServerConfig(), listener))
-        await asyncio.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert await asyncio.wait_for(running, 10) == serve.STOPPED_EARLY
-
-
-async def test_an_engine_that_ends_while_loading_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = Started(delay=60.0)
+    started = Started(delay=1000.0)
     monkeypatch.setattr(serve, "AsyncEngine", started)
     with serve.bind(HttpConfig(port=0)) as listener:
         running = asyncio.create_task(serve._serve(ServerConfig(), listener))
-        await asyncio.to_thread(wait_until, lambda: started.on_end is not None)
+        await until(lambda: started.on_end is not None)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await asyncio.wait_for(running, PATIENCE) == serve.STOPPED_EARLY
+
+
+async def test_an_engine_that_ends_while_loading_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Started(delay=1000.0)
+    monkeypatch.setattr(serve, "AsyncEngine", started)
+    with serve.bind(HttpConfig(port=0)) as listener:
+        running = asyncio.create_task(serve._serve(ServerConfig(), listener))
+        await until(lambda: started.on_end is not None)
         await asyncio.to_thread(started.on_end, ConfigError("no such device"))
         with pytest.raises(ConfigError, match="no such device"):
-            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(running, PATIENCE)
 
 
 async def test_the_engines_end_stops_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,5 +187,5 @@ async def test_the_engines_end_stops_the_server(monkeypatch: pytest.MonkeyPatch)
     with serve.bind(HttpConfig(port=0)) as listener:
         running = await serve_until_ready(started, monkeypatch, listener)
         await asyncio.to_thread(started.on_end, WorkerDied("gone"))
-        assert await asyncio.wait_for(running, 10) == 1
+        assert await asyncio.wait_for(running, PATIENCE) == 1
     assert started.closed

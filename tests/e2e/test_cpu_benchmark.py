@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -21,6 +20,7 @@ from benchmarks.cpu.measure import START_UP, Bench
 from benchmarks.cpu.report import Row, make_rows, table
 from benchmarks.cpu.workloads import Ask, Figure, Workload
 from tests.e2e.line_adapter import DIES, FALLS_SHORT, THROWS
+from tests.waiting import PATIENCE, wait_until
 
 ADAPTER = "tests.e2e.line_adapter"
 FLOOR = Floor(Machine(cores=2, read_gb_s=10, int8_gmac_s=100, float_gflop_s=100), ModelCost(10**8, 10**8, 10**7, 10**4, 10**4))
@@ -34,7 +34,7 @@ def engine(tmp_path: Path) -> Iterator[EngineProcess]:
 
 def test_an_engine_answers_while_native_code_writes_to_stdout(engine: EngineProcess) -> None:
     assert engine.about == {"version": "1", "options": "some.gguf"}
-    assert engine.ask([[4, 5], [9]], 2, None, 10)["output_ids"] == [[6, 7], [10, 11]]
+    assert engine.ask([[4, 5], [9]], 2, None, PATIENCE)["output_ids"] == [[6, 7], [10, 11]]
     assert engine.resident_mib(peak=True) >= engine.resident_mib(peak=False) > 1
 
 
@@ -51,23 +51,20 @@ def test_a_paused_engine_is_stopped_and_goes_on(engine: EngineProcess) -> None:
 
 def _until(process: psutil.Process, *, stopped: bool) -> None:
     """A signal takes a moment to arrive."""
-    deadline = time.monotonic() + 10
-    while (process.status() == psutil.STATUS_STOPPED) != stopped:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: (process.status() == psutil.STATUS_STOPPED) == stopped)
 
 
 def test_what_a_peer_throws_is_told_and_the_peer_lives(engine: EngineProcess) -> None:
     with pytest.raises(EngineFailed, match="ValueError: no such grammar"):
-        engine.ask([[THROWS]], 1, None, 10)
-    assert engine.ask([[1]], 1, None, 10)["output_ids"] == [[2]]
+        engine.ask([[THROWS]], 1, None, PATIENCE)
+    assert engine.ask([[1]], 1, None, PATIENCE)["output_ids"] == [[2]]
 
 
 def test_the_end_of_a_process_is_told(engine: EngineProcess) -> None:
     with pytest.raises(EngineFailed, match="its process ended"):
-        engine.ask([[DIES]], 1, None, 10)
+        engine.ask([[DIES]], 1, None, PATIENCE)
     with pytest.raises(EngineFailed):
-        engine.ask([[1]], 1, None, 10)
+        engine.ask([[1]], 1, None, PATIENCE)
 
 
 def test_failures_are_in_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -83,7 +80,7 @@ def test_failures_are_in_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(measure, "ENGINES", choices)
     both = [_workload("good", 5), _workload("short", FALLS_SHORT)]
     names = [OURS, "llama.cpp", "openvino"]
-    findings = Bench(Path("some.gguf"), tmp_path, timeout=10, restarts=True).run(names, both, rounds=2)
+    findings = Bench(Path("some.gguf"), tmp_path, timeout=PATIENCE, restarts=True).run(names, both, rounds=2)
     assert findings.failures["short"]["llama.cpp"] == "1 tokens came where 2 were asked for"
     assert len(findings.samples["good figure"][OURS]) == 2 and len(findings.samples[START_UP.figures[0].name][OURS]) == 2
     text = table(make_rows(findings, both, FLOOR), names, findings)

@@ -18,6 +18,7 @@ from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.engine import Engine
 from tests.fakes import fake_executor, fake_text
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
@@ -168,7 +169,7 @@ def test_from_many_threads(engine):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert len(texts) == 16
     assert len(set(texts)) == 1
 
@@ -189,7 +190,7 @@ def test_an_engine_that_nobody_holds_ends_itself():
     threads = engine._thread
     del engine
     gc.collect()
-    threads.join(5)
+    threads.join(PATIENCE)
     assert not threads.is_alive()
 
 
@@ -201,7 +202,12 @@ def test_a_script_without_main_guard(tmp_path):
         "print('once', len(engine.generate('hello', GREEDY)['output_ids']), engine.async_engine.worker_process_id)\n"
     )
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(ROOT), "PATH": ""}, cwd=tmp_path
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

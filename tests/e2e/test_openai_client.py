@@ -16,6 +16,7 @@ from ramet.runtime.request import Finish, FinishKind
 from ramet.server.openai.reply_schema import ChatReply, CompletionReply, ErrorReply
 from tests.server.live_server import live_server
 from tests.server.scripted_engine import BOS, CONTEXT_LEN, EOS, ScriptedEngine
+from tests.waiting import PATIENCE
 
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 RENDERED = "[system]Be brief.[/system][user]Hi[/user][assistant]"
@@ -35,7 +36,7 @@ def url(engine: ScriptedEngine) -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=10) as client:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=PATIENCE) as client:
         yield client
 
 
@@ -330,5 +331,5 @@ class TestErrors:
 
 def test_matched_stop_is_reported(url: str) -> None:
     body = {"model": "small", "messages": MESSAGES}
-    reply = httpx.post(f"{url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}).json()
+    reply = httpx.post(f"{url}/v1/chat/completions", timeout=PATIENCE, json=body, headers={"Authorization": f"Bearer {KEY}"}).json()
     assert reply["choices"][0]["matched_stop"] == EOS

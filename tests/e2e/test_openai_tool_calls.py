@@ -13,6 +13,7 @@ import pytest
 
 from tests.fakes import fake_engine
 from tests.server.live_server import live_server
+from tests.waiting import PATIENCE
 
 USER: Any = [{"role": "user", "content": "Which?"}]
 SCHEMA = {
@@ -43,7 +44,7 @@ def client(engine: Any, request: pytest.FixtureRequest) -> Iterator[openai.OpenA
 
 @contextmanager
 def client_of(engine: Any, **options: Any) -> Iterator[openai.OpenAI]:
-    with live_server(engine, **options) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=30) as client:
+    with live_server(engine, **options) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=PATIENCE) as client:
         yield client
 
 

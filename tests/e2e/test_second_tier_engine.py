@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from ramet.errors import ConfigError
+from ramet.runtime.cache import second_tier
+from ramet.runtime.config import EngineConfig
+from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.engine import Engine
+from ramet.runtime.executor.default_executor import create_executor
+from ramet.runtime.executor.executor import Executor
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.model
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
@@ -16,9 +22,19 @@ RULES = "Work in small steps. " + " ".join(f"Shelf {number} holds the {word}." f
 QUESTIONS = ("Where is the moss?", "Where is the bark?")
 
 
+def patiently(config: EngineConfig) -> AsyncEngine:
+    return AsyncEngine.start_now(config, executor_factory=f"{__name__}:patient_executor")
+
+
+def patient_executor(config: EngineConfig) -> Executor:
+    """In a worker that waits for its disk however long that takes: how long is worth while is measured, and here it is no matter."""
+    second_tier._FIRST_PATIENCE_SECONDS = PATIENCE
+    return create_executor(config)
+
+
 def answers(**options: object) -> tuple[list[list[int]], list[int]]:
     """Output tokens and cached tokens of every question."""
-    with Engine(max_total_tokens=2048, enable_deterministic_inference=True, log_level="warning", **options) as engine:
+    with Engine(start=patiently, max_total_tokens=2048, enable_deterministic_inference=True, log_level="warning", **options) as engine:
         replies = [engine.generate(RULES + question, GREEDY) for question in QUESTIONS]
     return [reply["output_ids"] for reply in replies], [reply["meta_info"]["cached_tokens"] for reply in replies]
 

@@ -14,6 +14,7 @@ from ramet.errors import RametError
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.request import FinishKind, Generation, SamplingParams
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.model
 NUM_TOKENS = 8
@@ -30,21 +31,25 @@ async def test_two_ranks():
         assert wrong == []
         assert ties <= 1
 
-        running = [asyncio.create_task(complete(engine, 100 + i, reference.prompt, 500)) for i, reference in enumerate(references)]
-        await asyncio.sleep(1.0)
+        running = [engine.generate(generation(100 + i, reference.prompt, 500)) for i, reference in enumerate(references)]
+        await asyncio.gather(*(anext(stream) for stream in running))
         children = psutil.Process(engine.worker_process_id).children()
         (follower,) = (child for child in children if "ramet.runtime.engine.worker_main" in child.cmdline())
         os.kill(follower.pid, signal.SIGKILL)
-        async with asyncio.timeout(15):
-            for delta in await asyncio.gather(*running):
+        async with asyncio.timeout(PATIENCE):
+            for stream in running:
+                *_, delta = [delta async for delta in stream]
                 assert (delta.finish.kind, delta.finish.status, delta.finish.code) == (FinishKind.ERROR, 503, "worker_died")
                 assert "rank 1 ended: killed by SIGKILL" in delta.finish.message
-            while not over:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await until(lambda: over)
     finally:
         await engine.close()
 
 
 async def complete(engine, number, prompt, max_new_tokens):
+    return await engine.complete(generation(number, prompt, max_new_tokens))
+
+
+def generation(number, prompt, max_new_tokens):
     sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0, ignore_eos=max_new_tokens > NUM_TOKENS)
-    return await engine.complete(Generation(request_id=f"r{number}", input_ids=tuple(prompt), sampling=sampling))
+    return Generation(request_id=f"r{number}", input_ids=tuple(prompt), sampling=sampling)

@@ -9,6 +9,7 @@ import pytest
 from ramet.errors import Unsupported
 from ramet.grammar.late_compiler import LateCompiler
 from tests.runtime.scheduler.automata import AutomatonCompiler, line
+from tests.waiting import PATIENCE
 
 
 class Closable(AutomatonCompiler):
@@ -22,7 +23,7 @@ def test_compiling_waits_until_it_is_made() -> None:
     gate = threading.Event()
 
     def make() -> AutomatonCompiler:
-        assert gate.wait(10)
+        assert gate.wait(PATIENCE)
         return AutomatonCompiler()
 
     late, spec = LateCompiler(make), line(3, 1)

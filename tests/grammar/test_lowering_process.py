@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ramet.errors import GrammarError, QueueFull, RametError
+from ramet.errors import GrammarError, InternalError, QueueFull, RametError
 from ramet.grammar import lowering_main
 from ramet.grammar.compiler import create_grammar_compiler
 from ramet.grammar.language import Language
@@ -98,6 +98,25 @@ def test_slow_constraints_do_not_hold_up_quick_ones_and_too_many_are_turned_away
     for thread in slow:
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+def test_a_process_that_comes_while_it_is_closed_is_ended_and_no_other_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = LoweringProcesses()
+    spawn = processes._nursery.spawn
+    came: list[LoweringProcess] = []
+
+    def late() -> LoweringProcess:
+        came.append(spawn())
+        processes.close()
+        return came[0]
+
+    monkeypatch.setattr(processes._nursery, "spawn", late)
+    with pytest.raises(InternalError, match="closed"):
+        processes.lower("regex", "ab")
+    wait_until(lambda: came[0].used_seconds is None)
+    monkeypatch.undo()
+    with pytest.raises(InternalError, match="closed"):
+        processes.lower("regex", "ab")
 
 
 def outcome(processes: LoweringProcesses, kind: str, source: str) -> str:

@@ -7,7 +7,6 @@ import gc
 import json
 import re
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +21,8 @@ from ramet.lang.process import _process, as_backend
 from ramet.program.backend import ChatFormat
 from ramet.runtime.engine.async_engine import AsyncEngine
 from tests.fakes import fake_engine, scripted_engine
-from tests.server.live_server import live_server, wait_until
+from tests.server.live_server import live_server
+from tests.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +114,12 @@ def test_a_runtime_generates_without_a_program(url: str) -> None:
 
 @pytest.mark.parametrize("over_http", [True, False])
 def test_deadlines_reach_the_engine(over_http: bool) -> None:
-    engine = scripted_engine(tick=0.01)
+    engine = scripted_engine(tick=0.05)  # 200 s to its end
     try:
         with live_server(engine) as url:
             endless = sgl.function(lambda s: s.__iadd__("abc" + sgl.gen("x", max_tokens=4000)))
-            began = time.monotonic()
             with pytest.raises(DeadlineExceeded):
                 endless.run(backend=sgl.RuntimeEndpoint(url) if over_http else engine, timeout=0.3)
-            assert time.monotonic() - began < 5
             wait_until(lambda: asyncio.run(engine.stats()).num_running == 0)
     finally:
         engine.close_now()
@@ -232,6 +230,6 @@ def test_an_engine_that_only_its_backend_holds_lives_on() -> None:
     finally:
         _process.default_backend = before
     gc.collect()
-    thread.join(5)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert len(program.run(backend=sgl.Engine(start=lambda config: fake_engine()), temperature=0)["y"]) == 3

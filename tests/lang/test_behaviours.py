@@ -13,6 +13,8 @@ import ramet as sgl
 from ramet.errors import InvalidRequest
 from ramet.program.backend import GenerateCall
 from ramet.program.scripted import ScriptedBackend
+from tests.lang.unhurried import Unhurried
+from tests.waiting import PATIENCE
 
 
 def text_of(call: GenerateCall) -> str:
@@ -148,7 +150,7 @@ def test_parallel_decoding_and_encoding() -> None:
         s += sgl.gen("summary")
         return s["paragraph"]
 
-    backend = ScriptedBackend(lambda call: "x", latency=0.01)
+    backend = Unhurried(lambda call: "x")
     assert parallel.run(backend=backend).value == ["x", "x", "x"]
     assert backend.peak_live == 3
     assert text_of(backend.calls[-1]) == "Topics. part one part two"
@@ -269,7 +271,7 @@ async def test_a_result_of_run_is_awaited_on_another_loop(mode: str) -> None:
     def begin() -> Any:
         return tell.run(stream=True, backend=ScriptedBackend(["one two three", "four"]), mode=mode)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         state = begin()
         assert "".join([piece async for piece in state.text_async_iter(var_name="x")]) == "one two three"
         assert await begin().aget_var("y") == "four"

@@ -4,18 +4,20 @@ process, and on a server that runs the program beside its cache."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 import ramet as sgl
-from ramet.program.backend import GenerateCall
+from ramet.program.backend import GenerateCall, GenerateChunk
 from ramet.program.scripted import ScriptedBackend, invent
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from tests.fakes import fake_engine, fake_text, unhurried_fake_executor
 from tests.server.live_server import live_server
+from tests.waiting import PATIENCE, until
 
 
 def closed_object(**properties: Any) -> dict[str, Any]:
@@ -266,13 +268,31 @@ def unhurried() -> Iterator[tuple[AsyncEngine, sgl.RuntimeEndpoint]]:
     engine.close_now()
 
 
+class Attentive(ScriptedBackend):
+    """Goes on behind the first chunk of its second generation once somebody has read of it."""
+
+    def __init__(self, script: Callable[[GenerateCall], str | None]) -> None:
+        super().__init__(script)
+        self.is_heard = threading.Event()
+
+    async def _speak(self, call: GenerateCall) -> AsyncIterator[GenerateChunk]:
+        async for chunk in super()._speak(call):
+            yield chunk
+            if len(self.calls) > 1:
+                await until(self.is_heard.is_set)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_streams(way: str, unhurried: tuple[AsyncEngine, sgl.RuntimeEndpoint]) -> None:
     """New text of one variable, and of the whole transcript, as it comes."""
-    backend = WAYS[way](*unhurried)
     for mode in ("interpreted", "compiled"):
+        backend = Attentive(answer) if way == "script" else WAYS[way](*unhurried)
         state = multi_turn.run(["Where?", "When?"], backend=backend, temperature=0, mode=mode, stream=True)
-        pieces = list(state.text_iter("answer_1"))
+        pieces: list[str] = []
+        for piece in state.text_iter("answer_1"):
+            pieces.append(piece)
+            if isinstance(backend, Attentive):
+                backend.is_heard.set()
         assert "".join(pieces) == state["answer_1"] and len(pieces) > 1
         state = expert_answer.run("health", backend=backend, temperature=0, mode=mode, stream=True)
         assert "".join(state.text_iter()) == state.text()
@@ -298,7 +318,7 @@ def reads_before_writing(s: Any) -> Any:
 
 def test_a_fork_can_be_read_before_it_is_written() -> None:
     for mode in ("compiled", "interpreted"):
-        state = reads_before_writing.run(mode=mode, timeout=10, backend=sgl.ScriptedBackend())
+        state = reads_before_writing.run(mode=mode, timeout=PATIENCE, backend=sgl.ScriptedBackend())
         assert state.value == [state["x"]] * 2
 
 

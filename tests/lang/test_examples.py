@@ -63,8 +63,7 @@ def test_example(name: str, on_server: bool, url: str, monkeypatch: pytest.Monke
 
 
 COMPILE_SECONDS, REGISTER_SECONDS = 0.050, 0.100
-NOISE = 4.0
-"""Other work on the machine, in what is measured by the clock; compiling is measured in processor time and has no such allowance."""
+"""Of processor time."""
 
 
 def test_compiling_and_registering_are_quick(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,13 +73,13 @@ def test_compiling_and_registering_are_quick(url: str, monkeypatch: pytest.Monke
             if isinstance(program, sgl.Function):
                 compiling, registering = _timed(program, endpoint)
                 lines.append(f"{name}.{program.__name__}: compiled in {compiling * 1000:.1f} ms, registered in {registering * 1000:.1f} ms")
-                assert compiling < COMPILE_SECONDS and registering < REGISTER_SECONDS * NOISE, lines[-1]
+                assert compiling < COMPILE_SECONDS and registering < REGISTER_SECONDS, lines[-1]
     with capsys.disabled():
         print("", *lines, sep="\n")
 
 
 def _timed(program: sgl.Function, endpoint: sgl.RuntimeEndpoint) -> tuple[float, float]:
-    """The best of three compilations, in processor time; registering with its round trip, without what compiling a grammar takes."""
+    """The best of three: compiling; registering with its round trip, on both sides, without what compiling a grammar takes."""
     times = []
     for _ in range(3):
         began = time.thread_time()
@@ -91,10 +90,13 @@ def _timed(program: sgl.Function, endpoint: sgl.RuntimeEndpoint) -> tuple[float,
 
 async def _registering(endpoint: sgl.RuntimeEndpoint, prepared: Prepared) -> float:
     await endpoint.programs.register(prepared.digest, prepared.encoded)  # connects, compiles the grammars
-    began = time.perf_counter()
-    decode(prepared.encoded, prepared.digest)  # the server's own share, which a known digest skips
-    await endpoint.programs.register(prepared.digest, prepared.encoded)
-    return time.perf_counter() - began
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        decode(prepared.encoded, prepared.digest)  # the server's own share, which a known digest skips
+        await endpoint.programs.register(prepared.digest, prepared.encoded)
+        times.append(time.process_time() - began)
+    return min(times)
 
 
 def test_every_example_is_listed() -> None:

@@ -14,6 +14,7 @@ import ramet as sgl
 from ramet.cli.main import main
 from ramet.lang.waterfall import waterfall
 from ramet.program.scripted import ScriptedBackend
+from tests.lang.unhurried import Unhurried
 
 HERE = str(Path(__file__))
 
@@ -142,7 +143,7 @@ def test_host_objects_and_models_in_this_process() -> None:
 
 
 async def test_a_thousand_compiled_runs_on_one_loop() -> None:
-    backend = ScriptedBackend(lambda call: "123", latency=0.05)
+    backend = Unhurried(lambda call: "123")
     states = await asyncio.gather(*(simple.arun(index, backend=backend, mode="compiled") for index in range(1000)))
     assert [state.value for state in states] == list(range(1000))
     assert backend.peak_live == 1000

@@ -17,6 +17,7 @@ from ramet.ir.printer import print_module
 from ramet.wire.codec import decode, encode
 from tests.compiler.language import compiled, define, executed, interpreted
 from tests.property.program_maker import ProgramMaker
+from tests.waiting import PATIENCE
 
 NUM_PROGRAMS = int(os.environ.get("RAMET_NUM_PROGRAMS", "2000"))
 CHUNK = 100
@@ -39,7 +40,7 @@ async def _one(seed: int) -> bool:
     source = ProgramMaker(seed).program()
     log: list[Any] = []
     function = define(source, LOG=log)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         expected = await interpreted(function, ARGUMENTS, log)
         try:
             program = compiled(function)

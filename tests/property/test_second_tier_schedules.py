@@ -14,6 +14,7 @@ from ramet.runtime.cache.second_tier import SecondTier
 from ramet.runtime.executor.fake import FakeModel
 from ramet.runtime.request import FinishKind, SamplingParams
 from tests.runtime.scheduler.drive import Drive, Tier, request
+from tests.waiting import PATIENCE
 
 MODEL = FakeModel(vocab_size=40, context_len=96, eos_probability=0.02)
 STEMS = ((1, 2, 3, 4, 5, 6, 7, 8) * 4, (1, 2, 3, 4, 5, 6, 7, 8) * 2 + (9,) * 20, (5,) * 40)
@@ -80,7 +81,7 @@ def _live(drive: Drive, turns: list[Turn]) -> None:
 def _check_tier(drive: Drive) -> None:
     """Nothing is held any longer but what the disk copies, and every block is free or holds one key."""
     assert drive.tier is not None and drive.tier.disk is not None
-    blocks, patience = _blocks(drive.tier), time.monotonic() + 5
+    blocks, patience = _blocks(drive.tier), time.monotonic() + PATIENCE
     while any(block.holds for block in blocks) and time.monotonic() < patience:
         time.sleep(0.001)
         drive.tier.poll()

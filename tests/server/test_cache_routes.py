@@ -11,6 +11,7 @@ import pytest
 from ramet.cli.main import main
 from tests.fakes import fake_engine
 from tests.server.live_server import live_server
+from tests.waiting import PATIENCE
 
 TEMPLATE = "You are a clerk.\nIt is {now}.\nBelow are the rules of the house, which are long and never change.\nQ: {question}\nA:"
 CLOCKS = ("2026-11-23 10:00:01", "2026-11-23 10:00:07", "2026-11-23 10:01:40")
@@ -28,11 +29,11 @@ def server() -> Iterator[str]:
 
 def ask(url: str, text: str, rid: str, **fields: str) -> dict:
     body = {"text": text, "rid": rid, "sampling_params": {"max_new_tokens": 2, "temperature": 0}, **fields}
-    return httpx.post(f"{url}/generate", json=body).raise_for_status().json()["meta_info"]
+    return httpx.post(f"{url}/generate", timeout=PATIENCE, json=body).raise_for_status().json()["meta_info"]
 
 
 def explain(url: str, rid: str) -> dict:
-    return httpx.get(f"{url}/cache/explain", params={"rid": rid}).raise_for_status().json()
+    return httpx.get(f"{url}/cache/explain", timeout=PATIENCE, params={"rid": rid}).raise_for_status().json()
 
 
 def test_a_timestamp_near_the_top_is_found_and_named(server: str) -> None:
@@ -66,27 +67,27 @@ def test_every_reason_is_told_apart(server: str) -> None:
 
 
 def test_unknown_requests_are_refused_by_name(server: str) -> None:
-    reply = httpx.get(f"{server}/cache/explain", params={"rid": "nobody"})
+    reply = httpx.get(f"{server}/cache/explain", timeout=PATIENCE, params={"rid": "nobody"})
     assert reply.status_code == 404 and "nobody" in reply.json()["error"]["message"]
 
 
 def test_the_report_counts_against_the_best_possible(server: str) -> None:
     for number in range(6):
         ask(server, "A stem that all of them share, then number " + str(number) * 3, f"n{number}")
-    found = httpx.get(f"{server}/cache").json()
+    found = httpx.get(f"{server}/cache", timeout=PATIENCE).json()
     best = found["optimality"]
     assert best["computed_tokens"] == best["edge_tokens"] and best["computed_over_edges"] == 1.0 and best["share_of_best"] == 1.0
     assert 0.5 < best["hit_rate"] == best["best_hit_rate"] < 1.0
     tops = [node for node in found["nodes"] if node["parent"] == -1]
     assert sum(node["subtree_tokens"] for node in tops) == found["pool"]["cached_tokens"]
     assert any("A stem that all of" in node["text"] and node["hits"] >= 6 for node in tops)
-    metrics = httpx.get(f"{server}/metrics").text
+    metrics = httpx.get(f"{server}/metrics", timeout=PATIENCE).text
     assert "ramet:possible_cached_tokens_total" in metrics and "ramet:prefill_tokens_total" in metrics
 
 
 def test_the_picture_is_svg_with_a_bar_per_edge(server: str) -> None:
     ask(server, "A stem & a <leaf>", "one")
-    reply = httpx.get(f"{server}/cache/picture")
+    reply = httpx.get(f"{server}/cache/picture", timeout=PATIENCE)
     assert reply.headers["content-type"].startswith("image/svg+xml")
     titles = [each.text for each in ElementTree.fromstring(reply.text).iter("{http://www.w3.org/2000/svg}title")]
     assert any("A stem & a <leaf>" in (title or "") for title in titles)

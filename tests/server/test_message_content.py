@@ -9,6 +9,7 @@ import pytest
 
 from tests.server.live_server import live_server
 from tests.server.scripted_engine import ScriptedEngine
+from tests.waiting import PATIENCE
 
 USER: dict[str, Any] = {"role": "user", "content": "Hi"}
 CALL: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -16,7 +17,7 @@ CALL: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "f",
 
 @pytest.fixture(scope="module")
 def client() -> Any:
-    with live_server(ScriptedEngine(), tool_call_parser="hermes") as url, httpx.Client(base_url=url) as client:
+    with live_server(ScriptedEngine(), tool_call_parser="hermes") as url, httpx.Client(base_url=url, timeout=PATIENCE) as client:
         yield client
 
 

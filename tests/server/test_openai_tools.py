@@ -17,6 +17,7 @@ from ramet.errors import GrammarError
 from ramet.server.openai.reply_schema import ChatReply
 from tests.server.live_server import live_server
 from tests.server.scripted_engine import ScriptedEngine
+from tests.waiting import PATIENCE
 
 USER: Any = [{"role": "user", "content": "Hi"}]
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
@@ -38,7 +39,7 @@ class City(BaseModel):
 def client_of(engine: ScriptedEngine, **options: Any) -> Iterator[openai.OpenAI]:
     with (
         live_server(engine, **{"tool_call_parser": "hermes", "reasoning_parser": "qwen3"} | options) as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=10) as client,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=PATIENCE) as client,
     ):
         yield client
 
@@ -379,14 +380,14 @@ class TestParsersAlone:
     def test_calls(self, client: openai.OpenAI) -> None:
         url = str(client.base_url).removesuffix("/v1/")
         body = {"text": 'Ok. [TOOL_CALLS][{"name": "clock", "arguments": {}}]', "tools": [CLOCK], "tool_call_parser": "mistral"}
-        assert httpx.post(f"{url}/parse_function_call", json=body).json() == {
+        assert httpx.post(f"{url}/parse_function_call", timeout=PATIENCE, json=body).json() == {
             "normal_text": "Ok.",
             "calls": [{"tool_index": 0, "name": "clock", "parameters": "{}"}],
         }
-        wrong = httpx.post(f"{url}/parse_function_call", json=body | {"tool_call_parser": "x"})
+        wrong = httpx.post(f"{url}/parse_function_call", timeout=PATIENCE, json=body | {"tool_call_parser": "x"})
         assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "tool_call_parser")
 
     def test_reasoning(self, client: openai.OpenAI) -> None:
         url = str(client.base_url).removesuffix("/v1/")
         body = {"text": "hm</think>\nYes.", "reasoning_parser": "deepseek-r1"}
-        assert httpx.post(f"{url}/separate_reasoning", json=body).json() == {"reasoning_text": "hm", "text": "Yes."}
+        assert httpx.post(f"{url}/separate_reasoning", timeout=PATIENCE, json=body).json() == {"reasoning_text": "hm", "text": "Yes."}

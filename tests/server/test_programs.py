@@ -21,7 +21,8 @@ from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.server.run_stream import Outlet
 from ramet.wire.codec import digest
 from tests.fakes import fake_engine
-from tests.server.live_server import live_server, wait_until
+from tests.server.live_server import live_server
+from tests.waiting import PATIENCE, turns, wait_until
 
 
 @sgl.function
@@ -93,7 +94,7 @@ def url(engine: AsyncEngine) -> Iterator[str]:
 
 @pytest.fixture
 async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
         yield client
 
 
@@ -119,10 +120,12 @@ async def run(client: httpx.AsyncClient, name: str, **body: Any) -> list[dict[st
 
 async def test_register_prepares_and_is_idempotent(client: httpx.AsyncClient) -> None:
     name, encoded = wire(greet)
+    began = time.perf_counter()
     first = (await client.put(f"/v1/programs/{name}", content=encoded)).json()
+    elapsed = time.perf_counter() - began
     assert first["grammars"] == [{"kind": "regex", "error": None}]
     assert first["prefix_tokens"] >= len("Be brief.Hello, I am ")
-    assert first["seconds"] < 5
+    assert 0 < first["seconds"] < elapsed
     assert (await client.put(f"/v1/programs/{name}", content=b"ignored, since it is known")).json()["known"] is True
     [started, done] = await run(client, name, arguments={"name": "Ada"}, sampling={"temperature": 0})
     assert started["event"] == "started" and done["event"] == "done"
@@ -200,6 +203,7 @@ async def test_a_host_call_waits_for_its_client(client: httpx.AsyncClient) -> No
 
 async def test_cancelling_and_leaving_end_the_generation(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
     name = await register(client, slow)
+    before = (await engine.stats()).generation_tokens_total
     async with client.stream("POST", f"/v1/programs/{name}/runs", json={"arguments": {}}) as reply:
         lines = reply.aiter_lines()
         started = json.loads((await anext(lines))[6:])
@@ -208,10 +212,8 @@ async def test_cancelling_and_leaving_end_the_generation(client: httpx.AsyncClie
         assert rest[-1]["failure"]["code"] == "cancelled"
     async with client.stream("POST", f"/v1/programs/{name}/runs", json={"batch": [{}, {}, {}]}) as reply:
         await anext(reply.aiter_lines())
-    deadline = time.monotonic() + 5
-    while (await engine.stats()).num_running:
-        assert time.monotonic() < deadline, "a run whose client has gone goes on"
-        await asyncio.sleep(0.02)
+    await asyncio.to_thread(wait_until, lambda: asyncio.run(engine.stats()).num_running == 0)
+    assert (await engine.stats()).generation_tokens_total - before < 2000, "of 8000: a run whose client has gone goes on"
 
 
 async def test_cancelling_one_run_of_a_batch_leaves_the_others(client: httpx.AsyncClient) -> None:
@@ -248,7 +250,7 @@ async def test_events_go_together_where_the_client_lags_and_wait_for_nobody_else
     outlet = Outlet(client.send, patient=False)
     outlet.emit({"event": "started"})
     for number in range(5):
-        await asyncio.sleep(0.001)
+        await turns()
         outlet.emit({"event": "text", "number": number})
     assert outlet.num_pending == 5, "the first is being sent, the others gather"
     client.takes.set()
@@ -257,15 +259,16 @@ async def test_events_go_together_where_the_client_lags_and_wait_for_nobody_else
     assert client.sent[-1] == b"data: [DONE]\n\n"
 
 
-async def test_a_patient_stream_tells_of_the_start_with_what_comes_next() -> None:
+async def test_a_patient_stream_tells_of_the_start_with_what_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ramet.server.run_stream.LINGER_SECONDS", 1000.0)
     client = Slow()
     client.takes.set()
     outlet = Outlet(client.send, patient=True)
     outlet.emit({"event": "started"})
-    await asyncio.sleep(0.01)
+    await turns()
     assert not client.sent
     outlet.emit({"event": "call"})
-    await asyncio.sleep(0.01)
+    await turns()
     assert [piece.count(b"data: {") for piece in client.sent] == [2]
     outlet.emit({"event": "done"})
     await outlet.end()
@@ -282,17 +285,19 @@ async def test_a_patient_stream_tells_of_the_start_with_what_comes_next() -> Non
     ],
 )
 def test_budgets_name_the_line(url: str, program: Any, arguments: dict[str, Any], error: type[Exception], line: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(error) as caught:
         program.run(**arguments, backend=sgl.RuntimeEndpoint(url), mode="compiled")
     assert line in caught.value.__notes__[0] and "^" in caught.value.__notes__[0]
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_deadlines_are_kept_by_the_server(url: str, engine: AsyncEngine) -> None:
+    before = asyncio.run(engine.stats()).generation_tokens_total
     with pytest.raises(DeadlineExceeded):
         slow.run(backend=sgl.RuntimeEndpoint(url), mode="compiled", timeout=0.2)
     wait_until(lambda: asyncio.run(engine.stats()).num_running == 0)
+    assert asyncio.run(engine.stats()).generation_tokens_total - before < 1000, "of 2000"
 
 
 HOSTILE: dict[str, Any] = {
@@ -311,10 +316,10 @@ HOSTILE: dict[str, Any] = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 async def test_a_hostile_program_costs_a_clear_error(client: httpx.AsyncClient, what: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     reply = await client.put(f"/v1/programs/{digest(HOSTILE[what])}", content=HOSTILE[what])
     assert reply.status_code == 400, reply.text
-    assert reply.json()["error"]["message"] and time.monotonic() - began < 2
+    assert reply.json()["error"]["message"] and time.process_time() - began < 2
 
 
 async def test_a_digest_that_lies_is_refused(client: httpx.AsyncClient) -> None:
@@ -369,7 +374,7 @@ def _subsets() -> list[tuple[str, ...]]:
 
 async def test_more_live_runs_than_there_is_room_for_are_refused(engine: AsyncEngine) -> None:
     with live_server(engine, max_live_runs=2) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
             name = await register(client, slow)
             async with client.stream("POST", f"/v1/programs/{name}/runs", json={"batch": [{}, {}]}) as reply:
                 lines = reply.aiter_lines()

@@ -17,6 +17,7 @@ from ramet.runtime.request import Finish, FinishKind
 from ramet.server.openai.reply_schema import ErrorReply, ResponseReply
 from tests.server.live_server import live_server
 from tests.server.scripted_engine import ScriptedEngine
+from tests.waiting import PATIENCE
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
 WEATHER: Any = {"type": "function", "name": "get_weather", "parameters": CITY, "strict": True}
@@ -41,7 +42,7 @@ def engine() -> ScriptedEngine:
 def served(engine: ScriptedEngine) -> Iterator[openai.OpenAI]:
     with (
         live_server(engine, tool_call_parser="hermes", reasoning_parser="qwen3") as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=10) as client,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=PATIENCE) as client,
     ):
         yield client
 
@@ -221,7 +222,7 @@ class TestStreams:
             assert "".join([event.delta async for event in stream if event.type == "response.output_text.delta"]) == "Hello"
 
     def test_events_carry_their_names(self, client: openai.OpenAI) -> None:
-        lines = httpx.post(f"{client.base_url}responses", json={"input": "Hi", "stream": True}).text.splitlines()
+        lines = httpx.post(f"{client.base_url}responses", timeout=PATIENCE, json={"input": "Hi", "stream": True}).text.splitlines()
         named = [line.removeprefix("event: ") for line in lines if line.startswith("event:")]
         data = [json.loads(line.removeprefix("data: "))["type"] for line in lines if line.startswith("data:")]
         assert named == data and named[-1] == "response.completed"
@@ -283,7 +284,7 @@ class TestRefusals:
             {"type": "function_call", "call_id": "1", "name": "clock", "arguments": "{"},
         ]
         with live_server(ScriptedEngine(), tool_call_parser="pythonic") as url:
-            reply = httpx.post(f"{url}/v1/responses", json={"input": given})
+            reply = httpx.post(f"{url}/v1/responses", timeout=PATIENCE, json={"input": given})
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, "input[2].arguments")
 
     @pytest.mark.parametrize("stream", [False, True])

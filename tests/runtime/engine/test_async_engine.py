@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from ramet.errors import ContextTooLong, InvalidRequest, QueueFull, WorkerDied
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.delta_assembler import DeltaAssembler, joined
+from ramet.runtime.engine.request_table import Stream
 from ramet.runtime.request import Delta, Finish, FinishKind, Generation, LogprobParams, Request, RequestOutput, SamplingParams
 from tests.fakes import EOS, ByteTokenizer, Script, scripted_engine
+from tests.waiting import PATIENCE
 
 
 def says(text: str) -> Script:
@@ -29,6 +31,20 @@ def generation(request_id: str = "a", text: str = "hi", **sampling) -> Generatio
 
 
 @pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> list[Delta]:
+    """Every delta as it goes on its way. Those that wait for a reader at the same time reach it as one."""
+    deltas: list[Delta] = []
+    push = Stream.push
+
+    def noted(stream: Stream, delta: Delta) -> None:
+        deltas.append(delta)
+        push(stream, delta)
+
+    monkeypatch.setattr(Stream, "push", noted)
+    return deltas
+
+
+@pytest.fixture
 def speaker():
     engines = []
 
@@ -41,13 +57,13 @@ def speaker():
         engine.close_now()
 
 
-async def test_streaming_equals_complete(speaker):
+async def test_streaming_equals_complete(speaker, released):
     engine = speaker("grüße 🌱 an alle")
     deltas = await collect(engine, generation())
+    assert len(released) > 3
     whole = await engine.complete(generation())
     assert "".join(delta.text for delta in deltas) == whole.text == "grüße 🌱 an alle"
     assert sum([delta.token_ids for delta in deltas], ()) == whole.token_ids
-    assert len(deltas) > 3
     assert [delta.finish is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
     assert whole.finish.matched == EOS
     assert whole.prompt_tokens == 3
@@ -117,18 +133,18 @@ async def test_illegal_requests_are_refused_before_the_first_delta(speaker, want
 
 
 async def test_ids_in_use_are_refused_and_free_ones_are_not(speaker):
-    engine = speaker("x" * 300)
-    stream = engine.generate(generation(max_new_tokens=300))
+    engine = speaker("xxxy" * 5000)
+    stream = engine.generate(generation())
     await anext(stream)
     with pytest.raises(InvalidRequest, match="in use"):
         await engine.complete(generation())
     await stream.aclose()
-    assert len((await engine.complete(generation())).token_ids) == 301
+    assert (await engine.complete(generation(stop_token_ids=(ord("y"),)))).text == "xxx"
 
 
 async def test_queue_limit():
     engine = scripted_engine(tick=0.01, max_queued_requests=0)
-    streams = [engine.generate(generation(f"r{index}")) for index in range(64)]
+    streams = [engine.generate(generation(f"r{index}", max_new_tokens=4000)) for index in range(64)]
     await asyncio.gather(*(anext(stream) for stream in streams))
     with pytest.raises(QueueFull) as raised:
         await engine.complete(generation("one too many"))
@@ -138,17 +154,16 @@ async def test_queue_limit():
     await engine.close()
 
 
-async def test_stream_interval(speaker):
+async def test_stream_interval(speaker, released):
     engine = speaker("x" * 40, stream_interval=8)
     deltas = await collect(engine, generation())
-    assert len(deltas[0].token_ids) == 1
-    assert all(len(delta.token_ids) >= 8 for delta in deltas[1:-1])
+    assert [len(delta.token_ids) for delta in released] == [1, 8, 8, 8, 8, 8]
     assert sum(len(delta.token_ids) for delta in deltas) == 41
 
 
 async def test_closing_ends_what_runs():
     engine = scripted_engine(tick=0.01)
-    task = asyncio.create_task(engine.complete(generation(max_new_tokens=1000)))
+    task = asyncio.create_task(engine.complete(generation(max_new_tokens=4000)))
     await asyncio.sleep(0.05)
     await engine.close()
     delta = await task
@@ -159,7 +174,7 @@ async def test_closing_ends_what_runs():
 
 async def test_abort_all_and_flush(speaker):
     engine = scripted_engine(tick=0.01)
-    tasks = [asyncio.create_task(engine.complete(generation(f"r{index}", max_new_tokens=1000))) for index in range(5)]
+    tasks = [asyncio.create_task(engine.complete(generation(f"r{index}", max_new_tokens=4000))) for index in range(5)]
     await asyncio.sleep(0.05)
     assert not await engine.flush_cache()
     assert await engine.abort_all() == 5
@@ -179,7 +194,7 @@ def test_several_event_loops_in_several_threads():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
     assert texts == ["from any thread"] * 32
     engine.close_now()
 

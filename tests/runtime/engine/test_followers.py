@@ -20,7 +20,8 @@ from ramet.runtime.executor.fake import FakeExecutor
 from ramet.runtime.plan import BatchPlan, TokenMasks
 from ramet.runtime.request import Delta, FinishKind
 from tests.fakes import slow_fake_executor
-from tests.runtime.engine.test_worker_process import TEXT, collect, generation, until_alive
+from tests.runtime.engine.test_worker_process import ENDLESS, TEXT, begin, collect, ended, generation, until_alive
+from tests.waiting import PATIENCE, until, wait_until
 
 HERE = "tests.runtime.engine.test_followers"
 FAILING_STEP = 20
@@ -81,13 +82,6 @@ def ranks_of(engine: AsyncEngine) -> list[psutil.Process]:
     return [child for child in psutil.Process(engine.worker_process_id).children() if "ramet.runtime.engine.worker_main" in child.cmdline()]
 
 
-def ended(process: psutil.Process, seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
 def check_ended(deltas: list[Delta], says: str) -> None:
     assert [delta.finish is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
     finish = deltas[-1].finish
@@ -96,17 +90,16 @@ def check_ended(deltas: list[Delta], says: str) -> None:
 
 
 async def test_any_rank_killed_ends_every_request_and_the_service_recovers():
-    engine = start(size=3)
+    engine = start(size=3, max_total_tokens=6 * ENDLESS)
     try:
         followers = ranks_of(engine)
         assert len(followers) == 2
-        streams = [engine.generate(generation(f"r{index}")) for index in range(6)]
-        first = await asyncio.gather(*(anext(stream) for stream in streams))
+        tasks = await begin(engine, 6)
         os.kill(followers[1].pid, signal.SIGKILL)
-        async with asyncio.timeout(15):
-            for delta, stream in zip(first, streams, strict=True):
-                check_ended([delta, *[delta async for delta in stream]], "rank 2 ended: killed by SIGKILL")
-        assert all(ended(follower) for follower in followers), "no rank outlives the others"
+        async with asyncio.timeout(PATIENCE):
+            for task in tasks:
+                check_ended(await task, "rank 2 ended: killed by SIGKILL")
+        await until(lambda: all(ended(follower) for follower in followers))  # no rank outlives the others
         await until_alive(engine)
         whole = await engine.complete(generation("again", 30))
         assert (whole.finish.kind, whole.completion_tokens) == (FinishKind.LENGTH, 30)
@@ -118,7 +111,7 @@ async def test_rank_0_killed_takes_the_others_along():
     engine = start(on_worker_death="exit")
     followers = ranks_of(engine)
     os.kill(engine.worker_process_id, signal.SIGKILL)
-    assert all(ended(follower) for follower in followers)
+    await until(lambda: all(ended(follower) for follower in followers))
     await engine.close()
 
 
@@ -128,9 +121,7 @@ async def test_a_rank_lost_between_requests_is_noticed():
     try:
         first_id = engine.worker_process_id
         os.kill(ranks_of(engine)[0].pid, signal.SIGKILL)
-        async with asyncio.timeout(15):
-            while engine.worker_process_id == first_id or not engine.health().alive:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await until(lambda: engine.worker_process_id != first_id and engine.health().alive)
         assert (await engine.complete(generation("next", 5))).finish.kind is FinishKind.LENGTH
     finally:
         await engine.close()
@@ -145,10 +136,9 @@ async def test_a_step_that_fails_on_one_rank_ends_all(executor: str, says: str):
     config = EngineConfig.from_options({"tp_size": 2, "on_worker_death": "exit"})
     engine = AsyncEngine.start_now(config, executor_factory=f"{HERE}:{executor}", text_factory=TEXT, on_end=over.append)
     try:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE):
             check_ended(await collect(engine, generation("ill-fated")), says)
-            while not over:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await until(lambda: over)
         assert says in over[0].message
     finally:
         await engine.close()
@@ -162,7 +152,7 @@ async def test_a_rank_killed_while_rank_0_waits_for_the_device():
         await asyncio.sleep(0.5)
         assert not task.done()
         os.kill(ranks_of(engine)[0].pid, signal.SIGKILL)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             check_ended(await task, "rank 1 ended")
     finally:
         await engine.close()
@@ -179,5 +169,5 @@ def test_closing_leaves_no_rank_and_no_files():
     opened = [Path(part) for rank in ranks for part in rank.cmdline() if part.startswith("/") and "ramet-" in part]
     assert len(opened) == 1
     engine.close_now()
-    assert all(ended(rank) for rank in ranks)
+    wait_until(lambda: all(ended(rank) for rank in ranks))
     assert not any(path.exists() for path in opened)

@@ -6,25 +6,25 @@ import asyncio
 import os
 import signal
 import time
-from contextlib import suppress
 
 import pytest
 
 import ramet as sgl
-from ramet.errors import WorkerDied
 from ramet.program.backend import Conversation, GenerateCall, Part
 from ramet.program.running import KvHints
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.program_backend import EngineBackend
 from tests.fakes import fake_engine
+from tests.runtime.engine.test_worker_process import stats_of_the_next
+from tests.waiting import PATIENCE, wait_until
 
 ASKED = Conversation((Part("text", "How far is the moon? It is"),))
 
 
 async def pinned(engine, wanted: int) -> bool:
     """Hints are not answered: the pins are there soon."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if (await engine.stats()).pinned_tokens == wanted:
             return True
@@ -34,7 +34,8 @@ async def pinned(engine, wanted: int) -> bool:
 @pytest.mark.parametrize("worker", ["thread", "process"])
 async def test_pin_free_and_the_end_of_a_run_reach_the_tree(worker):
     parts = {"executor_factory": "tests.fakes:fake_executor", "text_factory": "tests.fakes:fake_text"}
-    engine = AsyncEngine.start_now(EngineConfig.from_options({"radix_eviction_policy": "next-use"}), worker=worker, **parts)
+    config = EngineConfig.from_options({"radix_eviction_policy": "next-use", "kv_pin_seconds": 1000.0})
+    engine = AsyncEngine.start_now(config, worker=worker, **parts)
     try:
         backend = EngineBackend(engine)
         assert isinstance(backend, KvHints)
@@ -72,7 +73,7 @@ async def test_a_worker_that_starts_again_knows_nothing_of_old_runs():
         assert await pinned(engine, await backend.num_tokens(ASKED))
         os.kill(engine.worker_process_id, signal.SIGKILL)
         await backend.pin(ASKED, "run")  # to nobody, or to one who has nothing of it
-        await started_again(engine)
+        await stats_of_the_next(engine)
         await backend.free(ASKED, "run")
         backend.ended("run")
         await backend.prefetch(ASKED, "other")
@@ -83,15 +84,6 @@ async def test_a_worker_that_starts_again_knows_nothing_of_old_runs():
         assert stats.used_tokens == 0 and stats.evictable_tokens + stats.available_tokens == stats.total_tokens
     finally:
         engine.close_now()
-
-
-async def started_again(engine) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        with suppress(WorkerDied):
-            await engine.stats()
-            return
-        await asyncio.sleep(0.05)
 
 
 def test_a_compiled_program_pins_while_its_host_works_and_leaves_nothing_behind():
@@ -112,9 +104,6 @@ def test_a_compiled_program_pins_while_its_host_works_and_leaves_nothing_behind(
     try:
         ask.run("How far is the moon?", backend=EngineBackend(engine), mode="compiled", temperature=0)
         assert seen == [True]
-        deadline = time.monotonic() + 5
-        while (left := asyncio.run(engine.stats()).pinned_tokens) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert left == 0
+        wait_until(lambda: asyncio.run(engine.stats()).pinned_tokens == 0)
     finally:
         engine.close_now()

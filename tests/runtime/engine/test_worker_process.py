@@ -9,7 +9,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import psutil
@@ -19,9 +19,12 @@ from ramet.errors import ModelNotFound, OutOfMemory, RametError, WorkerDied
 from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.executor.fake import FakeExecutor
-from ramet.runtime.request import Delta, FinishKind, Generation, SamplingParams
+from ramet.runtime.request import Delta, EngineStats, FinishKind, Generation, SamplingParams
+from tests.waiting import PATIENCE, until, wait_until
 
 TEXT = "tests.fakes:fake_text"
+ENDLESS = 4000
+"""Tokens that take longer than a busy machine is late."""
 
 
 def start(executor: str = "tests.fakes:slow_fake_executor", **options) -> AsyncEngine:
@@ -29,7 +32,7 @@ def start(executor: str = "tests.fakes:slow_fake_executor", **options) -> AsyncE
     return AsyncEngine.start_now(EngineConfig.from_options(options), **parts)
 
 
-def generation(request_id: str, max_new_tokens: int = 400) -> Generation:
+def generation(request_id: str, max_new_tokens: int = ENDLESS) -> Generation:
     sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0, ignore_eos=True)
     return Generation(request_id=request_id, text=f"say {request_id}", sampling=sampling)
 
@@ -38,10 +41,35 @@ async def collect(engine: AsyncEngine, wanted: Generation) -> list[Delta]:
     return [delta async for delta in engine.generate(wanted)]
 
 
-async def until_alive(engine: AsyncEngine, timeout: float = 15.0) -> None:
-    async with asyncio.timeout(timeout):
-        while not engine.health().alive:  # noqa: ASYNC110
+async def begin(engine: AsyncEngine, count: int) -> list[asyncio.Task[list[Delta]]]:
+    """So many generations without end, each with its first token."""
+    streams = [engine.generate(generation(f"r{index}")) for index in range(count)]
+    first = await asyncio.gather(*(anext(stream) for stream in streams))
+
+    async def rest(index: int) -> list[Delta]:
+        return [first[index], *[delta async for delta in streams[index]]]
+
+    return [asyncio.create_task(rest(index)) for index in range(count)]
+
+
+async def until_alive(engine: AsyncEngine) -> None:
+    await until(lambda: engine.health().alive)
+
+
+async def stats_of_the_next(engine: AsyncEngine) -> EngineStats:
+    """Of the worker that comes after one whose end may not have been noticed yet."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(WorkerDied):
+                return await engine.stats()
             await asyncio.sleep(0.02)
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def out_of_memory(config: EngineConfig) -> FakeExecutor:
@@ -75,11 +103,12 @@ def test_what_keeps_a_worker_from_starting_is_raised_here(factory, error, messag
 
 
 async def test_killed_in_the_middle_then_restarted():
-    engine = start()
+    engine = start(max_total_tokens=8 * ENDLESS)
+    may_start, launch = threading.Event(), engine._supervisor._launch
+    engine._supervisor._launch = lambda: launch() if may_start.wait(PATIENCE) else None
     try:
         first_id = engine.worker_process_id
-        tasks = [asyncio.create_task(collect(engine, generation(f"r{index}"))) for index in range(8)]
-        await asyncio.sleep(0.3)
+        tasks = await begin(engine, 8)
         os.kill(first_id, signal.SIGKILL)
         for deltas in await asyncio.gather(*tasks):
             assert [delta.finish is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
@@ -90,6 +119,7 @@ async def test_killed_in_the_middle_then_restarted():
         assert not engine.health().alive
         with pytest.raises(WorkerDied, match="try again"):
             await engine.complete(generation("early"))
+        may_start.set()
         await until_alive(engine)
         assert engine.worker_process_id != first_id
         assert (await engine.complete(generation("r0", 5))).finish.kind is FinishKind.LENGTH
@@ -102,9 +132,7 @@ async def test_exit_by_option():
     parts = {"executor_factory": "tests.fakes:slow_fake_executor", "text_factory": TEXT}
     engine = await AsyncEngine.start(EngineConfig.from_options({"on_worker_death": "exit"}), on_end=ended.append, **parts)
     os.kill(engine.worker_process_id, signal.SIGKILL)
-    async with asyncio.timeout(10):
-        while not ended:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(lambda: ended)
     assert isinstance(ended[0], WorkerDied)
     with pytest.raises(WorkerDied):
         await engine.complete(generation("late"))
@@ -114,10 +142,10 @@ async def test_exit_by_option():
 async def test_a_worker_that_hangs_counts_as_dead():
     engine = start(watchdog_timeout=1.0)
     try:
-        task = asyncio.create_task(collect(engine, generation("hung")))
-        await asyncio.sleep(0.3)
-        os.kill(engine.worker_process_id, signal.SIGSTOP)
-        deltas = await asyncio.wait_for(task, 15)
+        [task] = await begin(engine, 1)
+        with contextlib.suppress(ProcessLookupError):  # a machine that stands still may have hung it before
+            os.kill(engine.worker_process_id, signal.SIGSTOP)
+        deltas = await asyncio.wait_for(task, PATIENCE)
         assert deltas[-1].finish.code == "worker_died"
         assert "watchdog" in deltas[-1].finish.message
     finally:
@@ -149,12 +177,11 @@ async def test_exactly_one_end_under_random_kills_and_aborts():
                 os.kill(engine.worker_process_id, signal.SIGKILL)
 
     try:
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(killer(), *(client(index) for index in range(12)))
         assert len(ends) == 12 * 6
         assert set(ends.values()) == {1}
-        await until_alive(engine)
-        stats = await engine.stats()
+        stats = await stats_of_the_next(engine)
         assert (stats.num_running, stats.num_waiting, stats.used_tokens) == (0, 0, 0)
     finally:
         await engine.close()
@@ -180,10 +207,7 @@ def test_the_worker_ends_when_its_front_is_killed(tmp_path):
     front.kill()
     front.wait()
     front.stdout.close()
-    deadline = time.monotonic() + 5
-    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    wait_until(lambda: ended(worker))
 
 
 async def test_it_says_how_much_memory_it_occupies() -> None:

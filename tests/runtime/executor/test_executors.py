@@ -31,6 +31,7 @@ from ramet.runtime.models.decoder_step import StepBatch
 from ramet.runtime.models.transformer import Transformer
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, Capacity, ModelInfo, PlanRow, RowStart
 from ramet.runtime.request import LogprobParams, SamplingParams
+from tests.waiting import PATIENCE
 
 CPU = torch.device("cpu")
 VOCAB, LAYERS, KV_HEADS, HEAD_DIM = 97, 2, 2, 8
@@ -267,7 +268,7 @@ def test_launch_and_sample_return_while_the_model_still_runs(kind: str) -> None:
     release = threading.Event()
 
     def forward(batch: ForwardBatch) -> torch.Tensor:
-        assert release.wait(10)
+        assert release.wait(PATIENCE)
         return torch.zeros(len(batch.logit_indices), VOCAB)
 
     executor = executor_of(kind, forward)

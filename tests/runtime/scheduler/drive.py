@@ -21,6 +21,7 @@ from ramet.runtime.request import Finish, Request, RequestOutput, SamplingParams
 from ramet.runtime.scheduler.guess_policy import GuessPolicy
 from ramet.runtime.scheduler.guessing import Guesser
 from ramet.runtime.scheduler.scheduler import Scheduler
+from tests.waiting import PATIENCE
 
 
 def request(request_id: str, prompt: Sequence[int], new: int = 4, **fields: Any) -> Request:
@@ -147,26 +148,24 @@ class Drive:
 
     def settle_grammars(self) -> None:
         """Wait for the compiler's threads, so that what follows is the same in every run."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while self.scheduler.stats().num_waiting_grammar:
             self.scheduler._take_grammars()
             assert time.monotonic() < deadline
 
     def run(self, max_steps: int = 3000) -> None:
-        steps = 0
-        while self.scheduler.has_work:
-            self.step()
-            steps += 1
-            assert steps < max_steps, f"no end after {max_steps} steps: {self.scheduler.stats()}"
+        self.run_on(max_steps)
         self.check_idle()
 
     def run_on(self, max_steps: int = 3000) -> None:
-        """As `run`, but keeps what is cached; the disk's threads are given time."""
-        steps = 0
+        """As `run`, but keeps what is cached; threads of the disk and the grammars are given time."""
+        steps, patience = 0, time.monotonic() + PATIENCE
         while self.scheduler.has_work:
             if self.step() is None:
+                assert time.monotonic() < patience, f"no end: {self.scheduler.stats()}"
                 time.sleep(0.0005)
-            steps += 1
+            else:
+                steps += 1
             assert steps < max_steps, f"no end after {max_steps} steps: {self.scheduler.stats()}"
 
     def fail_step(self) -> None:

@@ -19,6 +19,7 @@ from ramet.runtime.executor.fake import FakeModel
 from ramet.runtime.request import Finish, FinishKind, GrammarSpec, SamplingParams
 from ramet.runtime.scheduler.constraints import GrammarCache
 from tests.runtime.scheduler.drive import Drive, request
+from tests.waiting import PATIENCE
 
 EOS = 0
 
@@ -86,7 +87,7 @@ class SlowCompiler:
         self.gate.set()
 
     def compile(self, kind: str, source: str) -> Cycling:
-        self.gate.wait(10)
+        self.gate.wait(PATIENCE)
         self.compiled.append(source)
         if source == "bad":
             raise GrammarError("unbalanced parenthesis", where="char 7")
@@ -98,12 +99,7 @@ def spec(source: str) -> GrammarSpec:
 
 
 def run(drive: Drive) -> None:
-    deadline = time.monotonic() + 20
-    while drive.scheduler.has_work:
-        if drive.step() is None:
-            time.sleep(0.001)
-        assert time.monotonic() < deadline
-    drive.check_idle()
+    drive.run()
     drive.scheduler.close()
 
 
@@ -252,9 +248,10 @@ def test_one_grammar_is_compiled_once_and_the_cache_is_bounded() -> None:
         for source in sources:
             if cache.get(spec(source)) is None:
                 cache.request(spec(source), source)
-        wanted = time.monotonic() + 10
-        while cache._waiting and time.monotonic() < wanted:
+        deadline = time.monotonic() + PATIENCE
+        while cache._waiting:
             cache.ready()
+            assert time.monotonic() < deadline
 
     compile_all("3", "3", "3")
     assert compiler.compiled == ["3"]

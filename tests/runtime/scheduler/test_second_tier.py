@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 
 from ramet.runtime.request import KvHint
 from tests.runtime.scheduler.drive import Drive, Tier, request
+from tests.waiting import PATIENCE
 
 LONG = tuple(range(1, 49)) * 2  # 96 tokens: six blocks
 OTHER = tuple(range(60, 2, -1)) * 2
@@ -145,12 +146,14 @@ def test_a_slow_disk_is_not_waited_for_longer_than_computing_takes(tmp_path: Pat
     first.close()
     second = drive(Tier(directory=tmp_path))
     assert second.tier is not None and second.tier.disk is not None
-    monkeypatch.setattr(second.tier.disk, "_read", lambda *_: (time.sleep(0.5), (False, 0))[1])
+    computed = threading.Event()
+    monkeypatch.setattr(second.tier.disk, "_read", lambda *_: (computed.wait(PATIENCE), (False, 0))[1])
     second.tier.rates.observe_step(1000, 1.0)
     second.add(request("again", LONG))
     assert second.step() is None  # it waits, and the loop does not
     second.now += 0.2  # 96 tokens take a tenth of a second
     assert second.step() is not None
+    computed.set()
     second.run_on()
     second.assert_outputs()
 
