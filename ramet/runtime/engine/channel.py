@@ -56,6 +56,7 @@ _MESSAGES: tuple[type[Message], ...] = (
 )
 _LINGER_MS = 10_000  # how long a closing end tries to deliver what it has sent
 _LAST_WORDS_MS, _LAST_WORDS_TRIES = 50, 40  # a machine that stands still for seconds costs one try
+_LEAVING_SECONDS, _LEAVING_TIMES = 0.05, 10  # so too here
 
 
 class ChannelClosed(Exception):
@@ -125,6 +126,13 @@ class Address:
             socket.unlink(missing_ok=True)
         if directory.exists():
             directory.rmdir()
+
+
+def say_last_words(channel: Channel, message: Message) -> None:
+    """For a process that ends next without closing the channel, which only the thread that receives may: the message has time to leave."""
+    channel.send(message)
+    for _ in range(_LEAVING_TIMES):
+        time.sleep(_LEAVING_SECONDS)
 
 
 class ZmqChannel:

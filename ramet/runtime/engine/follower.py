@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from ramet.errors import InternalError
 from ramet.log import get_logger
-from ramet.runtime.engine.channel import Channel, ChannelClosed
+from ramet.runtime.engine.channel import Channel, ChannelClosed, say_last_words
 from ramet.runtime.engine.faults import fault_of
 from ramet.runtime.engine.messages import Message, RunForward, RunSampling, Shutdown
 from ramet.runtime.executor.executor import Executor, PendingResult
 from ramet.runtime.plan import BatchPlan
 
 _log = get_logger(__name__)
-_LAST_WORDS_SECONDS = 0.1
 
 
 class Follower:
@@ -55,6 +53,5 @@ class Follower:
             pending.result()
         except Exception as error:
             _log.exception("A step failed on this rank")
-            self._channel.send(fault_of(error))
-            time.sleep(_LAST_WORDS_SECONDS)
+            say_last_words(self._channel, fault_of(error))
             self._end()

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from ramet.errors import RametError, WorkerDied
 from ramet.log import get_logger
-from ramet.runtime.engine.channel import Channel, ChannelClosed, Encoded
+from ramet.runtime.engine.channel import Channel, ChannelClosed, Encoded, say_last_words
 from ramet.runtime.engine.faults import error_of, fault_of
 from ramet.runtime.engine.messages import Fault, RunForward, RunSampling, Shutdown
 from ramet.runtime.engine.processes import ProcessWorker
@@ -30,7 +30,6 @@ _log = get_logger(__name__)
 _NEWS_SECONDS = 2.0  # a failed step and the news of a rank's end come in any order
 _SHUTDOWN_SECONDS = 5.0
 _GRACE_SECONDS = 1.0
-_LAST_WORDS_SECONDS = 0.1
 
 Launch = Callable[[Rank], ProcessWorker]
 
@@ -156,6 +155,5 @@ def end_with_them(channel: Channel, end: Callable[[], None] | None, error: Ramet
     for the device, this ends it. `end` ends the process; None: the worker is a thread of the front."""
     if end is not None:
         time.sleep(_GRACE_SECONDS)
-        channel.send(fault_of(error))
-        time.sleep(_LAST_WORDS_SECONDS)
+        say_last_words(channel, fault_of(error))
         end()
