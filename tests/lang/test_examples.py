@@ -63,7 +63,8 @@ def test_example(name: str, on_server: bool, url: str, monkeypatch: pytest.Monke
 
 
 COMPILE_SECONDS, REGISTER_SECONDS = 0.050, 0.100
-"""Of processor time."""
+"""Of processor time, where Python is as quick as on a machine with nothing else to do: busy cores that share a cache are slower."""
+REFERENCE_SECONDS = 0.006
 
 
 def test_compiling_and_registering_are_quick(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,9 +74,19 @@ def test_compiling_and_registering_are_quick(url: str, monkeypatch: pytest.Monke
             if isinstance(program, sgl.Function):
                 compiling, registering = _timed(program, endpoint)
                 lines.append(f"{name}.{program.__name__}: compiled in {compiling * 1000:.1f} ms, registered in {registering * 1000:.1f} ms")
-                assert compiling < COMPILE_SECONDS and registering < REGISTER_SECONDS, lines[-1]
+                slower = max(1.0, _reference() / REFERENCE_SECONDS)
+                assert compiling < COMPILE_SECONDS * slower and registering < REGISTER_SECONDS * slower, lines[-1]
     with capsys.disabled():
         print("", *lines, sep="\n")
+
+
+def _reference() -> float:
+    """Processor time of a piece of Python that is always the same, right now."""
+    began, found = time.thread_time(), {}
+    for number in range(10_000):
+        found[str(number)] = [number, number % 7]
+    sorted(found, key=lambda name: found[name][1])
+    return time.thread_time() - began
 
 
 def _timed(program: sgl.Function, endpoint: sgl.RuntimeEndpoint) -> tuple[float, float]:

@@ -21,7 +21,7 @@ def live_server(engine: GenerationEngine, **options: Any) -> Iterator[str]:
     """The server's base URL; `options` are launch flags."""
     app = build_app(engine, ServerConfig.from_options(options))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, timeout_keep_alive=int(PATIENCE)))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         wait_until(lambda: server.started)
