@@ -13,7 +13,7 @@ from ramet.runtime.config import EngineConfig
 from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.fan_out import complete_all
 from ramet.runtime.request import Generation, SamplingParams
-from tests.runtime.models.tiny_models import tiny_model
+from tests.runtime.models.tiny_models import one_thread, tiny_model
 
 NUM_TOKENS = 12
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
@@ -36,6 +36,7 @@ def generate(path: Path, **options: Any) -> list[tuple[int, ...]]:
     ("family", "changes"),
     [("Mixtral", {"num_local_experts": 4}), ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": True, "head_dim": 16, "mlp_only_layers": [1]})],
 )
+@one_thread()
 def test_greedy_tokens_are_those_of_transformers(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
     model = tiny_model(family, **changes)
     model.save_pretrained(tmp_path)
