@@ -17,7 +17,8 @@ search: $(READY)       ## property tests with examples that nobody has tried; wh
 	$(BIN)/python -m pytest --hypothesis-profile search $$(grep -rl "from hypothesis" tests --include='test_*.py') $(ARGS)
 
 kernels: $(READY)      ## the GPU's Triton kernels on a CPU, in Triton's interpreter, which no numpy newer than this one runs
-	test -d $(VENV)/kernels || $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/kernels triton==3.6.0 numpy==2.2.6
+	test -f $(VENV)/kernels/.ready || $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/kernels triton==3.6.0 numpy==2.2.6
+	touch $(VENV)/kernels/.ready
 	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/kernels $(BIN)/python -m pytest tests/interpreted $(ARGS)
 
 check: $(READY)        ## lint, strict types, import contracts, size budget

@@ -37,6 +37,11 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...] = ()
 
 
+def most_sampling_rows(max_running: int) -> int:
+    """Of one step: guesses sample too, beside few requests."""
+    return max(max_running, 64)
+
+
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """What the executor can hold: `num_pages` pages of `page_size` tokens, `max_running` slots."""

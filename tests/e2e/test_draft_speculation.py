@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from ramet.runtime.config import EngineConfig
+from ramet.runtime.engine.async_engine import AsyncEngine
 from ramet.runtime.engine.engine import Engine
+from ramet.runtime.engine.fan_out import complete_all
+from ramet.runtime.executor.eagle_runner import EagleRunner
+from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow
+from ramet.runtime.request import Generation, SamplingParams
 from tests.runtime.models.tiny_heads import CONFIG, head_tensors, save_head
 
 pytestmark = pytest.mark.model
@@ -85,3 +94,37 @@ def test_an_eagle_head_that_knows_nothing(tmp_path: Path) -> None:
     same(found[:3] + found[10:], plain[:3] + plain[10:])
     assert re.fullmatch(PERSON, found[9]["text"])
     assert guessed > 100 and right < guessed / 4
+
+
+def test_a_head_goes_on_from_a_feature_of_its_own_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind tokens that a grammar forced and the model has not computed yet, nothing is guessed."""
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
+    config = CONFIG | heads | {"hidden_size": 576, "intermediate_size": 64, "draft_vocab_size": 512}
+    target = SimpleNamespace(config=SimpleNamespace(hidden_size=576, vocab_size=49152))
+    head = save_head(tmp_path / "head", head_tensors(target, config), config)
+    extend, forward = EagleRunner.extend, EagleRunner.forward
+    computed: dict[int, tuple[str, int]] = {}  # slot → the request, and how far the model has come
+    started: list[tuple[tuple[str, int], tuple[str, int]]] = []
+
+    def watched_extend(self: EagleRunner, rows: Sequence[PlanRow], features: torch.Tensor, last_token: torch.Tensor) -> None:
+        computed.update({row.slot: (row.request_id, row.end) for row in rows})
+        extend(self, rows, features, last_token)
+
+    def watched_forward(self: EagleRunner, plan: BatchPlan) -> None:
+        started.extend(((row.request_id, row.start), computed[row.slot]) for row in plan.rows if row.token_ids[0] != PENDING_TOKEN)
+        forward(self, plan)
+
+    monkeypatch.setattr(EagleRunner, "extend", watched_extend)
+    monkeypatch.setattr(EagleRunner, "forward", watched_forward)
+    speculation = {"speculative_algorithm": "EAGLE3", "speculative_draft_model_path": str(head), "speculative_always": True}
+    options = {"quantization": "none", "device": "cpu", "max_total_tokens": 2048, "log_level": "error"}
+    sampling = SamplingParams(temperature=0.0, max_new_tokens=48, regex=r'\{"the full name": "[a-z]{3,6}", "the age in years": [0-9]{2}\}')
+    engine = AsyncEngine.start_now(EngineConfig.from_options({**options, **speculation}), worker="thread")
+    try:
+        asked = [Generation(request_id=str(i), text=text, sampling=sampling) for i, text in enumerate(("A person as JSON:", "A dog:"))]
+        replies = asyncio.run(complete_all(engine, asked))
+    finally:
+        engine.close_now()
+    assert all(re.fullmatch(str(sampling.regex), reply.text) for reply in replies)
+    assert len(started) > 4
+    assert all(known[0] == own and start <= known[1] for (own, start), known in started)

@@ -80,22 +80,34 @@ def run(
     return ran
 
 
+def check_guesses(ran: Ran, plain: PlainHead, least: int = 50) -> None:
+    """None is missing, and all are the plain head's."""
+    assert len(ran.guesses) > least
+    for known, guessed in ran.guesses:
+        assert guessed and guessed == plain.chain(known, len(guessed))
+
+
 @pytest.mark.parametrize(
     "options",
-    [{}, {"page_size": 4}, {"chunked_prefill_size": 8, "max_running_requests": 3}, {"disable_overlap_schedule": True}],
-    ids=["default", "pages of 4", "pieces", "serial"],
+    [
+        {},
+        {"page_size": 4},
+        {"chunked_prefill_size": 8, "max_running_requests": 3},
+        {"disable_overlap_schedule": True},
+        {"speculative_always": False},
+    ],
+    ids=["default", "pages of 4", "pieces", "serial", "now and then"],
 )
 @one_thread()
 def test_guesses_are_the_plain_heads(
     model: PreTrainedModel, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
+    if options == {"speculative_always": False}:  # overlapped steps between: rows that begin with a token nobody knows yet
+        monkeypatch.setattr(GuessPolicy, "guesses", Fitful(1).guesses)
     tensors = head_tensors(model, CONFIG)
     ran = run(monkeypatch, path, save_head(tmp_path / "head", tensors), disable_radix_cache=True, **options)
     assert ran.tokens == run(monkeypatch, path, None).tokens
-    plain = PlainHead(model, tensors)
-    assert len(ran.guesses) > 50
-    for known, guessed in ran.guesses:
-        assert guessed == plain.chain(known, len(guessed))
+    check_guesses(ran, PlainHead(model, tensors))
 
 
 OF_VLLM = {
@@ -129,8 +141,7 @@ def test_other_forms_of_checkpoints(
     if config is OF_VLLM:
         assert not renamed.pop("d2t").any() and renamed.pop("t2d").all()
     ran = run(monkeypatch, path, save_head(tmp_path / "head", renamed, config), disable_radix_cache=True)
-    for known, guessed in ran.guesses:
-        assert guessed == plain.chain(known, len(guessed))
+    check_guesses(ran, plain)
 
 
 @one_thread()
@@ -168,7 +179,7 @@ def test_a_head_that_fails_is_given_up(
     monkeypatch.setattr(EagleHead, broken, fail)
     ran = run(monkeypatch, path, save_head(tmp_path / "head", head_tensors(model, CONFIG)))
     assert ran.tokens == run(monkeypatch, path, None).tokens
-    assert ran.guesses and not any(guessed for _, guessed in ran.guesses)
+    assert len(ran.guesses) <= len(PROMPTS) and not any(guessed for _, guessed in ran.guesses)
 
 
 @one_thread()

@@ -32,12 +32,12 @@ def three_steps(s: Any, index: int) -> Any:
 
 def test_a_thousand_live_runs_on_one_loop() -> None:
     before = threading.active_count()
-    few, _ = _live(100)
+    few = sum(_live(100)[0] for _ in range(10))
     many, results = _live(1000)
     assert [result.value[0] for result in results] == list(range(1000))
     assert len({result.value[1] for result in results}) == 1
     assert threading.active_count() <= before + 1
-    assert many < 30 * few, "each of many costs what each of few does"
+    assert many < 5 * few, "each of many costs about what each of few does: tenfold, if each looked at all"
 
 
 def _live(count: int) -> tuple[float, list[Any]]:

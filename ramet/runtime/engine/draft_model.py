@@ -81,16 +81,16 @@ class DraftModel:
         self._free_slots = list(range(executor.capacity.max_running - 1, -1, -1))
         self._drafts: dict[str, Draft] = {}
         self._rounds = GuessRounds(executor, vocab_size, own, self._next_row)
-        self._has_failed = False
+        self.has_failed = False
 
     def guess(self, wanted: Sequence[tuple[RequestState, int]]) -> list[list[int]]:
         rounds: dict[str, Drafting] = {}
         try:
-            if not self._has_failed:
+            if not self.has_failed:
                 rounds = self._begin(wanted)
                 self._run(list(rounds.values()))
         except Exception as error:
-            self._has_failed, rounds = True, {}
+            self.has_failed, rounds = True, {}
             _LOG.error("The draft model failed and is given up; generation goes on without guesses", exc_info=error)
         return [self._known_to_both(rounds[state.request_id].guessed) if state.request_id in rounds else [] for state, _ in wanted]
 

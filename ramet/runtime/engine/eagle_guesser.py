@@ -19,15 +19,17 @@ class EagleGuesser:
     def __init__(self, steps: Steps, vocab_size: int) -> None:
         self._rounds: GuessRounds[Guessing] = GuessRounds(steps, vocab_size, vocab_size, _next_row)
         self._known: set[str] = set()  # requests whose parameters the head has
-        self._has_failed = False
+        self.has_failed = False
 
     def guess(self, wanted: Sequence[tuple[RequestState, int]]) -> list[list[int]]:
+        """Nothing for those of whom the model has not computed all but the last known token (a grammar forced some): it is the feature of
+        the last but one that the head goes on from."""
         rounds = [Guessing(state, most) for state, most in wanted]
         try:
-            if not self._has_failed:
-                self._rounds.run([(self._first_row(one), one) for one in rounds])
+            if not self.has_failed:
+                self._rounds.run([(self._first_row(one), one) for one in rounds if one.state.num_planned == one.state.num_known - 1])
         except Exception as error:
-            self._has_failed = True
+            self.has_failed = True
             _LOG.error("The EAGLE head failed and is given up; generation goes on without guesses", exc_info=error)
             return [[] for _ in rounds]
         return [one.guessed for one in rounds]
@@ -47,7 +49,9 @@ class EagleGuesser:
         reset = None if state.request_id in self._known else row_start(state)
         self._known.add(state.request_id)
         one.num_asked = 1
-        return _row(one, state.known_tokens(state.num_known - 1, state.num_known)[0])._replace(reset=reset)
+        assert state.lease is not None, "only a running request is guessed"
+        row = _row(one, state.known_tokens(state.num_known - 1, state.num_known)[0])
+        return row._replace(reset=reset, new_pages=tuple(state.lease.pages[row.first_page :]))
 
 
 def _next_row(one: Guessing) -> PlanRow:

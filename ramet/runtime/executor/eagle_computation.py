@@ -26,10 +26,11 @@ _LOG = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HeadComputation:
-    """`token_bytes`: what the head keeps of each token; `activation_bytes`: what it needs for a prompt token on the way. `bind` makes its
-    pool beside one of the model's capacity."""
+    """What the head keeps of each token, and of each slot besides; what it needs for a prompt token on the way. `bind` makes its pool
+    beside one of the model's capacity."""
 
     token_bytes: int
+    slot_bytes: int
     activation_bytes: int
     bind: Callable[[Capacity, TokenChoice[torch.Tensor] | None], EagleRunner]
 
@@ -52,7 +53,10 @@ def load_head_computation(config: EngineConfig, loaded: LoadedModel, *, dtype: t
         return EagleRunner(head, taps, _attention(spec.decoder, device), pool, loaded.info, capacity, choice, num_guesses)
 
     widest = len(spec.taps) * spec.target_size + 4 * spec.decoder.hidden_size
-    return HeadComputation(kv_bytes_per_token(shape, dtype), widest * dtype.itemsize, bind)
+    token_bytes, page_size = kv_bytes_per_token(shape, dtype), config.memory.page_size
+    features = (num_guesses + 2) * spec.decoder.hidden_size * dtype.itemsize
+    slot_bytes = features + pages_of_its_own(num_guesses, page_size) * page_size * token_bytes
+    return HeadComputation(token_bytes, slot_bytes, widest * dtype.itemsize, bind)
 
 
 def _attention(spec: ModelSpec, device: torch.device) -> AttentionBackend:

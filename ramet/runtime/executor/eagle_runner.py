@@ -6,8 +6,8 @@
 
 A pair stands where the token before its own stands: the page table is the model's, but that the head's guesses run ahead of it into a few
 pages of its own. A slot's last features are kept, by position: which of them is the last right one is known when the guesses of the step
-have been judged. What it reuses of the prefix cache was computed with the token that followed there; where another follows now, one pair
-is not this request's, which costs a guess at most.
+have been judged. What it reuses of the prefix cache was computed with the tokens that followed there: the pair at the last cached place is
+not this request's where another token follows now, and nobody's where none was computed behind it. That costs right guesses, no more.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def pages_of_its_own(num_guesses: int, page_size: int) -> int:
 
 
 class EagleRunner:
-    """Implements `queued_steps.Runner`. A row of its plans has one token: the last known one of a request, or PENDING_TOKEN for what
-    was guessed last; `first_page` counts the pages that the request has."""
+    """Implements `queued_steps.Runner`. A row of its plans has one token: the last known one of a request, with the pages that the request
+    has and the model was not told of, or PENDING_TOKEN for what was guessed last."""
 
     def __init__(
         self,
@@ -120,5 +120,6 @@ class EagleRunner:
         return slot * self._num_recent + position % self._num_recent
 
     def _with_own_pages(self, row: PlanRow) -> PlanRow:
-        first, room = self._first_own_page + row.slot * self._num_own_pages, self._tables.pages.shape[1] - row.first_page
-        return row._replace(new_pages=tuple(range(first, first + min(self._num_own_pages, room))))
+        first = self._first_own_page + row.slot * self._num_own_pages
+        room = self._tables.pages.shape[1] - row.first_page - len(row.new_pages)
+        return row._replace(new_pages=(*row.new_pages, *range(first, first + min(self._num_own_pages, room))))

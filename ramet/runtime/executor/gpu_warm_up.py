@@ -17,6 +17,7 @@ from ramet.runtime.request import SamplingParams
 _LONG, _SHORT = 600, 100  # tokens: too many for a graph, and few enough
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # where nothing is recorded
 _SHARED_SIZES = (16, 64, 256, 512)
+_GUESSED = (1, 17, 32, 65)  # one of every kind of step that attends in its own way
 _MIXED = ((16, 4), (64, 3), (64, 8), (64, 16))  # rows, tokens of each
 
 
@@ -38,14 +39,14 @@ def warm_up(executor: Executor, sizes: Sequence[int], rehearsal: AbstractContext
         (_next(_row(0, (1,) * _SHORT, 0, shared), 0), _row(1, (1,) * _LONG, 0, spare)),
     )
     every = (*steps, *_decode_steps(executor, sizes or _SIZES, shared, spare))
-    guess = (_row(0, (1,), 1, ()),)  # stands where the token before it does
+    guesses = [tuple(_row(slot, (1,), 1, ()) for slot in range(size)) for size in _GUESSED if size <= executor.capacity.max_running]
     with rehearsal:
         _run(executor, (rows for rows in every if all(row.token_ids != (PENDING_TOKEN,) for row in rows)))
         if head is not None:
-            _run(head, [guess])
+            _run(head, guesses)
     _run(executor, every)
     if head is not None:
-        _run(head, [guess, (_next(guess[0], 0),)])
+        _run(head, (*guesses, tuple(_next(row, 0) for row in guesses[0])))
 
 
 def _run(executor: Steps, steps: Iterable[tuple[PlanRow, ...]]) -> None:

@@ -10,10 +10,11 @@
 On CPU, memory is what the system calls available (never more than the control group's limit), `used` is the weights, and `total` is
 both together. The automatic CPU share is small because a computer has other things to do than this.
 
-    reserve = activations + logits + graphs + 2 % of total
+    reserve = activations + logits + graphs + slots + 2 % of total
     activations = max_prefill_tokens * activation_bytes_per_token
-    logits      = 3 * max_running * vocab_size * 4 bytes                   (logits, their sorted copy, probabilities)
+    logits      = 3 * sampling rows * vocab_size * 4 bytes                 (logits, their sorted copy, probabilities)
     graphs      = 1 GiB where CUDA graphs are on
+    slots       = max_running * slot_bytes                                 (of what guesses beside the model)
 
 The same reserve must fit beside the pool whichever way the pool was sized on a GPU. No torch.
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 from ramet.errors import OutOfMemory
 from ramet.log import get_logger
 from ramet.runtime.config import EngineConfig
-from ramet.runtime.plan import Capacity, ModelInfo
+from ramet.runtime.plan import Capacity, ModelInfo, most_sampling_rows
 
 CPU_SHARE = 0.25
 CPU_LIMIT = 8 << 30
@@ -62,12 +63,19 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: EngineConfig, model: ModelInfo, memory: DeviceMemory, *, on_gpu: bool, token_bytes: int, activation_bytes_per_token: int
+    config: EngineConfig,
+    model: ModelInfo,
+    memory: DeviceMemory,
+    *,
+    on_gpu: bool,
+    token_bytes: int,
+    activation_bytes_per_token: int,
+    slot_bytes: int = 0,
 ) -> MemoryPlan:
     """Apply the formula above. Raises `OutOfMemory` when the pool does not fit, or would be useless."""
     page_size = config.memory.page_size
     max_running = config.schedule.max_running_requests or (MAX_RUNNING_GPU if on_gpu else MAX_RUNNING_CPU)
-    reserve = _reserve(config, model, memory, max_running, activation_bytes_per_token) if on_gpu else 0
+    reserve = _reserve(config, model, memory, max_running, activation_bytes_per_token) + max_running * slot_bytes if on_gpu else 0
     wanted = _wanted_bytes(config, memory, reserve, token_bytes, on_gpu)
     num_pages = wanted // (token_bytes * page_size)
     least = 1 if config.memory.max_total_tokens is not None else min(LEAST_TOKENS, model.context_len)
@@ -122,7 +130,7 @@ def _wanted_bytes(config: EngineConfig, memory: DeviceMemory, reserve: int, toke
 
 def _reserve(config: EngineConfig, model: ModelInfo, memory: DeviceMemory, max_running: int, activation_bytes_per_token: int) -> int:
     activations = config.schedule.max_prefill_tokens * activation_bytes_per_token
-    logits = 3 * max_running * model.vocab_size * 4
+    logits = 3 * most_sampling_rows(max_running) * model.vocab_size * 4
     graphs = 0 if config.backend.disable_cuda_graph else GRAPH_BYTES
     return activations + logits + graphs + int(SAFETY_SHARE * memory.total)
 

@@ -155,7 +155,7 @@ def _join(rank: Rank, device: torch.device) -> RankGroup:
 
 def _plan_pool(config: EngineConfig, computation: Computation, device: torch.device, ranks: RankGroup | None) -> Capacity:
     """All ranks have as many pages as the one that has room for the fewest."""
-    info, local, kv_dtype = computation.info, computation.local, computation.kv_dtype
+    info, local, kv_dtype, head = computation.info, computation.local, computation.kv_dtype, computation.head
     memory = _measure_memory(device, info.weight_bytes)
     if ranks is not None and device.type == "cpu":
         memory = DeviceMemory(memory.total // ranks.size, memory.free // ranks.size)  # which all ranks share
@@ -164,8 +164,9 @@ def _plan_pool(config: EngineConfig, computation: Computation, device: torch.dev
         info,
         memory,
         on_gpu=device.type == "cuda",
-        token_bytes=kv_bytes_per_token(local, kv_dtype) + (0 if computation.head is None else computation.head.token_bytes),
+        token_bytes=kv_bytes_per_token(local, kv_dtype) + (0 if head is None else head.token_bytes),
         activation_bytes_per_token=computation.activation_bytes,
+        slot_bytes=0 if head is None else head.slot_bytes,
     )
     _LOG.info("Model %s: %s on %s", info.name, info.architecture, device)
     log_plan(plan, info, str(kv_dtype).removeprefix("torch."))

@@ -49,7 +49,7 @@ def read_head_spec(files: ModelFiles, target: ModelSpec) -> HeadSpec:
 
 def head_spec(given: Mapping[str, Any], target: ModelSpec, name: str = "the head") -> HeadSpec:
     """As `read_head_spec`, of a config with config.json's keys."""
-    config = {**given, **given.get("transformer_layer_config", {})}
+    config = {**given, **(given.get("transformer_layer_config") or {})}
     if "draft_vocab_size" not in config:
         message = f"{name} is no EAGLE-3 head: its config.json has no draft_vocab_size. A small model guesses with STANDALONE"
         raise ConfigError(message, param=PARAM)

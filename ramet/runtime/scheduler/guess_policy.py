@@ -11,7 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 FIRST, TRIAL, RUN = 16, 8, 256
-"""Steps: of guessing to begin with, of a trial of the other way, and between two trials."""
+"""Steps: to begin with, of a trial of the other way, and between two trials."""
+FEW = 16
+"""Up to here guessing is what is begun with: steps of few requests wait for memory. More begin without, also where prompts come all the
+time, so that no step only decodes and nothing is ever measured."""
 _DECAY = 0.95
 _OUTLIER = 4.0
 
@@ -41,7 +44,7 @@ class _Rate:
 class _Crowd:
     """So many requests. `left`: steps until the way is judged; the first of a way still has something of the other's in it."""
 
-    guesses: bool = True
+    guesses: bool
     is_trial: bool = True
     left: int = FIRST
     is_first: bool = True
@@ -82,4 +85,4 @@ class GuessPolicy:
             crowd.judge()
 
     def _crowd(self, num_requests: int) -> _Crowd:
-        return self._crowds.setdefault(num_requests.bit_length(), _Crowd())
+        return self._crowds.setdefault(num_requests.bit_length(), _Crowd(guesses=num_requests < FEW))

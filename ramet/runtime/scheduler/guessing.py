@@ -23,6 +23,9 @@ from ramet.runtime.scheduler.request_state import RequestState
 class Guesser(Protocol):
     """What comes of it changes how fast output comes, never what it is."""
 
+    has_failed: bool
+    """It has been given up: nothing will ever be guessed."""
+
     def guess(self, wanted: Sequence[tuple[RequestState, int]]) -> list[list[int]]:
         """For every request up to so many tokens that may follow all that is known of it, in order."""
 

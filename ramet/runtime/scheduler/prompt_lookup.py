@@ -13,6 +13,8 @@ _SIZES = (3, 2)
 class PromptLookups:
     """Implements `Guesser`: every request looks back on itself."""
 
+    has_failed = False
+
     def __init__(self) -> None:
         self._lookups: dict[str, PromptLookup] = {}
 

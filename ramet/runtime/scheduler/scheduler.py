@@ -207,7 +207,7 @@ class Scheduler:
             if output is not None:
                 outputs.append(output)
         self._jumps.on_step()
-        if self._guesses and not builder.num_prefill_tokens:
+        if self._guesses and result.ran and not builder.num_prefill_tokens:
             tokens = self.counters.generation_tokens - num_before
             seconds = self._committed_at - max(builder.began_at, committed_before)
             self.planner.guess_policy.observe(builder.num_requests, guesses=builder.guesses, tokens=tokens, seconds=seconds)

@@ -20,7 +20,7 @@ class StepBuilder:
         self.num_masks = 0
         self.began_at = self.planned_at = 0.0
         self.num_requests = 0  # that ran when it was planned
-        self.guesses = False  # whether guessing was on then
+        self.guesses = False  # whether any were asked for
         self.num_decodes = 0
         self.num_prefill_tokens = 0
         self.num_new_requests = 0

@@ -11,7 +11,7 @@ from ramet.errors import InternalError
 from ramet.runtime.cache.host_blocks import HostBlock
 from ramet.runtime.cache.lease import Cache, Lease
 from ramet.runtime.config import ScheduleConfig
-from ramet.runtime.plan import Capacity
+from ramet.runtime.plan import Capacity, most_sampling_rows
 from ramet.runtime.scheduler.admission import NewTokenRatio, PrefillBudget
 from ramet.runtime.scheduler.cache_history import CacheHistory
 from ramet.runtime.scheduler.fair_shares import FairShares
@@ -130,7 +130,9 @@ class StepPlanner:
     @property
     def wants_guesses(self) -> bool:
         """Whether the next step would be planned with guesses."""
-        return self.guesser is not None and self.guess_policy.guesses(len(self.running))
+        if self.guesser is None or self.guesser.has_failed or not any(state.is_guessed for state in self.running.values()):
+            return False
+        return self.guess_policy.guesses(len(self.running))
 
     def fill(self) -> StepBuilder:
         """Rows for as many requests as slots, pages and the token budget allow; may be none."""
@@ -165,8 +167,10 @@ class StepPlanner:
         while (pages := self._cache.allocate(sum([missing for _, _, missing in rows]))) is None:
             self.retract_one()
             rows = self._decoding(budget.left)
-        builder.num_requests, builder.guesses = len(self.running), self.wants_guesses
-        num_forced, guessed = 0, self._guess(rows) if builder.guesses else {}
+        builder.num_requests = len(self.running)
+        wanted = self._guessable(rows) if self.wants_guesses else []
+        builder.guesses = bool(wanted)
+        num_forced, guessed = 0, self._guess(wanted)
         for state, num_tokens, missing in rows:
             if missing:
                 self._take_pages(state, missing, pages)
@@ -181,15 +185,20 @@ class StepPlanner:
         state.lease.pages += pages[-count:]
         del pages[-count:]
 
-    def _guess(self, rows: Sequence[tuple[RequestState, int, int]]) -> dict[str, list[int]]:
-        """What may follow the requests that are about to sample, all of whose tokens are known."""
-        assert self.guesser is not None
-        wanted = []
+    def _guessable(self, rows: Sequence[tuple[RequestState, int, int]]) -> list[tuple[RequestState, int]]:
+        """The requests that are about to sample, all of whose tokens are known, and how many tokens to guess of each: as many rows sample
+        in a step as memory was planned for."""
+        wanted, room = [], most_sampling_rows(self.max_running) - len(rows)
         for state, num_tokens, _ in rows:
-            most = min(self._num_guesses, state.max_outputs - state.num_outputs - 1)
+            most = min(self._num_guesses, state.max_outputs - state.num_outputs - 1, room)
             if state.is_guessed and most > 0 and not state.rows_in_flight and state.num_planned + num_tokens == state.num_known:
                 wanted.append((state, most))
-        found = self.guesser.guess(wanted) if wanted else []
+                room -= most
+        return wanted
+
+    def _guess(self, wanted: Sequence[tuple[RequestState, int]]) -> dict[str, list[int]]:
+        """What may follow."""
+        found = self.guesser.guess(wanted) if wanted and self.guesser is not None else []
         return {state.request_id: verifiable(state, tokens) for (state, _), tokens in zip(wanted, found, strict=True)}
 
     def _add_guesses(self, state: RequestState, guessed: list[int], builder: StepBuilder) -> None:
