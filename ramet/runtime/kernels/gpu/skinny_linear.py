@@ -6,15 +6,18 @@ Norms and activations stay kernels of their own: done here they would be done ag
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime import driver
 
 from ramet.runtime.kernels.gpu.launch import launch_options
 
 MAX_TOKENS = 16
+_PROCESSORS = 132  # of an H100 or H200
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def skinny_linear(
     num_rows = weight.shape[0]
     if out is None:
         out = add_to if add_to is not None else torch.empty(num_tokens, num_rows, dtype=dtype or x.dtype, device=x.device)
-    b = blocks or default_blocks(num_tokens, depth)
+    b = blocks or default_blocks(num_tokens, num_rows, depth, _shared_bytes(x.device))
     kernel = _one_token if num_tokens == 1 else _skinny_linear
     kernel[(triton.cdiv(num_rows, b.rows),)](
         x, weight, weight if bias is None else bias, out, num_tokens, num_rows, x.stride(0),
@@ -56,11 +59,22 @@ def fits(weight: torch.Tensor, num_tokens: int) -> bool:
     return num_tokens <= MAX_TOKENS and weight.dtype in (torch.bfloat16, torch.float16) and weight.shape[1] % 128 == 0
 
 
-def default_blocks(num_tokens: int, depth: int) -> Blocks:
-    """What was fastest on an H200 for the layers of an 8B model."""
+def default_blocks(num_tokens: int, num_rows: int, depth: int, shared: int) -> Blocks:
+    """What was fastest on an H200 for the products of an 8B model (`benchmarks/gpu/few_tokens.py`): the fewer programs there are, the more
+    of its weights each has on their way, as far as `shared` bytes allow."""
     if num_tokens == 1:
         return Blocks(4, 2048, 8, 1) if depth % 2048 == 0 else Blocks(2, 1024 if depth % 1024 == 0 else 128, 4, 1)
-    return Blocks(32 if depth > 8192 else 64, 256 if depth % 256 == 0 else 128, 4, 4)
+    rows, at_once = (32, 256) if num_rows <= 32 * _PROCESSORS and depth % 256 == 0 else (64, 128)
+    most = shared // ((rows + 16) * at_once * 2)
+    return Blocks(rows, at_once, 4, min(6 if num_rows <= 64 * _PROCESSORS else 4, most))
+
+
+@lru_cache(maxsize=8)
+def _shared_bytes(device: torch.device) -> int:
+    """What one program may keep in the fast memory of its processor; the interpreter has no limit."""
+    if device.type != "cuda":
+        return 1 << 20
+    return int(driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"])
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
