@@ -57,6 +57,7 @@ class _Crowd:
             self.is_first, self.guesses, self.is_trial, self.left = best != self.guesses, best, False, RUN
         else:
             self.is_first, self.guesses, self.is_trial, self.left = True, not self.guesses, True, TRIAL
+            self.rates[self.guesses] = _Rate()  # what it brought in the last trial was brought of other texts
 
 
 class GuessPolicy:
