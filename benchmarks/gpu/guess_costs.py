@@ -46,8 +46,9 @@ def main() -> None:
             "speculative_algorithm": "EAGLE3",
             "speculative_draft_model_path": args.head,
             "speculative_num_steps": count,
+            "speculative_always": True,
         }
-        engine = PeerEngine(args.model, with_text=False, extra=head if count else {})
+        engine = PeerEngine(args.model, with_text=False, extra={"disable_radix_cache": True, **(head if count else {})})
         for streams in STREAMS:
             found = milliseconds(engine, streams)
             base = plain.setdefault(streams, found)

@@ -12,7 +12,11 @@ import torch
 
 from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool, SharedPrefix
 from ramet.runtime.attention.torch_backend import TorchAttention
+from ramet.runtime.config import EngineConfig
 from ramet.runtime.executor import computation, eagle_computation
+from ramet.runtime.executor.eagle_runner import PairStep
+from ramet.runtime.executor.inputs import SlotTables
+from ramet.runtime.executor.step_runner import FastPath
 from ramet.runtime.model_spec import ExpertSpec, LayerSpec, ModelSpec, RopeSpec
 from ramet.runtime.models.feature_taps import FeatureTaps
 from ramet.runtime.models.transformer import Transformer
@@ -109,17 +113,26 @@ def test_logits_and_streams_are_the_transformers(name: str, step: str, page_size
         assert float((wanted - ours).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
+@pytest.mark.parametrize("recorded", [False, True], ids=["eager", "as recorded"])
 @pytest.mark.parametrize("page_size", [1, 16])
-def test_a_heads_guesses(page_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole engine, as on a GPU without graphs."""
+def test_a_heads_guesses(page_size: int, recorded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole engine, as on a GPU. `recorded`: the head's steps over fixed and padded buffers, as graphs have them, each time anew."""
     from ramet.runtime.attention.triton_backend import TritonAttention
+    from ramet.runtime.executor import cuda_graphs
+
+    def on_device(config: EngineConfig, spec: ModelSpec, keys: KVPool, device: torch.device) -> tuple[TritonAttention, object]:
+        attention = TritonAttention(num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=device)
+
+        def graphs_of(step: PairStep, tables: SlotTables) -> FastPath:
+            return cuda_graphs.StepGraphs(step, attention, keys, tables, spec.vocab_size, (4,), mixed=False)
+
+        return attention, graphs_of if recorded else None
 
     monkeypatch.setattr(computation, "_computation", computation._on_gpu)
-    monkeypatch.setattr(
-        eagle_computation,
-        "_attention",
-        lambda spec, device: TritonAttention(num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=device),
-    )
+    monkeypatch.setattr(eagle_computation, "_on_device", on_device)
+    monkeypatch.setattr(cuda_graphs, "MAX_RECORDINGS", 0)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(eagle, "PROMPTS", eagle.PROMPTS[:3])
     config = CONFIG | {"hidden_size": 64}
     model = tiny_model("Llama", num_hidden_layers=7, hidden_size=64, tie_word_embeddings=True)

@@ -48,6 +48,7 @@ class ForwardBatch:
     query_lens: tuple[int, ...]  # per row, on the host
     kv_lens_host: tuple[int, ...]
     shared_prefixes: tuple[SharedPrefix, ...] = ()  # outer ones first; a backend may read each once, or ignore them
+    token_slots: torch.Tensor | None = None  # [T] int64: the slot that a token belongs to, for steps that keep something of their own there
 
 
 class AttentionBackend(Protocol):

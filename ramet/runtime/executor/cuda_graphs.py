@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from ramet.runtime.executor.inputs import SlotTables, to_device
 from ramet.runtime.kernels.gpu.decode_inputs import decode_inputs
 from ramet.runtime.kernels.gpu.greedy_choice import greedy_tokens
 from ramet.runtime.kernels.gpu.rehearsal import is_rehearsing
-from ramet.runtime.models.fused_step import FusedStep
+from ramet.runtime.models.feature_taps import FeatureTaps
 from ramet.runtime.plan import PlanRow
 
 _LOG = get_logger(__name__)
@@ -81,17 +82,39 @@ class Recording:
     keeps: object
 
 
+class RecordedStep(Protocol):
+    """What is recorded: a forward pass over an attention backend that has its plan."""
+
+    @property
+    def taps(self) -> FeatureTaps | None:
+        """Tapped on the way, into memory that stays where it is."""
+
+    def forward(self, batch: ForwardBatch, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [S, vocab] float32 of `batch.logit_indices`, in `out`. Places of `batch.kv_slots` below zero are padding."""
+
+
 class StepGraphs:
     """Implements `step_runner.FastPath`. Used by one thread, on its current stream."""
 
     def __init__(
-        self, step: FusedStep, attention: TritonAttention, pool: KVPool, tables: SlotTables, vocab_size: int, sizes: Sequence[int]
+        self,
+        step: RecordedStep,
+        attention: TritonAttention,
+        pool: KVPool,
+        tables: SlotTables,
+        vocab_size: int,
+        sizes: Sequence[int],
+        *,
+        mixed: bool = True,
     ) -> None:
+        """`sizes`: numbers of rows that bring one token each. `mixed`: steps are covered in which some bring several."""
         self._step, self._attention, self._pool, self._tables = step, attention, pool, tables
         self._device = tables.pages.device
         self._sizes = sorted({min(size, tables.pages.shape[0]) for size in sizes})
-        self._mixed = (*FEW_MIXED, *(size for size in self._sizes if FEW_MIXED[-1] < size < MOST_MIXED[0]), *MOST_MIXED)
-        largest = GraphKey(max(self._sizes[-1], MOST_MIXED[-1]), max(self._sizes[-1], MIXED_ROWS[-1]), shared=True, mixed=True)
+        between = [size for size in self._sizes if FEW_MIXED[-1] < size < MOST_MIXED[0]]
+        self._mixed = (*FEW_MIXED, *between, *MOST_MIXED) if mixed else ()
+        most_rows = max(self._sizes[-1], MIXED_ROWS[-1]) if mixed else self._sizes[-1]
+        largest = GraphKey(max(self._sizes[-1], *self._mixed, 0), most_rows, shared=mixed, mixed=mixed)
         self._inputs = torch.zeros(sum(self._lengths(largest)) + 8 * largest.tokens, dtype=torch.int32, device=self._device)
         self._logits = torch.empty(largest.rows, vocab_size, dtype=torch.float32, device=self._device)
         if step.taps is not None:
@@ -191,6 +214,7 @@ class StepGraphs:
             logit_indices=last,
             query_lens=(),
             kv_lens_host=(),
+            token_slots=inputs.slots,
         )
         if self._step.taps is not None:
             self._step.taps.fixed(key.tokens)

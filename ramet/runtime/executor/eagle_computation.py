@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from ramet.log import get_logger
-from ramet.runtime.attention.attention_backend import AttentionBackend
+from ramet.runtime.attention.attention_backend import AttentionBackend, KVPool
 from ramet.runtime.attention.torch_backend import TorchAttention
 from ramet.runtime.config import EngineConfig
-from ramet.runtime.executor.eagle_runner import EagleRunner, pages_of_its_own
+from ramet.runtime.executor.eagle_runner import GRAPH_SIZES, EagleRunner, PairStep, pages_of_its_own
 from ramet.runtime.executor.eagle_weights import load_head
+from ramet.runtime.executor.inputs import SlotTables
 from ramet.runtime.executor.kv_pool import allocate_pool, kv_bytes_per_token
+from ramet.runtime.executor.step_runner import FastPath
 from ramet.runtime.executor.token_choice import TokenChoice
 from ramet.runtime.executor.weights import LoadedModel
 from ramet.runtime.model_spec import ModelSpec
@@ -22,6 +24,8 @@ from ramet.runtime.models.model_info import model_info
 from ramet.runtime.plan import Capacity
 
 _LOG = get_logger(__name__)
+
+MakeFastPath = Callable[[PairStep, SlotTables], FastPath]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +54,26 @@ def load_head_computation(config: EngineConfig, loaded: LoadedModel, *, dtype: t
         pool = allocate_pool(shape, num_pages=num_pages, page_size=page_size, dtype=dtype, device=device)
         for part in (*pool.keys, *pool.values):
             part.zero_()  # a place that nobody computed is nothing, instead of anything
-        return EagleRunner(head, taps, _attention(spec.decoder, device), pool, loaded.info, capacity, choice, num_guesses)
+        attention, fast_path = _on_device(config, spec.decoder, pool, device)
+        return EagleRunner(head, taps, attention, pool, loaded.info, capacity, choice, num_guesses, fast_path)
 
     widest = len(spec.taps) * spec.target_size + 4 * spec.decoder.hidden_size
     token_bytes, page_size = kv_bytes_per_token(shape, dtype), config.memory.page_size
-    features = (num_guesses + 2) * spec.decoder.hidden_size * dtype.itemsize
+    features = (num_guesses + 1) * spec.decoder.hidden_size * dtype.itemsize
     slot_bytes = features + pages_of_its_own(num_guesses, page_size) * page_size * token_bytes
     return HeadComputation(token_bytes, slot_bytes, widest * dtype.itemsize, bind)
 
 
-def _attention(spec: ModelSpec, device: torch.device) -> AttentionBackend:
+def _on_device(config: EngineConfig, spec: ModelSpec, pool: KVPool, device: torch.device) -> tuple[AttentionBackend, MakeFastPath | None]:
+    """How the head attends, and how its steps are recorded where they are."""
     if device.type != "cuda":
-        return TorchAttention()
+        return TorchAttention(), None
     from ramet.runtime.attention.triton_backend import TritonAttention  # only a GPU has Triton
+    from ramet.runtime.executor.cuda_graphs import StepGraphs
 
-    return TritonAttention(num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=device)
+    attention = TritonAttention(num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, device=device)
+
+    def graphs_of(step: PairStep, tables: SlotTables) -> FastPath:
+        return StepGraphs(step, attention, pool, tables, spec.vocab_size, GRAPH_SIZES, mixed=False)
+
+    return attention, None if config.backend.disable_cuda_graph else graphs_of

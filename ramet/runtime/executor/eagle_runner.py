@@ -6,33 +6,61 @@
 
 A pair stands where the token before its own stands: the page table is the model's, but that the head's guesses run ahead of it into a few
 pages of its own. A slot's last features are kept, by position: which of them is the last right one is known when the guesses of the step
-have been judged. What it reuses of the prefix cache was computed with the tokens that followed there: the pair at the last cached place is
-not this request's where another token follows now, and nobody's where none was computed behind it. That costs right guesses, no more.
+have been judged. What the head makes of a pair stands in for the next position's feature until the model has computed that.
+
+What it reuses of the prefix cache was computed with the tokens that followed there: the pair at the last cached place is not this request's
+where another token follows now, and nobody's where none was computed behind it. That costs right guesses, no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from ramet.errors import InternalError
-from ramet.runtime.attention.attention_backend import AttentionBackend, KVPool
+from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardBatch, KVPool
 from ramet.runtime.executor.inputs import SlotTables, device_tensor, to_device, unpack
 from ramet.runtime.executor.pair_layout import lay_out_pairs
 from ramet.runtime.executor.sampler import Sampler
 from ramet.runtime.executor.step_readback import StepClock, StepReadback
+from ramet.runtime.executor.step_runner import FastPath, FastResult
 from ramet.runtime.executor.token_choice import TokenChoice
 from ramet.runtime.executor.torch_choice import torch_arithmetic
 from ramet.runtime.models.eagle_head import EagleHead
 from ramet.runtime.models.feature_taps import FeatureTaps
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, Capacity, ModelInfo, PlanRow, TokenMasks
 
+GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+"""Numbers of requests for which a chain's steps are recorded: its forty kernels take a sixth of the time that launching them does."""
+
 
 def pages_of_its_own(num_guesses: int, page_size: int) -> int:
     """Pages per slot for guesses behind the last page that the model's slot has."""
     return -(-num_guesses // page_size)
+
+
+class PairStep:
+    """Implements `cuda_graphs.RecordedStep`: one pair of each row. The feature is what the slot has kept of the pair's place; what the head
+    makes of it is left at the place of the next."""
+
+    taps: FeatureTaps | None = None
+
+    def __init__(self, head: EagleHead, attention: AttentionBackend, num_slots: int, num_kept: int) -> None:
+        """`num_kept`: of each slot's features, how many last ones."""
+        self._head, self._attention, self.num_kept = head, attention, num_kept
+        weight = head.fuse.weight
+        self.kept = weight.new_zeros(num_slots * num_kept + 1, weight.shape[0])  # the last place: of padding
+
+    def forward(self, batch: ForwardBatch, out: torch.Tensor | None = None) -> torch.Tensor:
+        assert batch.token_slots is not None, "features belong to slots"
+        first, padding = batch.token_slots * self.num_kept, len(self.kept) - 1
+        before = self.kept.index_select(0, first + batch.positions % self.num_kept)
+        hidden: torch.Tensor = self._head(before, batch, self._attention)
+        following = first + (batch.positions + 1) % self.num_kept
+        self.kept.index_copy_(0, torch.where(batch.kv_slots < 0, padding, following), hidden)
+        return self._head.logits(hidden, out)
 
 
 class EagleRunner:
@@ -49,17 +77,18 @@ class EagleRunner:
         capacity: Capacity,
         choice: TokenChoice[torch.Tensor] | None,
         num_guesses: int,
+        fast_path: Callable[[PairStep, SlotTables], FastPath] | None = None,
     ) -> None:
         """`model`, `capacity`: those of the model. `pool` has `pages_of_its_own` more for each slot, behind the others."""
         self.taps = taps
         self._head, self._attention, self._pool = head, attention, pool
-        weight = head.fuse.weight
-        self._device = weight.device
+        self._device = head.fuse.weight.device
         self._tables = SlotTables(capacity, model.context_len, self._device, shares=False)
         self._first_own_page, self._num_own_pages = capacity.num_pages, pages_of_its_own(num_guesses, capacity.page_size)
-        self._num_recent = num_guesses + 1  # positions of one step whose features may turn out to be the last right one
-        self._recent = weight.new_zeros(capacity.max_running * self._num_recent, weight.shape[0])
-        self._carried = weight.new_zeros(capacity.max_running, weight.shape[0])  # the head's own, behind its last guess
+        # Of the positions of one step any may turn out to be the last right one. A chain fills those behind it, up to where it came from.
+        self._step = PairStep(head, attention, capacity.max_running, num_guesses + 1)
+        self._fast_path = None if fast_path is None else fast_path(self._step, self._tables)
+        self._fast: FastResult | None = None
         self._sampler = Sampler(model.vocab_size, torch_arithmetic(model.vocab_size, self._device, choice))
         self._clock = StepClock(self._device)
         self._logits: torch.Tensor | None = None
@@ -75,16 +104,16 @@ class EagleRunner:
 
     def _extend(self, rows: Sequence[PlanRow], features: torch.Tensor, last_token: torch.Tensor) -> None:
         self._tables.add_pages(rows)
-        fused = self._head.fuse(features)
-        parts = lay_out_pairs(rows, self._num_recent).parts
+        fused, recent = self._head.fuse(features), self._step.kept
+        parts = lay_out_pairs(rows, self._step.num_kept).parts
         tokens, positions, slots, sources, kept, keeps, keeps_from = unpack(to_device(np.concatenate(parts), self._device), parts)
         if len(tokens):
             tokens = torch.where(tokens == PENDING_TOKEN, last_token[slots], tokens)
-            before = torch.cat((fused, self._recent.index_select(0, kept))).index_select(0, sources)
+            before = torch.cat((fused, recent.index_select(0, kept))).index_select(0, sources)
             places = self._tables.places(slots, positions)
             for part, values in zip((self._pool.keys, self._pool.values), self._head.keys_values(before, tokens, positions), strict=True):
                 part[0].index_copy_(0, places, values)
-        self._recent.index_copy_(0, keeps, fused.index_select(0, keeps_from))
+        recent.index_copy_(0, keeps, fused.index_select(0, keeps_from))
 
     def forward(self, plan: BatchPlan) -> None:
         """Compute the pairs of the rows' tokens."""
@@ -95,29 +124,35 @@ class EagleRunner:
         rows, is_known = plan.rows, plan.rows[0].token_ids[0] != PENDING_TOKEN
         self._sampler.begin(rows)
         own = [self._with_own_pages(row) for row in rows] if is_known else rows
-        batch = self._tables.build([row._replace(start=row.start - 1) for row in own]).batch
-        slots = device_tensor([row.slot for row in rows], np.int64, self._device)
-        places = [self._place(row.slot, row.start - 1) for row in rows]
-        before = self._recent[device_tensor(places, np.int64, self._device)] if is_known else self._carried.index_select(0, slots)
-        self._attention.prepare(batch, self._pool)
-        hidden = self._head(before, batch, self._attention)
-        self._carried.index_copy_(0, slots, hidden)
-        self._logits = self._head.logits(hidden)
+        pairs = [row._replace(start=row.start - 1) for row in own]
+        self._fast = self._run_fast(pairs)
+        self._logits = self._compute(pairs) if self._fast is None else self._fast.logits
         self._clock.stop()
 
     def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> StepReadback:
         """Choose as the model would."""
         assert self._logits is not None, "forward() comes before sample()"
         self._clock.start()
-        tokens = self._sampler.sample(plan.rows, self._logits, masks)
-        self._tables.last_token.index_copy_(0, device_tensor([row.slot for row in plan.rows], np.int64, self._device), tokens)
+        if self._fast is not None and self._sampler.is_plain(plan.rows):
+            tokens, slots = self._fast.tokens, self._fast.slots
+        else:
+            tokens = self._sampler.sample(plan.rows, self._logits, masks)
+            slots = device_tensor([row.slot for row in plan.rows], np.int64, self._device)
+        self._tables.last_token.index_copy_(0, slots, tokens)
         self._clock.stop()
-        self._logits = None
+        self._logits = self._fast = None
         return StepReadback(plan, tokens, (), (), self._clock)
 
-    def _place(self, slot: int, position: int) -> int:
-        """Of a feature among the kept ones."""
-        return slot * self._num_recent + position % self._num_recent
+    def _run_fast(self, pairs: Sequence[PlanRow]) -> FastResult | None:
+        if self._fast_path is None or not self._fast_path.covers(pairs):
+            return None
+        self._tables.add_pages(pairs)
+        return self._fast_path.run(pairs, ())
+
+    def _compute(self, pairs: Sequence[PlanRow]) -> torch.Tensor:
+        batch = self._tables.build(pairs).batch
+        self._attention.prepare(batch, self._pool)
+        return self._step.forward(batch)
 
     def _with_own_pages(self, row: PlanRow) -> PlanRow:
         first = self._first_own_page + row.slot * self._num_own_pages

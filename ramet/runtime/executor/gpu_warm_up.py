@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
+from ramet.runtime.executor.eagle_runner import GRAPH_SIZES
 from ramet.runtime.executor.executor import Executor, Steps
 from ramet.runtime.executor.prefix_groups import least_shared
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, PlanRow, RowStart
@@ -17,13 +18,18 @@ from ramet.runtime.request import SamplingParams
 _LONG, _SHORT = 600, 100  # tokens: too many for a graph, and few enough
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # where nothing is recorded
 _SHARED_SIZES = (16, 64, 256, 512)
-_GUESSED = (1, 17, 32, 65)  # one of every kind of step that attends in its own way
+_GUESSED = (*GRAPH_SIZES, 17, 65)  # 1, 17, 32, 65: every kind of step that attends in its own way
 _MIXED = ((16, 4), (64, 3), (64, 8), (64, 16))  # rows, tokens of each
+_HOSTS = (8, 16, 32, 64)  # rows of a step that takes a piece of a prompt along
+_MOST_WITH_PIECE = 192
 
 
-def warm_up(executor: Executor, sizes: Sequence[int], rehearsal: AbstractContextManager[object], head: Steps | None = None) -> None:
+def warm_up(
+    executor: Executor, sizes: Sequence[int], rehearsal: AbstractContextManager[object], head: Steps | None = None, *, pieces: bool = False
+) -> None:
     """Run them and wait, decode steps of all `sizes` among them; before that, in `rehearsal`, those that do not go on with a sampled token.
-    `head`: what guesses beside the model. Does nothing where the pool is too small to try."""
+    `head`: what guesses beside the model. `pieces`: also decode steps of many sizes with a piece of a prompt aboard, for a server on which
+    no step may take long. Does nothing where the pool is too small to try."""
     page_size = executor.capacity.page_size
     if min(executor.capacity.num_tokens // 4, executor.model.context_len) < _LONG + page_size + 8 or executor.capacity.max_running < 2:
         return
@@ -45,6 +51,8 @@ def warm_up(executor: Executor, sizes: Sequence[int], rehearsal: AbstractContext
         if head is not None:
             _run(head, guesses)
     _run(executor, every)
+    if pieces:
+        _run(executor, _with_pieces(executor, sizes, spare))
     if head is not None:
         _run(head, (*guesses, tuple(_next(row, 0) for row in guesses[0])))
 
@@ -69,6 +77,15 @@ def _decode_steps(
         yield tuple(_row(slot, (1,), times * start, shared * times + spare[:1]) for slot in range(size))
     for size, length in ((size, length) for size, length in _MIXED if size <= most):
         yield tuple(_row(slot, (1,) * length, 0, spare[: -(-length // executor.capacity.page_size)]) for slot in range(size))
+
+
+def _with_pieces(executor: Executor, sizes: Sequence[int], pages: tuple[int, ...]) -> Iterator[tuple[PlanRow, ...]]:
+    """One row of several tokens behind others of one."""
+    totals = (32, 64, 96, *(size for size in sizes if 96 < size <= _MOST_WITH_PIECE))
+    for num_rows in (num_rows for num_rows in _HOSTS if num_rows <= executor.capacity.max_running):
+        decoding = tuple(_row(slot, (1,), 0, pages[:1]) for slot in range(num_rows - 1))
+        for length in (total - len(decoding) for total in totals if total > num_rows):
+            yield (*decoding, _row(num_rows - 1, (1,) * length, 0, pages[: -(-length // executor.capacity.page_size)]))
 
 
 def _row(slot: int, tokens: tuple[int, ...], start: int, pages: tuple[int, ...]) -> PlanRow:

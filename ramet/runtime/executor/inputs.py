@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -41,19 +42,18 @@ class SlotTables:
         """Write the plan's new pages behind those that the slots have."""
         if self.groups is not None:
             self.groups.add_pages(rows)
-        for row in rows:
-            if len(row.new_pages) > 1:
-                here = self.pages[row.slot, row.first_page : row.first_page + len(row.new_pages)]
-                here.copy_(on_host(np.array(row.new_pages, dtype=np.int32), self.pages.device), non_blocking=True)
-        single = [(row.slot * self.pages.shape[1] + row.first_page, row.new_pages[0]) for row in rows if len(row.new_pages) == 1]
-        if not single:
+        new = [row for row in rows if row.new_pages]
+        if not new:
             return
+        lens = np.array([len(row.new_pages) for row in new])
+        firsts = np.array([row.slot * self.pages.shape[1] + row.first_page for row in new])
+        places = np.arange(lens.sum()) + np.repeat(firsts - (np.cumsum(lens) - lens), lens)
+        pages = np.fromiter(chain.from_iterable(row.new_pages for row in new), np.int64, len(places))
         if not self.pages.is_cuda:
-            places, pages = zip(*single, strict=True)
-            self.pages.view(-1).numpy()[list(places)] = pages
+            self.pages.view(-1).numpy()[places] = pages
             return
-        packed = device_tensor(single, np.int64, self.pages.device)
-        self.pages.view(-1).index_copy_(0, packed[:, 0], packed[:, 1].to(torch.int32))
+        packed = to_device(np.stack((places, pages)), self.pages.device)
+        self.pages.view(-1).index_copy_(0, packed[0], packed[1].to(torch.int32))
 
     def build(self, rows: Sequence[PlanRow], wanted: Sequence[range] | None = None) -> StepInputs:
         """The step as tensors; applies the rows' new pages. `wanted`, parallel to `rows`: tokens of the row, counted from its first,
@@ -77,6 +77,7 @@ class SlotTables:
             query_lens=tuple(plan.lens.tolist()),
             kv_lens_host=tuple(plan.ends.tolist()),
             shared_prefixes=self.groups.find(rows) if self.groups is not None else (),
+            token_slots=token_slot,
         )
         return StepInputs(batch, plan.num_wanted)
 

@@ -75,12 +75,14 @@ class EagleHead(nn.Module):
         key, value = F.linear(x, qkv.weight[first:], bias).view(len(x), -1, attention.head_dim).chunk(2, 1)
         return rotate(key, self.rotary(positions)), value
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[S, vocab] float32; -inf for tokens that it cannot guess."""
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[S, vocab] float32, in `out` where it is given; -inf for tokens that it cannot guess."""
         found: torch.Tensor = self.head(self.norm(hidden)).float()
+        if out is None:
+            out = found.new_empty(len(found), self.spec.decoder.vocab_size)
         if not self._maps_tokens and self.spec.num_tokens == self.spec.decoder.vocab_size:
-            return found
-        return found.new_full((len(found), self.spec.decoder.vocab_size), float("-inf")).index_copy_(1, self.tokens, found)
+            return out.copy_(found)
+        return out.fill_(float("-inf")).index_copy_(1, self.tokens, found)
 
     @property
     def tokens(self) -> torch.Tensor:
