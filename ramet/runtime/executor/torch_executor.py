@@ -138,7 +138,8 @@ def create_executor(config: EngineConfig, rank: Rank | None = None) -> TorchExec
     if device.type == "cuda":
         from ramet.runtime.kernels.gpu.rehearsal import Rehearsal  # only a GPU has Triton
 
-        warm_up(executor, executor.prepared_sizes, Rehearsal(device), executor.head)
+        is_bounded = config.schedule.max_inter_token_seconds is not None
+        warm_up(executor, executor.prepared_sizes, Rehearsal(device), executor.head, pieces=is_bounded)
     return executor
 
 
