@@ -17,6 +17,7 @@ from ramet.runtime.attention.attention_backend import SharedPrefix
 
 Int32Array = npt.NDArray[np.int32]
 
+_NO_ITEMS, _NO_TILES = np.empty((0, 5), dtype=np.int32), np.empty((0, 4), dtype=np.int32)
 _CHUNK_UNIT = 64
 _LEAST_SHARED_CHUNK = 512
 _LEAST_PIECE_CHUNK = 128
@@ -118,6 +119,33 @@ def plan_work(
 ) -> WorkPlan:
     """Parallel to the step's rows: new tokens, length after the step, row of the page table. `shared` names rows with one query only,
     `elsewhere` rows with several that somebody else computes."""
+    if not shared and (query_lens == 1).all():
+        return plan_single_queries(kv_lens, table_rows, device)
+    return plan_any(query_lens, kv_lens, table_rows, shared, device, elsewhere)
+
+
+def plan_single_queries(kv_lens: Int32Array, table_rows: Int32Array, device: DeviceShape) -> WorkPlan:
+    """`plan_any` where each row has one query and keys of its own: a third of its calls, while a head's chain of guesses waits."""
+    ends = kv_lens.astype(np.int64)
+    counts = _num_chunks(ends, _chunk(int(ends.sum()), device, _CHUNK_UNIT))
+    block = np.repeat(np.arange(len(ends)), counts)
+    even, of_row, number = -(-ends // counts), _starts(counts), np.arange(len(block))
+    first = (number - of_row[block]) * even[block]
+    items = _columns(number, 1, table_rows[block], first, np.minimum(first + even[block], ends[block]))
+    members = _columns(block, ends[block] - 1, counts[block] == 1)
+    rows = _columns(np.arange(len(ends)), of_row, counts)
+    return WorkPlan(items, _NO_ITEMS, members, rows, number.astype(np.int32), _NO_TILES)
+
+
+def plan_any(
+    query_lens: Int32Array,
+    kv_lens: Int32Array,
+    table_rows: Int32Array,
+    shared: Sequence[SharedPrefix],
+    device: DeviceShape,
+    elsewhere: Sequence[int] = (),
+) -> WorkPlan:
+    """`plan_work` for rows of every kind."""
     first_tokens = _starts(query_lens)
     lens = query_lens, kv_lens, table_rows, first_tokens
     is_long = query_lens > 1
@@ -131,9 +159,10 @@ def plan_work(
     for prefix in shared:
         starts[list(prefix.rows)] = prefix.end
     own = _items(_blocks(decoding, *lens, 1), starts[decoding], _CHUNK_UNIT, device)
-    common = _shared_items(shared, kv_lens, table_rows, first_tokens, device)
-    pieces = _items(_blocks(few, *lens, device.shared_queries), None, _LEAST_PIECE_CHUNK, device)
-    return _joined(own, (common, pieces), tiles, int(first_tokens[-1] + query_lens[-1]))
+    wide = [_shared_items(shared, kv_lens, table_rows, first_tokens, device)] if shared else []
+    if len(few):
+        wide.append(_items(_blocks(few, *lens, device.shared_queries), None, _LEAST_PIECE_CHUNK, device))
+    return _joined(own, wide, tiles, int(first_tokens[-1] + query_lens[-1]))
 
 
 def plan_tiles(query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Array, tile: int) -> WorkPlan:
@@ -144,7 +173,7 @@ def plan_tiles(query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Arr
 
 def _only(tiles: Int32Array) -> WorkPlan:
     nothing = np.empty(0, dtype=np.int32)
-    return WorkPlan(nothing.reshape(0, 5), nothing.reshape(0, 5), nothing.reshape(0, 3), nothing.reshape(0, 3), nothing, tiles)
+    return WorkPlan(_NO_ITEMS, _NO_ITEMS, nothing.reshape(0, 3), nothing.reshape(0, 3), nothing, tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +185,21 @@ class _Items:
     positions: npt.NDArray[np.int64]  # [P]
 
 
-def _joined(own: _Items, wide: tuple[_Items, ...], tiles: Int32Array, num_tokens: int) -> WorkPlan:
+def _joined(own: _Items, wide: Sequence[_Items], tiles: Int32Array, num_tokens: int) -> WorkPlan:
     """One numbering of members, and for every query that items serve, which."""
-    kinds = (own, *wide)
-    for kind, first in zip(kinds, _starts(np.array([len(kind.tokens) for kind in kinds])), strict=True):
-        kind.table[:, 0] += first
-    tokens, positions = (np.concatenate(parts) for parts in zip(*((kind.tokens, kind.positions) for kind in kinds), strict=True))
+    tokens, positions, shared = own.tokens, own.positions, _NO_ITEMS
+    if wide:
+        kinds = (own, *wide)
+        for kind, first in zip(kinds, _starts(np.array([len(kind.tokens) for kind in kinds])), strict=True):
+            kind.table[:, 0] += first
+        tokens, positions = (np.concatenate(parts) for parts in zip(*((kind.tokens, kind.positions) for kind in kinds), strict=True))
+        shared = np.concatenate([kind.table for kind in wide])
     counts = np.bincount(tokens, minlength=num_tokens)
     members = _columns(tokens, positions, counts[tokens] == 1)
     order = np.argsort(tokens, kind="stable").astype(np.int32)
     served = np.flatnonzero(counts)
     rows = _columns(served, _starts(counts)[served], counts[served])
-    return WorkPlan(own.table, np.concatenate([kind.table for kind in wide]), members, rows, order, tiles)
+    return WorkPlan(own.table, shared, members, rows, order, tiles)
 
 
 def _items(blocks: Int32Array, starts: Int32Array | None, least: int, device: DeviceShape) -> _Items:
@@ -177,7 +209,7 @@ def _items(blocks: Int32Array, starts: Int32Array | None, least: int, device: De
     ends = positions + num_queries
     lens = ends - begin
     chunk = _chunk(int(lens.sum()), device, least)
-    counts = np.maximum((lens + chunk // 2) // chunk, 1)  # a little more than a chunk stays one item: a second costs a partial result
+    counts = _num_chunks(lens, chunk)
     block = np.repeat(np.arange(len(blocks)), counts)
     nth = np.arange(len(block)) - _starts(counts)[block]
     even = -(-lens // counts)[block]  # chunks of one block are equally long
@@ -207,6 +239,11 @@ def _shared_items(
     return _Items(np.array(items, dtype=np.int32).reshape(-1, 5), first_tokens[of], kv_lens[of].astype(np.int64) - 1)
 
 
+def _num_chunks(lens: npt.NDArray[np.int64], chunk: int) -> npt.NDArray[np.int64]:
+    """A little more than a chunk stays one item: a second costs a partial result."""
+    return np.maximum((lens + chunk // 2) // chunk, 1)
+
+
 def _chunk(num_keys: int, device: DeviceShape, least: int) -> int:
     """Keys per item such that all items and heads together occupy every processor a few times over."""
     wanted = -(-num_keys * device.num_kv_heads // (_WAVES * device.num_processors))
@@ -222,6 +259,8 @@ def _tiles(
     tile: int,
 ) -> Int32Array:
     """Blocks of `rows`; those that see most keys first."""
+    if not len(rows):
+        return _NO_TILES
     blocks = _blocks(rows, query_lens, kv_lens, table_rows, first_tokens, tile)
     return blocks[np.argsort(-(blocks[:, 1] + blocks[:, 2]), kind="stable")]
 

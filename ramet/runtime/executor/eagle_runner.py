@@ -24,13 +24,13 @@ from ramet.runtime.attention.attention_backend import AttentionBackend, ForwardB
 from ramet.runtime.executor.inputs import SlotTables, device_tensor, to_device, unpack
 from ramet.runtime.executor.pair_layout import lay_out_pairs
 from ramet.runtime.executor.sampler import Sampler
-from ramet.runtime.executor.step_readback import StepClock, StepReadback
+from ramet.runtime.executor.step_readback import HostCopy, StepClock
 from ramet.runtime.executor.step_runner import FastPath, FastResult
 from ramet.runtime.executor.token_choice import TokenChoice
 from ramet.runtime.executor.torch_choice import torch_arithmetic
 from ramet.runtime.models.eagle_head import EagleHead
 from ramet.runtime.models.feature_taps import FeatureTaps
-from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, Capacity, ModelInfo, PlanRow, TokenMasks
+from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, Capacity, ModelInfo, PlanRow, RowResult, StepResult, TokenMasks
 
 GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of requests for which a chain's steps are recorded: its forty kernels take a sixth of the time that launching them does."""
@@ -64,8 +64,9 @@ class PairStep:
 
 
 class EagleRunner:
-    """Implements `queued_steps.Runner`. A row of its plans has one token: the last known one of a request, with the pages that the request
-    has and the model was not told of, or PENDING_TOKEN for what was guessed last."""
+    """Implements `queued_steps.Runner`. A row of its plans begins with the last known token of a request, and brings the pages that the
+    request has and the model was not told of, or with PENDING_TOKEN for what was guessed last. It guesses as many tokens as it has, the
+    others being PENDING_TOKEN too."""
 
     def __init__(
         self,
@@ -116,45 +117,78 @@ class EagleRunner:
         recent.index_copy_(0, keeps, fused.index_select(0, keeps_from))
 
     def forward(self, plan: BatchPlan) -> None:
-        """Compute the pairs of the rows' tokens."""
+        """Compute the pairs of the rows' first tokens."""
         if self._failure is not None:
             raise InternalError("the head failed beside a step of the model") from self._failure
         self._clock = StepClock(self._device)
         self._clock.start()
-        rows, is_known = plan.rows, plan.rows[0].token_ids[0] != PENDING_TOKEN
+        is_known = plan.rows[0].token_ids[0] != PENDING_TOKEN
+        rows = [row._replace(token_ids=row.token_ids[:1]) for row in plan.rows]
         self._sampler.begin(rows)
-        own = [self._with_own_pages(row) for row in rows] if is_known else rows
-        pairs = [row._replace(start=row.start - 1) for row in own]
-        self._fast = self._run_fast(pairs)
-        self._logits = self._compute(pairs) if self._fast is None else self._fast.logits
+        self._compute([self._with_own_pages(row) for row in rows] if is_known else rows)
         self._clock.stop()
 
-    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> StepReadback:
-        """Choose as the model would."""
-        assert self._logits is not None, "forward() comes before sample()"
+    def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> ChainReadback:
+        """Choose as the model would, and go on from there."""
         self._clock.start()
-        if self._fast is not None and self._sampler.is_plain(plan.rows):
-            tokens, slots = self._fast.tokens, self._fast.slots
-        else:
-            tokens = self._sampler.sample(plan.rows, self._logits, masks)
-            slots = device_tensor([row.slot for row in plan.rows], np.int64, self._device)
-        self._tables.last_token.index_copy_(0, slots, tokens)
+        rows = [row._replace(token_ids=row.token_ids[:1]) for row in plan.rows]
+        tokens = [self._choose(rows, masks)]
+        for number in range(1, max(len(row.token_ids) for row in plan.rows)):
+            rows = [_further(row, number) for row in plan.rows if number < len(row.token_ids)]
+            self._compute(rows)
+            tokens.append(self._choose(rows, None))
         self._clock.stop()
-        self._logits = self._fast = None
-        return StepReadback(plan, tokens, (), (), self._clock)
+        return ChainReadback([len(row.token_ids) for row in plan.rows], torch.cat(tokens), self._clock)
 
-    def _run_fast(self, pairs: Sequence[PlanRow]) -> FastResult | None:
-        if self._fast_path is None or not self._fast_path.covers(pairs):
-            return None
-        self._tables.add_pages(pairs)
-        return self._fast_path.run(pairs, ())
-
-    def _compute(self, pairs: Sequence[PlanRow]) -> torch.Tensor:
+    def _compute(self, rows: Sequence[PlanRow]) -> None:
+        """The pairs of rows of one token."""
+        pairs = [row._replace(start=row.start - 1) for row in rows]
+        self._fast = None
+        if self._fast_path is not None and self._fast_path.covers(pairs):
+            self._tables.add_pages(pairs)
+            self._fast = self._fast_path.run(pairs, ())
+        if self._fast is not None:
+            self._logits = self._fast.logits
+            return
         batch = self._tables.build(pairs).batch
         self._attention.prepare(batch, self._pool)
-        return self._step.forward(batch)
+        self._logits = self._step.forward(batch)
+
+    def _choose(self, rows: Sequence[PlanRow], masks: TokenMasks | None) -> torch.Tensor:
+        """A token [S] for each of the rows that were computed last."""
+        assert self._logits is not None, "forward() comes before sample()"
+        if self._fast is not None and self._sampler.is_plain(rows):
+            tokens, slots = self._fast.tokens.clone(), self._fast.slots  # the next step of the chain leaves its own there
+        else:
+            tokens = self._sampler.sample(rows, self._logits, masks)
+            slots = device_tensor([row.slot for row in rows], np.int64, self._device)
+        self._tables.last_token.index_copy_(0, slots, tokens)
+        self._logits = self._fast = None
+        return tokens
 
     def _with_own_pages(self, row: PlanRow) -> PlanRow:
         first = self._first_own_page + row.slot * self._num_own_pages
         room = self._tables.pages.shape[1] - row.first_page - len(row.new_pages)
         return row._replace(new_pages=(*row.new_pages, *range(first, first + min(self._num_own_pages, room))))
+
+
+class ChainReadback:
+    """Implements `torch_executor.Readback`: the guesses of each row."""
+
+    def __init__(self, lens: Sequence[int], tokens: torch.Tensor, clock: StepClock) -> None:
+        """`tokens`: the first ones of all rows, then the second ones of those of `lens` that have so many, and so on."""
+        self._lens, self._clock, self._copy = lens, clock, HostCopy([tokens])
+
+    def result(self) -> StepResult:
+        tokens = iter(self._copy.wait()[0].tolist())
+        found: list[list[int]] = [[] for _ in self._lens]
+        for number in range(max(self._lens)):
+            for own, length in zip(found, self._lens, strict=True):
+                if number < length:
+                    own.append(next(tokens))
+        return StepResult(tuple(RowResult(tuple(own)) for own in found), self._clock.seconds())
+
+
+def _further(row: PlanRow, number: int) -> PlanRow:
+    """The step of a chain that guesses from its guess `number`, counted from one."""
+    return row._replace(token_ids=(PENDING_TOKEN,), start=row.start + number, new_pages=(), reset=None)

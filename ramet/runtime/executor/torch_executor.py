@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 
@@ -27,7 +28,6 @@ from ramet.runtime.executor.memory import DeviceMemory, log_plan, measure_ram, p
 from ramet.runtime.executor.page_mover import PageMover, make_page_mover
 from ramet.runtime.executor.queued_steps import QueuedSteps
 from ramet.runtime.executor.race_choice import RaceChoice
-from ramet.runtime.executor.step_readback import StepReadback
 from ramet.runtime.executor.step_runner import FastPath, Forward, StepRunner
 from ramet.runtime.executor.token_choice import TokenChoice
 from ramet.runtime.executor.torch_choice import TorchChoice
@@ -67,8 +67,8 @@ class TorchExecutor:
         initializer = None if num_threads is None else (lambda: torch.set_num_threads(num_threads))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ramet-device", initializer=initializer)
         around = _around_halves(device)
-        self._steps = QueuedSteps(runner, self._thread, PendingStep, around)
-        self.head = None if head is None else QueuedSteps(head, self._thread, PendingStep, around)
+        self._steps = QueuedSteps[Readback](runner, self._thread, PendingStep, around)
+        self.head = None if head is None else QueuedSteps[Readback](head, self._thread, PendingStep, around)
 
     @property
     def model(self) -> ModelInfo:
@@ -91,10 +91,17 @@ class TorchExecutor:
                 steps.forget()
 
 
+class Readback(Protocol):
+    """What a queued step will bring."""
+
+    def result(self) -> StepResult:
+        """Wait for the device."""
+
+
 class PendingStep:
     """Implements `executor.PendingResult`."""
 
-    def __init__(self, step: Future[StepReadback]) -> None:
+    def __init__(self, step: Future[Readback]) -> None:
         self._step = step
 
     def result(self) -> StepResult:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.runtime.attention.attention_backend import SharedPrefix
-from ramet.runtime.attention.work_plan import DeviceShape, PlanSizes, WorkPlan, plan_work
+from ramet.runtime.attention.work_plan import DeviceShape, PlanSizes, WorkPlan, plan_any, plan_single_queries, plan_work
 
 DEVICE = DeviceShape(num_processors=6, num_kv_heads=2, shared_queries=4, tile=16)
 ROWS = st.lists(st.tuples(st.sampled_from((1, 1, 1, 2, 40, 70, 300)), st.integers(0, 3000)), min_size=1, max_size=30)
@@ -63,6 +63,16 @@ def test_a_recording_has_room_for_any_plan_of_its_size(rows: list[tuple[int, int
     num_tokens, mixed = sum(query for query, _ in rows), any(query > 1 for query, _ in rows)
     size = num_tokens + 50 * roomy
     assert PlanSizes.at_most(size, len(rows), DEVICE, shared=roomy, mixed=mixed or roomy).holds(work)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=40))
+def test_single_queries_are_planned_as_any_others(kv_lens: list[int]) -> None:
+    lens, table_rows = np.array(kv_lens, dtype=np.int32), np.arange(100, 100 + len(kv_lens), dtype=np.int32)
+    found = plan_single_queries(lens, table_rows, DEVICE)
+    wanted = plan_any(np.ones_like(lens), lens, table_rows, (), DEVICE)
+    for one, other in zip(found.arrays, wanted.arrays, strict=True):
+        assert one.dtype == other.dtype and one.tolist() == other.tolist()
 
 
 def test_few_queries_are_read_in_items_and_many_in_tiles() -> None:
