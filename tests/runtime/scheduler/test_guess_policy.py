@@ -54,6 +54,14 @@ def test_it_is_found_out_when_texts_change() -> None:
     assert found[-1] and found.index(True) < RUN
 
 
+def test_a_trial_forgets_other_texts() -> None:
+    """Without guesses these texts are faster than with, and than all before."""
+    policy = GuessPolicy()
+    played(policy, lambda guesses: (80, 0.1) if guesses else (40, 0.1), 4 * RUN)
+    found = played(policy, lambda guesses: (60, 0.1) if guesses else (66, 0.1), RUN + 4 * TRIAL)
+    assert not any(found[-2 * TRIAL :])
+
+
 def test_a_pause_decides_nothing() -> None:
     policy, number = GuessPolicy(), 0
 
