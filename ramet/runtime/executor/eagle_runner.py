@@ -33,7 +33,7 @@ from ramet.runtime.models.feature_taps import FeatureTaps
 from ramet.runtime.plan import PENDING_TOKEN, BatchPlan, Capacity, ModelInfo, PlanRow, RowResult, StepResult, TokenMasks
 
 GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""Numbers of requests for which a chain's steps are recorded: its forty kernels take a sixth of the time that launching them does."""
+"""Numbers of requests for which the steps of a chain are recorded: of their forty kernels each takes less than launching it does."""
 
 
 def pages_of_its_own(num_guesses: int, page_size: int) -> int:
