@@ -80,7 +80,7 @@ class PlanRow(NamedTuple):
 
     request_id: str
     slot: int
-    token_ids: tuple[int, ...]  # PENDING_TOKEN may stand first
+    token_ids: tuple[int, ...]  # PENDING_TOKEN may stand first; what a head guesses from, also behind
     start: int
     first_page: int
     new_pages: tuple[int, ...]

@@ -45,7 +45,8 @@ def warm_up(
         (_next(_row(0, (1,) * _SHORT, 0, shared), 0), _row(1, (1,) * _LONG, 0, spare)),
     )
     every = (*steps, *_decode_steps(executor, sizes or _SIZES, shared, spare))
-    guesses = [tuple(_row(slot, (1,), 1, ()) for slot in range(size)) for size in _GUESSED if size <= executor.capacity.max_running]
+    guessed = sorted({min(size, executor.capacity.max_running) for size in _GUESSED})
+    guesses = [tuple(_row(slot, (1,), 1, ()) for slot in range(size)) for size in guessed]
     with rehearsal:
         _run(executor, (rows for rows in every if all(row.token_ids != (PENDING_TOKEN,) for row in rows)))
         if head is not None:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from ramet.runtime.executor.eagle_runner import GRAPH_SIZES
 from ramet.runtime.executor.executor import PendingResult
 from ramet.runtime.executor.fake import FakeExecutor, FakeModel
 from ramet.runtime.executor.gpu_warm_up import warm_up
@@ -24,7 +25,8 @@ class Noted(FakeExecutor):
     def launch(self, plan: BatchPlan) -> None:
         """The pages of a row reach as far as its tokens."""
         assert len({row.slot for row in plan.rows}) == len(plan.rows) <= self.capacity.max_running
-        assert all(row.end <= (row.first_page + len(row.new_pages)) * self.capacity.page_size for row in plan.rows if row.reset is not None)
+        own = [row for row in plan.rows if row.new_pages]  # a head brings pages by itself
+        assert all(row.end <= (row.first_page + len(row.new_pages)) * self.capacity.page_size for row in own)
         self.steps.append(tuple(len(row.token_ids) for row in plan.rows))
 
     def sample(self, plan: BatchPlan, masks: TokenMasks | None) -> PendingResult:
@@ -51,6 +53,13 @@ def test_pieces_of_prompts_ride_on_steps_of_many_sizes(page_size: int) -> None:
     riding = {(len(step), sum(step)) for step in steps[len(plain) :]}
     assert riding == {(rows, tokens) for rows in (8, 16, 32, 64) for tokens in (32, 64, 96, 128, 160, 192) if rows < tokens}
     assert all(step[:-1] == (1,) * (len(step) - 1) and step[-1] > 1 for step in steps[len(plain) :])
+
+
+@pytest.mark.parametrize("max_running", [5, 48, 256])
+def test_a_head_guesses_for_as_many_as_it_has_recordings_for(max_running: int) -> None:
+    executor, head = (Noted(Capacity(num_pages=16384, page_size=1, max_running=max_running)) for _ in range(2))
+    warm_up(executor, (), nullcontext(), head)
+    assert {min(size, max_running) for size in GRAPH_SIZES} <= {len(step) for step in head.steps}
 
 
 def test_a_pool_that_is_too_small_is_left_alone() -> None:
