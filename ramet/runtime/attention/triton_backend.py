@@ -12,7 +12,7 @@ import torch
 from ramet.runtime.attention.attention_backend import ForwardBatch, KVPool, SharedPrefix
 from ramet.runtime.attention.dense_prompts import DensePrompts, attend_dense, find_dense
 from ramet.runtime.attention.flashinfer_prefill import FlashInferPrefill
-from ramet.runtime.attention.work_plan import DeviceShape, Int32Array, PlanSizes, WorkPlan, plan_tiles, plan_work
+from ramet.runtime.attention.work_plan import DeviceShape, Int32Array, PlanSizes, WorkPlan, plan_single_queries, plan_tiles, plan_work
 from ramet.runtime.kernels.gpu.elementwise import rotate_and_store
 from ramet.runtime.kernels.gpu.ordered_attention import attend_in_order, queries_per_tile
 from ramet.runtime.kernels.gpu.paged_decode import LARGE_BLOCK, Partials, attend_items, combine
@@ -97,9 +97,11 @@ class TritonAttention:
         shared: Sequence[SharedPrefix],
         elsewhere: Sequence[int] = (),
     ) -> WorkPlan:
-        """See `plan_work`."""
+        """See `plan_work`; decode steps are planned in a third of its calls."""
         if self._in_order:
             return plan_tiles(query_lens, kv_lens, table_rows, self.shape.tile)
+        if not shared and (query_lens == 1).all():
+            return plan_single_queries(kv_lens, table_rows, self.shape)
         return plan_work(query_lens, kv_lens, table_rows, shared, self.shape, elsewhere)
 
     def plan_sizes(self, num_tokens: int, num_rows: int, *, shared: bool, mixed: bool) -> PlanSizes:

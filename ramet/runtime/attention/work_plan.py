@@ -119,33 +119,6 @@ def plan_work(
 ) -> WorkPlan:
     """Parallel to the step's rows: new tokens, length after the step, row of the page table. `shared` names rows with one query only,
     `elsewhere` rows with several that somebody else computes."""
-    if not shared and (query_lens == 1).all():
-        return plan_single_queries(kv_lens, table_rows, device)
-    return plan_any(query_lens, kv_lens, table_rows, shared, device, elsewhere)
-
-
-def plan_single_queries(kv_lens: Int32Array, table_rows: Int32Array, device: DeviceShape) -> WorkPlan:
-    """`plan_any` where each row has one query and keys of its own: a third of its calls, while a head's chain of guesses waits."""
-    ends = kv_lens.astype(np.int64)
-    counts = _num_chunks(ends, _chunk(int(ends.sum()), device, _CHUNK_UNIT))
-    block = np.repeat(np.arange(len(ends)), counts)
-    even, of_row, number = -(-ends // counts), _starts(counts), np.arange(len(block))
-    first = (number - of_row[block]) * even[block]
-    items = _columns(number, 1, table_rows[block], first, np.minimum(first + even[block], ends[block]))
-    members = _columns(block, ends[block] - 1, counts[block] == 1)
-    rows = _columns(np.arange(len(ends)), of_row, counts)
-    return WorkPlan(items, _NO_ITEMS, members, rows, number.astype(np.int32), _NO_TILES)
-
-
-def plan_any(
-    query_lens: Int32Array,
-    kv_lens: Int32Array,
-    table_rows: Int32Array,
-    shared: Sequence[SharedPrefix],
-    device: DeviceShape,
-    elsewhere: Sequence[int] = (),
-) -> WorkPlan:
-    """`plan_work` for rows of every kind."""
     first_tokens = _starts(query_lens)
     lens = query_lens, kv_lens, table_rows, first_tokens
     is_long = query_lens > 1
@@ -163,6 +136,19 @@ def plan_any(
     if len(few):
         wide.append(_items(_blocks(few, *lens, device.shared_queries), None, _LEAST_PIECE_CHUNK, device))
     return _joined(own, wide, tiles, int(first_tokens[-1] + query_lens[-1]))
+
+
+def plan_single_queries(kv_lens: Int32Array, table_rows: Int32Array, device: DeviceShape) -> WorkPlan:
+    """`plan_work` where each row has one query and keys of its own: a third of its calls, while a head's chain of guesses waits."""
+    ends = kv_lens.astype(np.int64)
+    counts = _num_chunks(ends, _chunk(int(ends.sum()), device, _CHUNK_UNIT))
+    block = np.repeat(np.arange(len(ends)), counts)
+    even, of_row, number = -(-ends // counts), _starts(counts), np.arange(len(block))
+    first = (number - of_row[block]) * even[block]
+    items = _columns(number, 1, table_rows[block], first, np.minimum(first + even[block], ends[block]))
+    members = _columns(block, ends[block] - 1, counts[block] == 1)
+    rows = _columns(np.arange(len(ends)), of_row, counts)
+    return WorkPlan(items, _NO_ITEMS, members, rows, number.astype(np.int32), _NO_TILES)
 
 
 def plan_tiles(query_lens: Int32Array, kv_lens: Int32Array, table_rows: Int32Array, tile: int) -> WorkPlan:

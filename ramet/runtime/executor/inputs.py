@@ -88,13 +88,8 @@ class SlotTables:
 
 def to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
     """One copy; from pinned memory and without waiting where the device is not the CPU."""
-    return on_host(array, device).to(device, non_blocking=True)
-
-
-def on_host(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    """From where `device` can copy without anybody waiting."""
     tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory()
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def device_tensor(values: object, dtype: npt.DTypeLike, device: torch.device) -> torch.Tensor:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramet.runtime.attention.attention_backend import SharedPrefix
-from ramet.runtime.attention.work_plan import DeviceShape, PlanSizes, WorkPlan, plan_any, plan_single_queries, plan_work
+from ramet.runtime.attention.work_plan import DeviceShape, PlanSizes, WorkPlan, plan_single_queries, plan_work
 
 DEVICE = DeviceShape(num_processors=6, num_kv_heads=2, shared_queries=4, tile=16)
 ROWS = st.lists(st.tuples(st.sampled_from((1, 1, 1, 2, 40, 70, 300)), st.integers(0, 3000)), min_size=1, max_size=30)
@@ -70,7 +70,7 @@ def test_a_recording_has_room_for_any_plan_of_its_size(rows: list[tuple[int, int
 def test_single_queries_are_planned_as_any_others(kv_lens: list[int]) -> None:
     lens, table_rows = np.array(kv_lens, dtype=np.int32), np.arange(100, 100 + len(kv_lens), dtype=np.int32)
     found = plan_single_queries(lens, table_rows, DEVICE)
-    wanted = plan_any(np.ones_like(lens), lens, table_rows, (), DEVICE)
+    wanted = plan_work(np.ones_like(lens), lens, table_rows, (), DEVICE)
     for one, other in zip(found.arrays, wanted.arrays, strict=True):
         assert one.dtype == other.dtype and one.tolist() == other.tolist()
 
